@@ -1,0 +1,307 @@
+"""What each command takes and does. Heavy imports happen in `run`, so that `--help` answers at once."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+import yaml
+
+from pagoda.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pagoda.stages.config import RunConfig
+
+Settings = Annotated[tuple[str, ...], tyro.conf.arg(metavar="KEY=VALUE ...", name="set")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Start:
+    """Options of every command that may start a run."""
+
+    data: tyro.conf.Positional[str]
+    """Folder of images, zip, IDX folder, parquet file, hub name, or `shapes` (drawn on the spot)."""
+    out: str
+    """Run folder; made when missing, continued when it is there."""
+    base: int = 32
+    """Side of the diffusion model's images, in pixels."""
+    size: int = 256
+    """Side of the generator's images, in pixels: base x 2^k."""
+    preset: Literal["tiny", "small", "base"] = "small"
+    """tiny: minutes on two cores; small: an hour on two cores or minutes on a GPU; base: ImageNet-64 class."""
+    config: Path | None = None
+    """YAML file of settings on top of the preset (see `--dry-run` for all of them)."""
+    set: Settings = ()
+    """Single settings on top of that, e.g. `--set teach.loop.steps=2000 source.filter=skin_tone=`."""
+    seed: int | None = None
+    """Seed of every random draw; 0 when not given."""
+    device: Literal["auto", "cpu", "cuda"] | None = None
+    """Where to compute; a GPU when there is one, when not given."""
+    filter: str | None = None
+    """Keep rows of the metadata only, e.g. `skin_tone=` or `label<3`."""
+    label_column: str | None = None
+    """Metadata column of the labels; `label` when not given and there."""
+    caption_column: str | None = None
+    """Metadata column of the captions; `text` or `caption` when not given and there."""
+    dry_run: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Print the resolved configuration and stop."""
+    quiet: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Print nothing but errors."""
+
+    def resolve(self) -> RunConfig:
+        """Preset, then the file, then single settings, then named options."""
+        from pagoda.stages.config import override, read_yaml
+        from pagoda.stages.presets import preset_config
+
+        config = preset_config(self.preset, self.data, base=self.base, size=self.size)
+        if self.config is not None:
+            config = override(config, flatten(read_yaml(self.config)))
+        config = override(config, parse_settings(self.set))
+        named = {
+            "seed": self.seed,
+            "device": self.device,
+            "source.filter": self.filter,
+            "source.label_column": self.label_column,
+            "source.caption_column": self.caption_column,
+        }
+        return override(config, {k: v for k, v in named.items() if v is not None})
+
+    def start(self, until: str) -> None:
+        """Run the stages up to `until`."""
+        from pagoda.stages.config import to_yaml
+        from pagoda.stages.train import train
+
+        config = self.resolve()
+        if self.dry_run:
+            print(to_yaml(config), end="")
+            return
+        train(config, self.out, until=until, quiet=self.quiet)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train(_Start):
+    """From a folder of images to a one-step generator: teach, encode, distil, grow. Run it again to continue.
+
+    Examples:
+      pagoda train shapes --out runs/shapes --base 8 --size 32 --preset tiny
+      pagoda train emoji.zip --out runs/emoji --base 16 --size 64 --filter skin_tone=
+      torchrun --nproc_per_node 2 -m pagoda.cli.main train ~/photos --out runs/photos
+    """
+
+    def run(self) -> None:
+        """Run every stage."""
+        self.start("grow")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Teach(_Start):
+    """Stage 1 alone: a diffusion model of the down-sampled images.
+
+    Examples:
+      pagoda teach shapes --out runs/shapes --base 8 --size 32 --preset tiny
+      pagoda teach ~/photos --out runs/photos --base 32 --size 256 --dry-run
+    """
+
+    def run(self) -> None:
+        """Run the stage."""
+        self.start("teach")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Continue:
+    """Options of every command that continues a run."""
+
+    run_dir: tyro.conf.Positional[str]
+    """Run folder."""
+    set: Settings = ()
+    """Change settings of stages that have not started, e.g. `--set distill.loop.steps=2000`."""
+    quiet: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Print nothing but errors."""
+
+    def proceed(self, until: str, **changes: Any) -> None:
+        """Run the stages of the folder up to `until`."""
+        from pagoda.stages.config import override
+        from pagoda.stages.train import require_run, train
+
+        run, config = require_run(self.run_dir)
+        config = override(config, {**parse_settings(self.set), **changes})
+        train(config, str(run.path), until=until, quiet=self.quiet)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encode(_Continue):
+    """The encoder alone: each image and its mirror carried to its latent by the run's teacher.
+
+    Examples:
+      pagoda encode runs/shapes
+      pagoda encode runs/shapes --set encode.num_nodes=18
+    """
+
+    def run(self) -> None:
+        """Run the stage."""
+        self.proceed("encode")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Distill(_Continue):
+    """Stage 2: the one-step generator at base size.
+
+    Examples:
+      pagoda distill runs/shapes
+      pagoda distill runs/shapes --set distill.loss.adversarial=0
+    """
+
+    def run(self) -> None:
+        """Run the stage."""
+        self.proceed("distill")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grow(_Continue):
+    """Stage 3: octave by octave up to the run's size, or to a larger one.
+
+    Examples:
+      pagoda grow runs/shapes
+      pagoda grow runs/shapes --size 64
+    """
+
+    size: int | None = None
+    """New side of the generator's images; the run's own when not given."""
+
+    def run(self) -> None:
+        """Run the stage."""
+        changes = {} if self.size is None else {"size": self.size}
+        self.proceed("grow", **changes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """Images from a run, one network call each.
+
+    Examples:
+      pagoda sample runs/shapes --n 64
+      pagoda sample runs/shapes --n 16 --label 3 --seed 100 --out grid.png --each images/
+    """
+
+    run_dir: tyro.conf.Positional[str]
+    """Run folder."""
+    n: int = 64
+    """How many images."""
+    label: int | None = None
+    """Class of all images; every class in turn when not given."""
+    seed: int = 0
+    """Seed of the first image; the next ones count up."""
+    resolution: int | None = None
+    """Side in pixels; the largest when not given."""
+    out: Path | None = None
+    """Grid to write; `RUN/samples/grid-<size>-seed<seed>.png` when not given."""
+    each: Path | None = None
+    """Folder to write every image into as a file of its own."""
+    columns: int | None = None
+    """Images a row of the grid."""
+    batch_size: int = 64
+    """Images a network call."""
+
+    def run(self) -> None:
+        """Sample and write."""
+        from pagoda.images import make_grid, save_image, to_pil
+        from pagoda.networks import model_hash
+        from pagoda.stages.run_folder import RunFolder
+        from pagoda.stages.sampling import load_generator, sample_images
+
+        if self.n < 1:
+            raise ConfigError(f"--n must be >= 1, got {self.n}.")
+        run = RunFolder.open(self.run_dir)
+        generator = load_generator(run)
+        seeds = list(range(self.seed, self.seed + self.n))
+        labels = None if self.label is None else [self.label] * self.n
+        images = sample_images(generator, seeds, labels=labels, resolution=self.resolution, batch_size=self.batch_size)
+        size = images.shape[-1]
+        if labels is None and generator.num_classes:
+            labels = [seed % generator.num_classes for seed in seeds]
+        facts = {"model": model_hash(generator), "resolution": size}
+        target = self.out or run.path / "samples" / f"grid-{size}-seed{self.seed}.png"
+        grid = make_grid(images, columns=self.columns)
+        save_image(grid, target, metadata={**facts, "seeds": seeds, "labels": labels})
+        print(target)
+        if self.each is not None:
+            for i, image in enumerate(to_pil(images)):
+                label = None if labels is None else labels[i]
+                save_image(
+                    image, self.each / f"{seeds[i]:06d}.png", metadata={**facts, "seed": seeds[i], "label": label}
+                )
+            print(f"{self.n} images in {self.each}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckData:
+    """Look at every image before the long work: counts, classes, sizes, and the name of every bad file.
+
+    Examples:
+      pagoda data check ~/photos --size 256
+      pagoda data check emoji.zip --size 64 --filter skin_tone= --json report.json
+    """
+
+    data: tyro.conf.Positional[str]
+    """Folder of images, zip, IDX folder, parquet file, hub name, or `shapes`."""
+    size: int = 64
+    """Side that images must have at least, in pixels."""
+    filter: str | None = None
+    """Keep rows of the metadata only, e.g. `skin_tone=`."""
+    label_column: str | None = None
+    """Metadata column of the labels."""
+    caption_column: str | None = None
+    """Metadata column of the captions."""
+    captions: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Every image must have a caption."""
+    json: Path | None = None
+    """Write the report as JSON too."""
+    move_bad: Path | None = None
+    """Move unusable files of a folder there."""
+
+    def run(self) -> None:
+        """Check, report, and fail when something is unusable."""
+        from pagoda.data import SourceConfig, check_source, move_bad, open_source
+        from pagoda.files import write_text_atomic
+
+        options = SourceConfig(filter=self.filter, label_column=self.label_column, caption_column=self.caption_column)
+        source = open_source(self.data, options=options)
+        report = check_source(source, size=self.size, need_captions=self.captions)
+        print(report.text())
+        if self.json is not None:
+            write_text_atomic(self.json, json.dumps(report.to_json(), indent=1))
+        if self.move_bad is not None:
+            for path in move_bad(report, source, self.move_bad):
+                print(f"moved {path}")
+            return
+        report.raise_if_bad()
+
+
+def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
+    """`key=value` texts as dotted settings; values are read as YAML.
+
+    Raises:
+        ConfigError: a text without `=`.
+    """
+    values = {}
+    for setting in settings:
+        key, equals, text = setting.partition("=")
+        if not equals:
+            raise ConfigError(f"--set takes key=value, got {setting!r}. Example: --set teach.loop.steps=500")
+        values[key.strip()] = "" if text == "" else yaml.safe_load(text)
+    return values
+
+
+def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings as dotted ones."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat

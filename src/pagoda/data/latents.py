@@ -1,0 +1,330 @@
+"""The store of encoded images: one unit-scale latent for each image and, when asked for, for its mirror image.
+
+A folder of safetensors shards beside a `store.json`. Each shard is whole or absent and carries the provenance of the
+store, so that encoding can stop anywhere and go on, and latents of two teachers can never be mixed:
+
+    store.json                              provenance, shape, count, flips, shard size, dtype
+    latents-00001-of-00012.safetensors      z (R, C, H, W), index (R,), flip (R,), guidance (R,) when there is one
+
+UNIT SCALE: `z` is the ODE state at sigma_max divided by sigma_max, so its standard deviation is about 1.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from pagoda.data.latent_layout import (
+    STORE_FILE,
+    LatentDtype,
+    StoreLayout,
+    read_layout,
+    require_equal,
+    require_equal_layouts,
+)
+from pagoda.data.moments import LatentMoments, MomentSums
+from pagoda.errors import ArtifactError, DataError, ShapeError
+from pagoda.files import check_disk, load_tensors, refuse_foreign, save_tensors, write_text_atomic
+
+_METADATA_KEY = "pagoda_latents"
+_FOREIGN_SUFFIXES = {".pt", ".pth", ".pkl", ".pickle", ".bin", ".ckpt", ".npz", ".npy"}
+
+
+class LatentStore:
+    """Latents by (image, mirrored or not). Made by `create` and filled, or opened whole and verified by `open`.
+
+    Row `r` of the store is image `r // 2`, mirrored when `r % 2` is 1; without flips it is image `r`.
+    """
+
+    def __init__(self, path: Path | str, layout: StoreLayout) -> None:
+        """Use `create` or `open`."""
+        self.path = Path(path)
+        self.layout = layout
+        self._latents: Tensor | None = None
+        self._guidance: Tensor | None = None
+        self._moments: LatentMoments | None = None
+
+    @classmethod
+    def create(
+        cls,
+        path: Path | str,
+        *,
+        provenance: Mapping[str, Any],
+        shape: tuple[int, int, int],
+        count: int,
+        flips: bool,
+        shard_size: int = 2048,
+        dtype: LatentDtype = "float16",
+    ) -> LatentStore:
+        """Start a store in the folder `path`, or continue the one that is there.
+
+        Args:
+            provenance: What the latents are made with; plain JSON values. Must be equal to continue.
+            shape: (C, H, W) of one latent.
+            count: Number of images.
+            flips: Whether mirrored images are encoded too.
+
+        Raises:
+            ArtifactError: the folder holds a store of something else (the keys that differ are named), or other files.
+            ResourceError: the whole store does not fit on the disk.
+            ConfigError, ShapeError: an argument is out of range.
+        """
+        layout = StoreLayout(
+            provenance=json.loads(json.dumps(dict(provenance), allow_nan=False)),  # tuples become lists, as when read
+            shape=(int(shape[0]), int(shape[1]), int(shape[2])),
+            count=count,
+            flips=flips,
+            shard_size=shard_size,
+            dtype=dtype,
+        )
+        store = cls(path, layout)
+        if (store.path / STORE_FILE).is_file():
+            require_equal_layouts(read_layout(store.path), layout, str(store.path))
+        store._refuse_foreign_files()
+        values = layout.shape[0] * layout.shape[1] * layout.shape[2]
+        missing = min(len(store.missing_shards()) * layout.shard_size, layout.num_rows)
+        check_disk(store.path, missing * (values * layout.torch_dtype.itemsize + 13), "the store of latents")
+        if not (store.path / STORE_FILE).is_file():
+            write_text_atomic(store.path / STORE_FILE, layout.to_text())
+        return store
+
+    @classmethod
+    def open(cls, path: Path | str, expect: Mapping[str, Any] | None = None) -> LatentStore:
+        """Open a complete store into memory, after reading and checking every shard.
+
+        Args:
+            expect: Provenance values that the store must have; it may have others besides.
+
+        Raises:
+            ArtifactError: there is no store; shards are missing, truncated, foreign, or of another store; a value is not
+                finite; or the provenance is not the expected one.
+        """
+        store = cls(path, read_layout(Path(path)))
+        if expect is not None:
+            wanted = json.loads(json.dumps(dict(expect)))
+            found = {key: value for key, value in store.provenance.items() if key in wanted}
+            require_equal(found, wanted, f"the latents in `{store.path}`")
+        store._refuse_foreign_files()
+        missing = store.missing_shards()
+        if missing:
+            raise ArtifactError(
+                f"`{store.path}` is not complete: {len(missing)} of {store.num_shards} shards are missing, first "
+                f"`{store.shard_path(missing[0]).name}`. Run the same encoding again; it makes only the missing ones."
+            )
+        store._load()
+        return store
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """What the latents were made with."""
+        return self.layout.provenance
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of one latent."""
+        return self.layout.shape
+
+    @property
+    def flips(self) -> bool:
+        """Whether mirrored images are encoded too."""
+        return self.layout.flips
+
+    @property
+    def num_shards(self) -> int:
+        """Number of files."""
+        return self.layout.num_shards
+
+    def __len__(self) -> int:
+        """Number of images, not counting mirror images."""
+        return self.layout.count
+
+    def shard_path(self, shard: int) -> Path:
+        """File of shard `shard`, counted from 0 here and from 1 in the name.
+
+        Raises:
+            IndexError: there is no such shard.
+        """
+        if not 0 <= shard < self.num_shards:
+            raise IndexError(f"shard {shard} is outside of the {self.num_shards} shards of `{self.path}`.")
+        return self.path / f"latents-{shard + 1:05d}-of-{self.num_shards:05d}.safetensors"
+
+    def shard_rows(self, shard: int) -> tuple[Tensor, Tensor]:
+        """Which (image, mirrored) each row of a shard holds: int64 (R,), uint8 (R,)."""
+        start = shard * self.layout.shard_size
+        rows = torch.arange(start, min(start + self.layout.shard_size, self.layout.num_rows))
+        if not self.flips:
+            return rows, torch.zeros(len(rows), dtype=torch.uint8)
+        return rows // 2, (rows % 2).to(torch.uint8)
+
+    def missing_shards(self) -> list[int]:
+        """Shards that are still to be written.
+
+        Raises:
+            ArtifactError: one that is there is truncated, foreign, or of another store.
+        """
+        missing = []
+        for shard in range(self.num_shards):
+            if self.shard_path(shard).is_file():
+                self._check_header(shard)
+            else:
+                missing.append(shard)
+        return missing
+
+    @property
+    def complete(self) -> bool:
+        """Whether every shard has been written."""
+        return not self.missing_shards()
+
+    def write_shard(self, shard: int, z: Tensor, guidance: Tensor | None = None) -> None:
+        """Write one shard, atomically.
+
+        Args:
+            z: (R, C, H, W), unit scale, rows in the order of `shard_rows(shard)`.
+            guidance: (R,) guidance weight that each latent was made with, when the encoder was guided.
+
+        Raises:
+            ShapeError: a tensor has another shape.
+            DataError: a latent is not finite, in the stored precision.
+        """
+        index, flip = self.shard_rows(shard)
+        if z.shape != (len(index), *self.shape):
+            raise ShapeError(f"shard {shard} holds z of shape {(len(index), *self.shape)}, got {tuple(z.shape)}.")
+        if guidance is not None and guidance.shape != (len(index),):
+            raise ShapeError(f"shard {shard} holds {len(index)} guidance weights, got shape {tuple(guidance.shape)}.")
+        stored = z.detach().to("cpu", self.layout.torch_dtype).contiguous()
+        bad = (~stored.flatten(1).isfinite().all(1)).nonzero().flatten()
+        if len(bad):
+            raise DataError(
+                f"{len(bad)} of {len(index)} latents are not finite as {self.layout.dtype}, first that of image "
+                f"{int(index[bad[0]])}. The teacher diverges on it: look at the image, or use more solver steps."
+            )
+        tensors = {"z": stored, "index": index, "flip": flip}
+        if guidance is not None:
+            tensors["guidance"] = guidance.detach().to("cpu", torch.float32)
+        # One metadata key only: safetensors writes several in random order, and a resumed store is to be bit-identical.
+        save_tensors(self.shard_path(shard), tensors, {_METADATA_KEY: self.layout.to_text()})
+
+    def get(self, indices: Tensor, flips: Tensor | None = None) -> Tensor:
+        """Latents of images.
+
+        Args:
+            indices: int64 (B,), in [0, len).
+            flips: bool or integer (B,), True for the mirror image; None for none.
+
+        Returns:
+            (B, C, H, W) float32 of unit scale.
+
+        Raises:
+            DataError: an index is out of range, or mirror images were not encoded.
+        """
+        latents = self._opened()
+        return latents[self._row_numbers(indices, flips)].float()
+
+    def guidance(self, indices: Tensor, flips: Tensor | None = None) -> Tensor | None:
+        """Guidance weights (B,) float32 that the latents were made with, or None when the encoder was not guided."""
+        self._opened()
+        return None if self._guidance is None else self._guidance[self._row_numbers(indices, flips)]
+
+    def moments(self) -> LatentMoments:
+        """Statistics over the whole store."""
+        self._opened()
+        assert self._moments is not None
+        return self._moments
+
+    def check_moments(self, low: float = 0.5, high: float = 2.0) -> None:
+        """Refuse latents that are not of unit scale; a wrong factor would only show as washed-out images.
+
+        Raises:
+            ArtifactError: the root mean square over the store is outside [low, high].
+        """
+        rms = self.moments().rms
+        if not low <= rms <= high:
+            raise ArtifactError(
+                f"the latents in `{self.path}` have a root mean square of {rms:.4g}; accepted is {low:g} to {high:g}. "
+                "Stored latents have unit scale: z / sigma_max. Encode again, or look for a teacher of another schedule."
+            )
+
+    def _opened(self) -> Tensor:
+        if self._latents is None:
+            raise ArtifactError(f"`{self.path}` is being written. Read it with LatentStore.open, once it is complete.")
+        return self._latents
+
+    def _row_numbers(self, indices: Tensor, flips: Tensor | None) -> Tensor:
+        indices = indices.to("cpu", torch.int64)
+        if len(indices) and not 0 <= int(indices.min()) <= int(indices.max()) < len(self):
+            raise DataError(
+                f"image indices must lie in [0, {len(self)}), got {int(indices.min())}..{int(indices.max())}."
+            )
+        if not self.flips:
+            if flips is not None and bool(flips.any()):
+                raise DataError(
+                    f"`{self.path}` has no latents of mirror images. Encode with flips, or train without them."
+                )
+            return indices
+        return 2 * indices if flips is None else 2 * indices + flips.to("cpu").bool().long()
+
+    def _load(self) -> None:
+        """Read, check and keep every shard."""
+        latents = torch.empty((self.layout.num_rows, *self.shape), dtype=self.layout.torch_dtype)
+        guidance: list[Tensor | None] = []
+        sums = MomentSums(self.shape[0])
+        for shard in range(self.num_shards):
+            path = self.shard_path(shard)
+            tensors, _ = load_tensors(path)
+            index, flip = self.shard_rows(shard)
+            if not (torch.equal(tensors["index"], index) and torch.equal(tensors["flip"], flip)):
+                raise ArtifactError(f"`{path}` holds other images than its place says. Delete it and encode again.")
+            z = tensors["z"]
+            if not bool(z.isfinite().all()):
+                raise ArtifactError(f"`{path}` holds values that are not finite. Delete it and encode again.")
+            start = shard * self.layout.shard_size
+            latents[start : start + len(z)] = z
+            sums.add(z)
+            guidance.append(tensors.get("guidance"))
+        weights = [weight for weight in guidance if weight is not None]
+        if len(weights) not in (0, len(guidance)):
+            raise ArtifactError(
+                f"only some shards of `{self.path}` carry guidance weights. Delete the folder, encode again."
+            )
+        self._latents, self._moments = latents, sums.result()
+        self._guidance = torch.cat(weights) if weights else None
+
+    def _check_header(self, shard: int) -> None:
+        """A shard's file is whole, of this store, and of the right shapes; its values are not read."""
+        path = self.shard_path(shard)
+        refuse_foreign(path)
+        rows = len(self.shard_rows(shard)[0])
+        try:
+            with safe_open(path, framework="pt") as file:
+                text = (file.metadata() or {}).get(_METADATA_KEY)
+                found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+        except SafetensorError as error:
+            raise ArtifactError(
+                f"`{path}` is truncated or not a safetensors file ({error}). Delete it and run the same encoding again."
+            ) from error
+        if text is None:
+            raise ArtifactError(f"`{path}` was not written as a shard of latents. Move it away and encode again.")
+        require_equal_layouts(StoreLayout.from_text(text, str(path)), self.layout, str(path))
+        expected = {"z": (rows, *self.shape), "index": (rows,), "flip": (rows,)}
+        if {name: found.get(name) for name in expected} != expected:
+            raise ArtifactError(f"`{path}` holds {found} where {expected} belongs. Delete it and encode again.")
+
+    def _refuse_foreign_files(self) -> None:
+        """No other shards and no pickles in the folder: they would be taken for part of the store by people."""
+        if not self.path.is_dir():
+            return
+        own = {self.shard_path(shard).name for shard in range(self.num_shards)}
+        for entry in sorted(self.path.iterdir()):
+            if entry.name in own or entry.name.startswith("."):
+                continue
+            if entry.suffix == ".safetensors" or entry.suffix in _FOREIGN_SUFFIXES:
+                raise ArtifactError(
+                    f"`{entry}` does not belong to the store of latents in its folder, which has "
+                    f"{self.num_shards} shards of safetensors. Move it away; pickles are never read."
+                )

@@ -1,0 +1,133 @@
+"""What every source of images answers, and the options that they share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, get_args, runtime_checkable
+
+from PIL import Image, ImageColor
+
+from pagoda.errors import ConfigError, DataError
+
+ImageMode = Literal["rgb", "grey", "auto"]
+OnBad = Literal["raise", "skip"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceConfig:
+    """How the images of a source are chosen, labelled and made plain.
+
+    Raises:
+        ConfigError: a value is not one of those that its field accepts.
+    """
+
+    label_column: str | None = None
+    """Metadata column that holds the class; None takes `label` where there is one."""
+    caption_column: str | None = None
+    """Metadata column that holds the text; None takes `text` or `caption` where there is one."""
+    filter: str | None = None
+    """Keep the rows where this holds: `skin_tone=`, `label in 0|3, year>=2010`; None keeps all."""
+    compact_labels: bool = False
+    """Number the classes that remain after the filter 0, 1, 2, ... in order; otherwise a gap is refused."""
+    background: str = "white"
+    """Colour behind transparent pixels and around padded images, in any form that Pillow reads. IDX pads with black."""
+    mode: ImageMode = "auto"
+    """`rgb`, `grey`, or `auto`: grey if a spread sample of 32 images has no colour, and then a coloured image is bad."""
+    pad: int | None = None
+    """Side in pixels of the square that each image is centred on before anything else; None pads nothing."""
+    split: str = "train"
+    """Which part of a source that has several: `train`, `test`, ..."""
+    on_bad: OnBad = "raise"
+    """What to do with images that cannot be used: stop with their names, or leave them out and say how many."""
+
+    def __post_init__(self) -> None:
+        for name, value, accepted in (
+            ("mode", self.mode, get_args(ImageMode)),
+            ("on_bad", self.on_bad, get_args(OnBad)),
+        ):
+            if value not in accepted:
+                raise ConfigError(f"data.{name} must be one of {', '.join(accepted)}, got {value!r}.")
+        if self.pad is not None and self.pad < 1:
+            raise ConfigError(f"data.pad must be a positive number of pixels, or None for no padding, got {self.pad}.")
+        try:
+            ImageColor.getrgb(self.background)
+        except ValueError as error:
+            raise ConfigError(
+                f"data.background must be a colour such as `white`, `#808080` or `rgb(0,0,0)`, got {self.background!r}."
+            ) from error
+
+    @property
+    def background_rgb(self) -> tuple[int, int, int]:
+        """The background as 8-bit red, green, blue; an alpha is left out."""
+        red, green, blue = ImageColor.getrgb(self.background)[:3]
+        return red, green, blue
+
+    def content_fields(self) -> dict[str, Any]:
+        """The options that change what a single image or label is, for fingerprints."""
+        names = ("label_column", "caption_column", "filter", "compact_labels", "background", "mode", "pad", "split")
+        return {name: getattr(self, name) for name in names}
+
+
+class BadImageError(DataError):
+    """One image cannot be used; `sample_id` and `reason` ("truncated", "0 bytes", ...) say which and why."""
+
+    def __init__(self, sample_id: str, reason: str) -> None:
+        super().__init__(
+            f"image `{sample_id}` cannot be used: {reason}. "
+            'Run `pagoda data check` to see every such image, or set data.on_bad="skip" to leave them out.'
+        )
+        self.sample_id = sample_id
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[type[BadImageError], tuple[str, str]]:
+        return BadImageError, (self.sample_id, self.reason)
+
+
+@runtime_checkable
+class ImageSource(Protocol):
+    """A fixed list of images with what is known about them. Sample `i` is the same in every process."""
+
+    options: SourceConfig
+    class_names: list[str] | None
+    """One name per label, or None when the images have no labels."""
+
+    def __len__(self) -> int: ...
+
+    def image(self, index: int) -> Image.Image:
+        """Mode "L" or "RGB" as `channels` says: upright, opaque, padded, at its own size.
+
+        Raises:
+            BadImageError: it cannot be read or used.
+        """
+        ...
+
+    def label(self, index: int) -> int | None:
+        """Class in [0, num_classes), or None when the images have no labels."""
+        ...
+
+    def caption(self, index: int) -> str | None:
+        """Text, or None where there is none."""
+        ...
+
+    def sample_id(self, index: int) -> str:
+        """A name that stays with the image: the file name, or the row number."""
+        ...
+
+    def metadata(self, index: int) -> dict[str, Any]:
+        """Everything else that is known about the image, by column."""
+        ...
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes; 0 when the images have no labels."""
+        ...
+
+    @property
+    def channels(self) -> int:
+        """1 for grey, 3 for RGB; the same for every image."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hexadecimal characters over the content of all images, labels and captions; no paths, no dates."""
+        ...

@@ -1,0 +1,66 @@
+"""Diffusion mathematics: schedules, denoisers, conditions, solvers, guidance, oracles. No files, no devices, no loops over data."""
+
+from pagoda.diffusion.conditions import NULL_LABEL, UNCONDITIONAL, Condition
+from pagoda.diffusion.denoiser import Denoiser, EDMDenoiser, Network, ScheduledDenoiser, per_sample
+from pagoda.diffusion.guidance import GuidedDenoiser
+from pagoda.diffusion.oracles import GaussianDenoiser, GaussianMixtureDenoiser
+from pagoda.diffusion.schedules import (
+    CosineVPSchedule,
+    DiscreteVPSchedule,
+    EDMSchedule,
+    FlowMatchingSchedule,
+    LinearVPSchedule,
+    Schedule,
+    VESchedule,
+    convert,
+    loss_weight,
+    schedule_from_scheduler,
+)
+from pagoda.diffusion.solvers import (
+    DPMSolver2M,
+    Euler,
+    Heun,
+    Solver,
+    Step,
+    build_solver,
+    invert,
+    karras_sigmas,
+    log_sigmas,
+    sample,
+    solve,
+)
+
+__all__ = [
+    "NULL_LABEL",
+    "UNCONDITIONAL",
+    "Condition",
+    "CosineVPSchedule",
+    "DPMSolver2M",
+    "Denoiser",
+    "DiscreteVPSchedule",
+    "EDMDenoiser",
+    "EDMSchedule",
+    "Euler",
+    "FlowMatchingSchedule",
+    "GaussianDenoiser",
+    "GaussianMixtureDenoiser",
+    "GuidedDenoiser",
+    "Heun",
+    "LinearVPSchedule",
+    "Network",
+    "Schedule",
+    "ScheduledDenoiser",
+    "Solver",
+    "Step",
+    "VESchedule",
+    "build_solver",
+    "convert",
+    "invert",
+    "karras_sigmas",
+    "log_sigmas",
+    "loss_weight",
+    "per_sample",
+    "sample",
+    "schedule_from_scheduler",
+    "solve",
+]

@@ -1,0 +1,117 @@
+"""The one interface to every diffusion model: `denoiser(x, sigma, condition) -> E[x_0 | x]` in the canonical state.
+
+The canonical state is x = x_0 + sigma * n with n ~ N(0, I), whatever schedule the network was trained with. A state
+x_t = alpha_t x_0 + sigma_t eps of another schedule becomes canonical by x = x_t / alpha_t, sigma = sigma_t / alpha_t.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from pagoda.diffusion.conditions import UNCONDITIONAL, Condition
+from pagoda.diffusion.schedules import Schedule, convert
+from pagoda.errors import ConfigError, ShapeError
+
+Network = Callable[[Tensor, Tensor, Condition], Tensor]
+"""What a denoiser needs of a network: (input (B, C, H, W), time or noise embedding input (B,), condition) -> output."""
+
+
+class Denoiser(nn.Module, ABC):
+    """Estimates the clean image. Differentiable, without hidden state; denoisers wrap denoisers.
+
+    A subclass implements `denoise`. Callers use `denoiser(x, sigma, condition)`, which also takes a number for `sigma`.
+    """
+
+    def forward(self, x: Tensor, sigma: Tensor | float, condition: Condition = UNCONDITIONAL) -> Tensor:
+        """Estimate x_0.
+
+        Args:
+            x: Canonical noisy images (B, C, H, W).
+            sigma: Noise level, one for all or (B,), > 0, in the units of the data.
+            condition: One row per sample, or nothing.
+
+        Returns:
+            E[x_0 | x], (B, C, H, W).
+
+        Raises:
+            ShapeError: `sigma` or `condition` has another batch size than `x`.
+        """
+        sigma = torch.as_tensor(sigma, dtype=x.dtype, device=x.device)
+        if sigma.ndim == 0:
+            sigma = sigma.expand(len(x))
+        if sigma.shape != (len(x),):
+            raise ShapeError(f"sigma must be a number or have shape ({len(x)},), got {tuple(sigma.shape)}.")
+        if condition.batch_size not in (None, len(x)):
+            raise ShapeError(f"the condition has {condition.batch_size} rows for {len(x)} images.")
+        return self.denoise(x, sigma, condition)
+
+    @abstractmethod
+    def denoise(self, x: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
+        """Estimate x_0 from canonical `x` (B, C, H, W) at `sigma` (B,)."""
+
+
+def per_sample(values: Tensor, like: Tensor) -> Tensor:
+    """(B,) -> (B, 1, 1, ...), to multiply a batch shaped `like`."""
+    return values.reshape(-1, *[1] * (like.ndim - 1))
+
+
+class EDMDenoiser(Denoiser):
+    """A network under EDM preconditioning: x0 = c_skip x + c_out F(c_in x, c_noise).
+
+    Args:
+        network: F; sees inputs of unit variance.
+        sigma_data: Standard deviation of the data.
+        noise_scale: c_noise = noise_scale * ln(sigma). 250 suits networks whose time embedding was made for 0..1000
+            (the convention of consistency models and of the official PaGoDA code); NVlabs/edm uses 0.25.
+
+    Source: Karras et al. 2022, arXiv:2206.00364, table 1 and eq. 7.
+    """
+
+    def __init__(self, network: Network, *, sigma_data: float = 0.5, noise_scale: float = 250.0) -> None:
+        super().__init__()
+        if sigma_data <= 0:
+            raise ConfigError(f"sigma_data must be > 0, got {sigma_data}.")
+        self.network = network
+        self.sigma_data = sigma_data
+        self.noise_scale = noise_scale
+
+    def scalings(self, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(c_skip, c_out, c_in) at `sigma`."""
+        total = sigma**2 + self.sigma_data**2
+        return self.sigma_data**2 / total, sigma * self.sigma_data * total.rsqrt(), total.rsqrt()
+
+    def noise_input(self, sigma: Tensor) -> Tensor:
+        """c_noise: what the network's noise embedding receives, (B,)."""
+        return self.noise_scale * sigma.log()
+
+    def denoise(self, x: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
+        c_skip, c_out, c_in = (per_sample(c, x) for c in self.scalings(sigma))
+        return c_skip * x + c_out * self.network(c_in * x, self.noise_input(sigma), condition)
+
+
+class ScheduledDenoiser(Denoiser):
+    """A network trained on some schedule with some prediction, read as a canonical denoiser.
+
+    Args:
+        network: Sees x_t = alpha_t x_0 + sigma_t eps and the schedule's time.
+        schedule: Gives alpha, sigma and the time of a noise level.
+        prediction: What the network estimates: "eps", "x0", "v" or "velocity" (see `schedules.convert`).
+    """
+
+    def __init__(self, network: Network, schedule: Schedule, prediction: str) -> None:
+        super().__init__()
+        self.network = network
+        self.schedule = schedule
+        self.prediction = prediction
+
+    def denoise(self, x: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
+        t = self.schedule.t_of_nu(sigma.double())
+        x_t = x * per_sample(self.schedule.alpha(t).to(x.dtype), x)
+        prediction = self.network(x_t, self.schedule.network_time(t).to(x.dtype), condition)
+        t = per_sample(t, x)
+        x0 = convert(prediction.double(), x_t.double(), t, self.prediction, "x0", self.schedule)
+        return x0.to(x.dtype)

@@ -1,0 +1,416 @@
+"""The one-step generator: unit-variance noise at the base size -> image, in one call; it grows by octaves.
+
+The base is a copy of the teacher, seen at sigma_max only. Levels follow it, each twice the size of the one below, each with
+a head of its own: `resolution` chooses where to stop.
+
+Source: Kim et al. 2024, PaGoDA, arXiv:2405.14822.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from typing import Any, Literal, cast, overload
+
+import torch
+import torch.nn.functional as F
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models import DiTTransformer2DModel, ModelMixin
+from torch import Tensor, nn
+
+from pagoda.diffusion.conditions import UNCONDITIONAL, Condition
+from pagoda.diffusion.denoiser import EDMDenoiser
+from pagoda.errors import ConfigError, ShapeError, did_you_mean
+from pagoda.networks.anatomy import anatomy
+from pagoda.networks.calling import (
+    DiffusersNetwork,
+    config_of,
+    count_classes,
+    keep_mean,
+    square_size,
+)
+from pagoda.networks.description import build_model, describe_model
+from pagoda.networks.growth import GrowthLevel, LevelConfig, carry_over, count_groups
+from pagoda.networks.parts import Anatomy
+
+OUTPUTS = ("denoiser", "raw")
+
+
+class OneStepGenerator(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers' own mixins disagree
+    """Noise (B, C, b, b) of unit variance -> image (B, C, r, r), r = b * 2^k.
+
+    Made by `from_teacher`, enlarged by `grow`, saved and loaded by diffusers' `save_pretrained` and `from_pretrained`.
+
+    Args:
+        base_config: Config of the base model, with its class under `_class_name`.
+        output: "denoiser": image = c_skip sigma_max z + c_out F, so that it starts as the teacher's denoiser at
+            sigma_max. "raw": image = F, the official choice, which starts at about twice that.
+        sigma_max: Noise level at which the base is called, in the units of the data.
+        sigma_data: Standard deviation of the data.
+        noise_scale: The base's noise input is noise_scale * ln(sigma_max).
+        levels: `LevelConfig` fields of each level, the lowest first.
+
+    Raises:
+        ConfigError: an unknown output or base class, or noise levels that are not positive.
+        ShapeError: the base config names no size.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        base_config: dict[str, Any],
+        output: Literal["denoiser", "raw"] = "denoiser",
+        sigma_max: float = 80.0,
+        sigma_data: float = 0.5,
+        noise_scale: float = 250.0,
+        levels: list[dict[str, Any]] | None = None,
+    ) -> None:
+        super().__init__()
+        if output not in OUTPUTS:
+            raise ConfigError(f"unknown generator output {output!r}. {did_you_mean(str(output), OUTPUTS)}")
+        if sigma_max <= 0 or sigma_data <= 0:
+            raise ConfigError(f"sigma_max={sigma_max} and sigma_data={sigma_data} must be > 0.")
+        # Submodules are not named like config entries: diffusers would answer with the entry.
+        self.base: Any = build_model(base_config)
+        size = square_size(self.base)
+        if size is None:
+            raise ShapeError("the base model's config has no sample_size; give the side of its images in pixels.")
+        self.base_size = size
+        self.num_classes = count_classes(self.base)
+        self._edm = EDMDenoiser(_unused_network, sigma_data=sigma_data, noise_scale=noise_scale)  # for its scalings
+        parts = self._parts
+        self._base_width = parts.channels(parts.names()[-2])
+        width = self._base_width
+        self.octaves: Any = nn.ModuleList()
+        for fields in levels or []:
+            level = LevelConfig(**fields)
+            self.octaves.append(
+                GrowthLevel(
+                    level,
+                    lower_channels=width,
+                    image_channels=self.channels,
+                    embedding_dim=parts.embedding_dim,
+                )
+            )
+            width = level.channels
+        self._frozen: list[nn.Module] = []
+        # Random Fourier features, for one, are parameters that are never trained.
+        self._fixed = {name for name, parameter in self.named_parameters() if not parameter.requires_grad}
+
+    @classmethod
+    def from_teacher(
+        cls,
+        model: nn.Module,
+        *,
+        output: Literal["denoiser", "raw"] = "denoiser",
+        sigma_max: float = 80.0,
+        sigma_data: float = 0.5,
+        noise_scale: float = 250.0,
+    ) -> OneStepGenerator:
+        """A generator of the teacher's architecture and size that starts from a copy of its weights.
+
+        Args:
+            model: The teacher's network, a diffusers model or a `DiffusersNetwork`, of EDM preconditioning; left as it is.
+            output: See the class.
+            sigma_max: As the latents were made with.
+            sigma_data: As the teacher was trained with.
+            noise_scale: As the teacher was trained with.
+
+        Raises:
+            ConfigError: a model without anatomy, or an unknown output.
+            ShapeError: its config names no size, or one that is not square.
+        """
+        if isinstance(model, DiffusersNetwork):
+            model = model.model
+        generator = cls(
+            base_config=describe_model(model),
+            output=output,
+            sigma_max=sigma_max,
+            sigma_data=sigma_data,
+            noise_scale=noise_scale,
+        )
+        _match(generator, model)
+        carry_over(model, generator.base)
+        return generator
+
+    # Shape.
+
+    @property
+    def sizes(self) -> list[int]:
+        """Sides of the images that it can make, in pixels, the base first."""
+        return [self.base_size * 2**k for k in range(len(self.octaves) + 1)]
+
+    @property
+    def size(self) -> int:
+        """Side of the largest images."""
+        return self.sizes[-1]
+
+    @property
+    def channels(self) -> int:
+        """Channels of noise and image."""
+        return int(config_of(self.base).in_channels)
+
+    @property
+    def sigma_max(self) -> float:
+        """Noise level at which the base is called."""
+        return float(config_of(self).sigma_max)
+
+    @property
+    def _parts(self) -> Anatomy:
+        return anatomy(self.base)
+
+    def _index(self, size: int) -> int:
+        """Number of levels below `size`."""
+        if size not in self.sizes:
+            raise ShapeError(f"no level of this generator makes {size} px; accepted are {self.sizes}. Grow it first?")
+        return self.sizes.index(size)
+
+    # Running.
+
+    @overload
+    def forward(
+        self,
+        z: Tensor,
+        condition: Condition = ...,
+        *,
+        resolution: int | None = ...,
+        return_all: Literal[False] = ...,
+    ) -> Tensor: ...
+
+    @overload
+    def forward(
+        self, z: Tensor, condition: Condition = ..., *, resolution: int | None = ..., return_all: Literal[True]
+    ) -> dict[int, Tensor]: ...
+
+    def forward(
+        self,
+        z: Tensor,
+        condition: Condition = UNCONDITIONAL,
+        *,
+        resolution: int | None = None,
+        return_all: bool = False,
+    ) -> Tensor | dict[int, Tensor]:
+        """Make images.
+
+        Args:
+            z: Noise (B, C, b, b) of unit variance; the base size at every resolution.
+            condition: Labels (-1 = none), or whatever the teacher took.
+            resolution: Side of the images; None = the largest.
+            return_all: Also give the image of every smaller level.
+
+        Returns:
+            Images (B, C, r, r), nominally in [-1, 1] and not clamped; with `return_all` a dict side -> images.
+
+        Raises:
+            ShapeError: `resolution` is not one of `sizes`, or z has another shape.
+            ConfigError: the condition does not suit the base.
+        """
+        top = len(self.octaves) if resolution is None else self._index(resolution)
+        images: dict[int, Tensor] = {}
+        for size, (_, rgb, _) in zip(self.sizes[: top + 1], self._run(z, condition), strict=False):
+            if return_all:
+                images[size] = rgb
+        return images if return_all else rgb
+
+    def lower_outputs(
+        self, z: Tensor, condition: Condition = UNCONDITIONAL, size: int | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """What the level that makes `size` receives from below: worth caching where everything below is frozen.
+
+        Args:
+            z: Noise (B, C, b, b) of unit variance.
+            condition: As in `forward`.
+            size: Side of a grown level; None = the top one.
+
+        Returns:
+            Features (B, C_h, size/2, size/2), image (B, C, size/2, size/2) and embedding (B, E).
+
+        Raises:
+            ShapeError: nothing lies below `size`.
+        """
+        below = len(self.octaves) if size is None else self._index(size)
+        if below == 0:
+            raise ShapeError(f"nothing lies below the base size {self.base_size}; accepted are {self.sizes[1:]}.")
+        outputs = self._run(z, condition)
+        for _ in range(below - 1):
+            next(outputs)
+        return next(outputs)
+
+    def forward_top(self, hidden: Tensor, rgb: Tensor, embedding: Tensor, size: int | None = None) -> Tensor:
+        """Continue where `lower_outputs` stopped (same `size`) up to the largest image, (B, C, r, r).
+
+        Raises:
+            ShapeError: nothing lies below `size`.
+        """
+        below = len(self.octaves) if size is None else self._index(size)
+        if below == 0:
+            raise ShapeError(f"nothing lies below the base size {self.base_size}; accepted are {self.sizes[1:]}.")
+        for level in self.octaves[below - 1 :]:
+            hidden, rgb = level(hidden, rgb, embedding)
+        return rgb
+
+    def _run(self, z: Tensor, condition: Condition) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """(features, image, embedding) of the base, then of each level; computes no further than it is asked."""
+        hidden, rgb, embedding = self._run_base(z, condition)
+        yield hidden, rgb, embedding
+        for level in self.octaves:
+            hidden, rgb = level(hidden, rgb, embedding)
+            yield hidden, rgb, embedding
+
+    def _run_base(self, z: Tensor, condition: Condition) -> tuple[Tensor, Tensor, Tensor]:
+        expected = (self.channels, self.base_size, self.base_size)
+        if z.ndim != 4 or tuple(z.shape[1:]) != expected:
+            raise ShapeError(f"noise must have shape (B, {', '.join(map(str, expected))}), got {tuple(z.shape)}.")
+        sigma = torch.full((len(z),), self.sigma_max, dtype=z.dtype, device=z.device)
+        c_skip, c_out, c_in = (c[:, None, None, None] for c in self._edm.scalings(sigma))
+        x = sigma[:, None, None, None] * z
+        parts = self._parts
+        hidden, state = parts.last_state(c_in * x, self._edm.noise_input(sigma), condition)
+        rgb = keep_mean(parts.head(hidden, state), self.channels)
+        if config_of(self).output == "denoiser":
+            rgb = c_skip * x + c_out * rgb
+        hidden = parts.as_map(hidden)
+        if hidden.shape[-1] != self.base_size:  # a DiT's token grid, brought to the size of its image
+            hidden = F.interpolate(hidden, size=z.shape[-2:], mode="nearest")
+        return hidden, rgb, state.embedding
+
+    # Growing.
+
+    def grow(
+        self,
+        *,
+        channels: int | None = None,
+        num_blocks: int = 2,
+        upsample: Literal["nearest", "bilinear"] = "nearest",
+        head_init: Literal["skip_rgb", "zero", "copy"] = "skip_rgb",
+        use_rgb: bool = True,
+    ) -> OneStepGenerator:
+        """A new generator with one more octave; this one is unchanged.
+
+        With `head_init="skip_rgb"`, ``grow()(z)`` starts as the bilinear enlargement of ``self(z)``, bit for bit; "zero"
+        starts black (mid-grey); "copy" (official) applies the lower head to the enlarged features. New weights come from
+        torch's global generator; every new parameter has a gradient from the third step on (zero-initialised layers wake
+        up one after another). All parameters of the result are trainable: call `freeze_below`.
+
+        Args:
+            channels: Width of the new level; None = the width below.
+            num_blocks: Residual blocks.
+            upsample: How features are enlarged.
+            head_init: See above.
+            use_rgb: Whether the level also sees the enlarged lower image.
+
+        Raises:
+            ConfigError: an unknown choice; or "copy" where the level below has no head that draws the whole image.
+            ShapeError: "copy" with another width than below.
+            ArtifactError: a tensor of this generator did not arrive in the new one.
+        """
+        lower = int(self.octaves[-1].config.channels) if len(self.octaves) else self._base_width
+        width = lower if channels is None else channels
+        config = LevelConfig(
+            channels=width,
+            num_blocks=num_blocks,
+            upsample=upsample,
+            head_init=head_init,
+            use_rgb=use_rgb,
+            head_groups=count_groups(width),
+        )
+        if head_init == "copy":
+            norm, conv, scale = self._copyable_head()
+            if norm.num_channels != width:
+                raise ShapeError(
+                    f'head_init="copy" needs the width of the level below, {norm.num_channels}, got {width}; '
+                    'use that width, or head_init="skip_rgb".'
+                )
+            config = replace(config, head_groups=norm.num_groups, head_eps=norm.eps)
+        fields = {name: value for name, value in dict(config_of(self)).items() if not name.startswith("_")}
+        fields["levels"] = [*(fields["levels"] or []), asdict(config)]
+        grown = type(self)(**fields)
+        _match(grown, self)
+        carry_over(self, grown)
+        if head_init == "copy":
+            grown.octaves[-1].copy_head(norm, conv, scale=scale)
+        return grown.train(self.training)
+
+    def _copyable_head(self) -> tuple[nn.GroupNorm, nn.Conv2d, float]:
+        """Norm and conv of the top head, and what its output is multiplied by to give an image."""
+        if len(self.octaves):
+            level = self.octaves[-1]
+            if level.config.head_init == "skip_rgb":
+                raise ConfigError(
+                    'head_init="copy" needs a head that draws the whole image, but the level below adds to an enlarged '
+                    'image ("skip_rgb"); use head_init="skip_rgb" here too.'
+                )
+            return level.norm_out, level.conv_out, 1.0
+        if isinstance(self.base, DiTTransformer2DModel):
+            raise ConfigError('head_init="copy": a DiT has no convolutional head to copy; use head_init="skip_rgb".')
+        if self.base.conv_out.out_channels != self.channels:
+            raise ConfigError('head_init="copy": the base also predicts a variance; use head_init="skip_rgb".')
+        if config_of(self).output == "raw":
+            return self.base.conv_norm_out, self.base.conv_out, 1.0
+        _, c_out, _ = self._edm.scalings(torch.tensor(self.sigma_max, dtype=torch.float64))
+        return self.base.conv_norm_out, self.base.conv_out, float(c_out)
+
+    # Freezing.
+
+    def freeze_below(self, boundary: int | str) -> list[str]:
+        """Freeze everything below a boundary, and only that; frozen parts stay in eval mode whatever `train` says.
+
+        Args:
+            boundary: A size: everything that smaller images are made of is frozen (the base size freezes nothing).
+                "top": the top size. Or a part of the base such as "decoder.9": the parts before it and the embedding are
+                frozen, and every level is trained (the official recipe).
+
+        Returns:
+            Names of the frozen parameters.
+
+        Raises:
+            ShapeError: no level makes that size.
+            ConfigError: the base has no such part.
+        """
+        if isinstance(boundary, str) and boundary != "top":
+            parts = self._parts
+            before = parts.names()[: parts.names().index(parts.check(boundary))]
+            frozen = [module for name in ["embedding", *before] for module in parts.part(name)]
+        else:
+            below = self._index(self.size if boundary == "top" else int(boundary))
+            frozen = [self.base, *self.octaves][:below]
+        for name, parameter in self.named_parameters():
+            parameter.requires_grad_(name not in self._fixed)
+        for module in frozen:
+            module.requires_grad_(False)
+        self._frozen = frozen
+        self.train(self.training)
+        return [name for name, parameter in self.named_parameters() if not parameter.requires_grad]
+
+    def trainable_parameters(self) -> list[nn.Parameter]:
+        """Parameters that are not frozen."""
+        return [parameter for parameter in self.parameters() if parameter.requires_grad]
+
+    def train(self, mode: bool = True) -> OneStepGenerator:
+        """Set training mode, except for frozen parts, which stay in eval mode."""
+        super().train(mode)
+        for module in self._frozen if mode else []:
+            module.eval()
+        return self
+
+    def last_layer(self, size: int | None = None) -> nn.Parameter:
+        """Weight of the last layer that makes images of `size` (None = the top): adaptive loss weights compare its gradients.
+
+        Raises:
+            ShapeError: no level makes that size.
+        """
+        index = self._index(self.size if size is None else size)
+        if index:
+            return cast(nn.Parameter, self.octaves[index - 1].conv_out.weight)
+        layer = self.base.proj_out_2 if isinstance(self.base, DiTTransformer2DModel) else self.base.conv_out
+        return cast(nn.Parameter, layer.weight)
+
+
+def _unused_network(x: Tensor, t: Tensor, condition: Condition) -> Tensor:
+    raise AssertionError("the generator runs its base through the anatomy")
+
+
+def _match(module: nn.Module, like: nn.Module) -> None:
+    """Bring a module to the device and type of another. diffusers' own `to` warns about every type."""
+    parameter = next(like.parameters())
+    nn.Module.to(module, device=parameter.device, dtype=parameter.dtype)

@@ -1,0 +1,155 @@
+"""What a diffusers user loads and calls: `PagodaPipeline.from_pretrained(RUN)`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import DiffusionPipeline
+from diffusers.utils import BaseOutput
+from PIL import Image
+from torch import Tensor
+
+from pagoda.errors import ConfigError
+from pagoda.images import to_pil
+from pagoda.networks import OneStepGenerator
+from pagoda.stages.context import load_teacher
+from pagoda.stages.run_folder import RunFolder
+from pagoda.stages.sampling import load_generator, sample_images
+
+
+@dataclass
+class PagodaPipelineOutput(BaseOutput):
+    """Images: PIL images, an array (N, H, W, C) in [0, 1], or a tensor (N, C, H, W) in [-1, 1]."""
+
+    images: list[Image.Image] | np.ndarray | Tensor
+
+
+class PagodaPipeline(DiffusionPipeline):
+    """One-step generation: labels in, images out, one network call.
+
+    Args:
+        generator: The one-step generator.
+        class_names: Names of its classes, in the order of the labels; None for a generator without labels.
+    """
+
+    def __init__(self, generator: OneStepGenerator, class_names: list[str] | None = None) -> None:
+        super().__init__()
+        self.register_modules(generator=generator)
+        self.register_to_config(class_names=class_names)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any) -> PagodaPipeline:
+        """Load a run folder, or anything that `save_pretrained` wrote (a folder, or a hub name).
+
+        Args:
+            pretrained_model_name_or_path: Where.
+            **kwargs: As for `diffusers.DiffusionPipeline.from_pretrained`; a run folder takes none but `torch_dtype`.
+
+        Raises:
+            ArtifactError: a run folder without a generator.
+            ConfigError: options that a run folder does not take.
+        """
+        path = Path(pretrained_model_name_or_path)
+        if not (path / "config.yaml").is_file():
+            # diffusers' own lookup knows only the classes of diffusers and transformers: the generator is handed to it loaded.
+            if "generator" not in kwargs:
+                places = (
+                    "cache_dir",
+                    "force_download",
+                    "local_files_only",
+                    "proxies",
+                    "revision",
+                    "token",
+                    "torch_dtype",
+                    "variant",
+                )
+                options = {k: v for k, v in kwargs.items() if k in places}
+                kwargs["generator"] = OneStepGenerator.from_pretrained(
+                    pretrained_model_name_or_path, subfolder="generator", use_safetensors=True, **options
+                )
+            pipeline: PagodaPipeline = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+            return pipeline
+        dtype = kwargs.pop("torch_dtype", None)
+        if kwargs:
+            raise ConfigError(
+                f"a run folder is loaded without {', '.join(sorted(kwargs))}; only torch_dtype is accepted."
+            )
+        run = RunFolder.open(path)
+        generator = load_generator(run)
+        if dtype is not None:
+            generator = generator.to(dtype)
+        _, facts = load_teacher(run.teacher)
+        names = facts.get("class_names")
+        return cls(generator, list(names) if isinstance(names, list) else None)
+
+    @property
+    def resolutions(self) -> list[int]:
+        """Sides of the images that can be asked for."""
+        return list(self.generator.sizes)
+
+    def label_of(self, name: str) -> int:
+        """The label of a class name.
+
+        Raises:
+            ConfigError: no such class.
+        """
+        names = self.config.class_names or []
+        if name not in names:
+            raise ConfigError(f"no class {name!r}; classes are {names}.")
+        return int(names.index(name))
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        class_labels: int | str | Sequence[int | str] | None = None,
+        *,
+        num_images: int = 1,
+        seed: int | Sequence[int] = 0,
+        resolution: int | None = None,
+        batch_size: int = 64,
+        num_inference_steps: int = 1,
+        output_type: str = "pil",
+        return_dict: bool = True,
+    ) -> PagodaPipelineOutput | tuple[Any]:
+        """Make images.
+
+        Args:
+            class_labels: A class (number or name) for all images, or one per image; in turn when None.
+            num_images: How many images, where `class_labels` and `seed` do not say.
+            seed: Seed of the first image (the next ones count up), or one seed per image.
+            resolution: Side of the images; the largest when None.
+            batch_size: Images a network call.
+            num_inference_steps: 1; anything else is refused.
+            output_type: "pil", "np" ((N, H, W, C) in [0, 1]) or "pt" ((N, C, H, W) in [-1, 1]).
+            return_dict: Whether to return `PagodaPipelineOutput` or a tuple.
+
+        Raises:
+            ConfigError: more than one step, labels or counts that do not fit, an unknown output type.
+            ShapeError: a resolution that the generator does not have.
+        """
+        if num_inference_steps != 1:
+            raise ConfigError(f"a one-step generator takes num_inference_steps=1, got {num_inference_steps}.")
+        if output_type not in ("pil", "np", "pt"):
+            raise ConfigError(f"output_type must be pil, np or pt, got {output_type!r}.")
+        many = [x for x in (class_labels, seed) if not isinstance(x, int | str) and x is not None]
+        count = len(many[0]) if many else num_images
+        seeds = list(range(seed, seed + count)) if isinstance(seed, int) else list(seed)
+        labels: list[int] | None = None
+        if class_labels is not None:
+            given = [class_labels] * count if isinstance(class_labels, int | str) else list(class_labels)
+            labels = [self.label_of(label) if isinstance(label, str) else int(label) for label in given]
+        if len(seeds) != count:
+            raise ConfigError(f"{len(seeds)} seeds for {count} images; give one per image, or the first one's.")
+        images = sample_images(self.generator, seeds, labels=labels, resolution=resolution, batch_size=batch_size)
+        made: Any = images
+        if output_type == "pil":
+            made = to_pil(images)
+        elif output_type == "np":
+            made = ((images.float() + 1) / 2).permute(0, 2, 3, 1).numpy()
+        return PagodaPipelineOutput(images=made) if return_dict else (made,)

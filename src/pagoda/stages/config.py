@@ -1,0 +1,292 @@
+"""The configuration of a run: every setting of every stage, in one tree of frozen dataclasses that maps to YAML."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+from pagoda.data import SourceConfig
+from pagoda.errors import ConfigError, did_you_mean
+from pagoda.networks import BackboneConfig
+from pagoda.training import LoopConfig, OptimizerConfig
+from pagoda.training.denoising import NoiseLaw
+
+ConfigT = TypeVar("ConfigT")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeachConfig:
+    """Stage 1: a diffusion model of the down-sampled images."""
+
+    loop: LoopConfig = LoopConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    ema: float = 0.999
+    """Decay of the average of the weights, per step."""
+    noise: NoiseLaw = NoiseLaw()
+    condition_dropout: float = 0.1
+    """Chance per sample to train without its label, so that the model can be guided."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodeConfig:
+    """The encoder: each image and its mirror carried to its latent by the teacher's ODE."""
+
+    solver: str = "heun"
+    """euler, heun or dpm2m."""
+    num_nodes: int = 12
+    """Noise levels of the grid, both ends included; Heun makes 2 (num_nodes - 1) network calls."""
+    sigma_min: float = 0.03
+    """Where the image is taken to lie."""
+    add_noise: bool = True
+    """Add noise of sigma_min first. Clean images do not lie on the marginal at sigma_min, and their latents come out contracted."""
+    clip_denoised: bool = False
+    """Clamp every denoised estimate to [-1, 1], as the official code does."""
+    batch_size: int = 256
+    """Images a network call."""
+    shard_size: int = 1024
+    """Latents a file."""
+    dtype: str = "float16"
+    """Precision of the stored latents: float16 or float32."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossConfig:
+    """What the generator descends: reconstruction of real images from their own latents, and an adversarial term."""
+
+    huber: float = 0.03
+    """c of the pseudo-Huber loss sqrt(|d|^2 + c^2) - c per pixel."""
+    feature: float = 0.1
+    """Weight of the distance in the teacher's features; 0 leaves it out."""
+    adversarial: float = 0.1
+    """Weight of the adversarial term, relative to the reconstruction's gradient; 0 trains no discriminator."""
+    adversarial_from: float = 0.0
+    """Fraction of the steps after which the adversarial term starts."""
+    adaptive: bool = True
+    """Scale the adversarial gradient to the reconstruction's at the last layer, within [0.01, 10]."""
+    augment: tuple[str, ...] = ("colour", "translation", "cutout")
+    """Differentiable augmentation of what the discriminator sees; () for none."""
+    crop: int = 0
+    """Side in pixels of the random window that the feature distance and the discriminator see; 0 for the whole image."""
+    raw_pixels: bool = True
+    """The discriminator also has a head that looks at the pixels themselves."""
+
+    def __post_init__(self) -> None:
+        for name in ("huber", "feature", "adversarial"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name} must be >= 0, got {getattr(self, name)}.")
+        if not 0 <= self.adversarial_from <= 1:
+            raise ConfigError(f"adversarial_from must lie in [0, 1], got {self.adversarial_from}.")
+
+
+GAN_GENERATOR = OptimizerConfig(lr=5e-4, betas=(0.5, 0.99))
+GAN_DISCRIMINATOR = OptimizerConfig(lr=5e-4, betas=(0.5, 0.99), rate="constant")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillConfig:
+    """Stage 2: the one-step generator at base size."""
+
+    loop: LoopConfig = LoopConfig()
+    optimizer: OptimizerConfig = GAN_GENERATOR
+    discriminator: OptimizerConfig = GAN_DISCRIMINATOR
+    ema: float = 0.995
+    """Decay of the average of the weights, per step."""
+    loss: LossConfig = LossConfig()
+    output: str = "denoiser"
+    """denoiser: starts as the teacher's own estimate at sigma_max; raw: the network's raw output (official)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GrowConfig:
+    """Stage 3: one octave more, repeated until the target size. Tuples are read per octave, the last entry repeats."""
+
+    loop: LoopConfig = LoopConfig()
+    steps: tuple[int, ...] = (1000,)
+    """Steps of each octave (in place of `loop.steps`)."""
+    batch_size: tuple[int, ...] = (64,)
+    """Batch size of each octave (in place of `loop.batch_size`)."""
+    channels: tuple[int, ...] = (48, 32)
+    """Width of each octave."""
+    num_blocks: int = 2
+    """Residual blocks an octave."""
+    head_init: str = "skip_rgb"
+    """skip_rgb (residual on the enlarged lower image), zero or copy."""
+    optimizer: OptimizerConfig = OptimizerConfig(lr=1e-3, betas=(0.5, 0.99))
+    discriminator: OptimizerConfig = GAN_DISCRIMINATOR
+    ema: float = 0.995
+    """Decay of the average of the weights, per step."""
+    loss: LossConfig = LossConfig()
+    cache_gib: float = 2.0
+    """Memory for the outputs of the frozen levels; they are computed anew each step when they need more."""
+    fakes: int = 4096
+    """Prior samples whose lower outputs are cached for the adversarial term."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "channels"):
+            values = getattr(self, name)
+            if not values or any(value < 1 for value in values):
+                raise ConfigError(f"{name} needs one positive number per octave, got {values}.")
+
+    def octave(self, index: int) -> dict[str, int]:
+        """steps, batch_size and channels of octave `index`, counted from 0."""
+        return {n: getattr(self, n)[min(index, len(getattr(self, n)) - 1)] for n in ("steps", "batch_size", "channels")}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Everything that a run is made from."""
+
+    data: str
+    """A folder of images, a zip of one, an IDX folder, a parquet file, a hub name, or `shapes`."""
+    source: SourceConfig = SourceConfig()
+    base: int = 32
+    """Side of the images that the diffusion model is trained on, in pixels."""
+    size: int = 256
+    """Side of the images that the generator ends with: base x 2^k."""
+    seed: int = 0
+    """Seed of every random draw."""
+    mirror: bool = True
+    """Images are as good mirrored; turn it off where left and right matter."""
+    downsampler: str = "box_bicubic"
+    """Kernel that makes the smaller copies."""
+    sigma_data: float = 0.5
+    """Standard deviation of the data."""
+    sigma_max: float = 80.0
+    """Noise level at which latents live."""
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    teach: TeachConfig = TeachConfig()
+    encode: EncodeConfig = EncodeConfig()
+    distill: DistillConfig = DistillConfig()
+    grow: GrowConfig = GrowConfig()
+    device: str = "auto"
+    """auto, cpu or cuda."""
+    precision: str = "float32"
+    """float32, or bf16 on a GPU."""
+    threads: int = 0
+    """CPU threads; 0 leaves PyTorch's own choice."""
+    tensorboard: bool = False
+    """Write TensorBoard events too."""
+
+    def __post_init__(self) -> None:
+        if self.base < 4:
+            raise ConfigError(f"base must be 4 pixels or more, got {self.base}.")
+        ratio = self.size / self.base
+        if ratio < 1 or ratio != int(ratio) or int(ratio) & (int(ratio) - 1):
+            accepted = ", ".join(str(self.base * 2**k) for k in range(6))
+            raise ConfigError(
+                f"size must be base x 2^k: with base {self.base} one of {accepted}, ...; got {self.size}."
+            )
+        if not 0 < self.encode.sigma_min < self.sigma_max:
+            raise ConfigError(
+                f"encode.sigma_min must lie between 0 and sigma_max {self.sigma_max}, got {self.encode.sigma_min}."
+            )
+
+    @property
+    def sizes(self) -> list[int]:
+        """Image sizes from base to the final one."""
+        return [self.base * 2**k for k in range((self.size // self.base).bit_length())]
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A configuration as plain data for YAML and JSON; tuples become lists."""
+
+    def plain(value: Any) -> Any:
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return [plain(v) for v in value] if isinstance(value, tuple | list) else value
+
+    result: dict[str, Any] = plain(config)
+    return result
+
+
+def from_dict(kind: type[ConfigT], values: Mapping[str, Any], *, where: str = "") -> ConfigT:
+    """A configuration from plain data; what is missing keeps its default.
+
+    Raises:
+        ConfigError: an unknown key (the nearest is named), or a value of another type.
+    """
+    hints = typing.get_type_hints(kind)
+    names = [f.name for f in dataclasses.fields(kind)]  # type: ignore[arg-type]
+    for key in values:
+        if key not in names:
+            raise ConfigError(f"unknown key `{where}{key}`. {did_you_mean(str(key), names)}")
+    return kind(**{key: _read(hints[key], value, f"{where}{key}") for key, value in values.items()})
+
+
+def _read(hint: Any, value: Any, where: str) -> Any:
+    origin = typing.get_origin(hint)
+    if origin in (typing.Union, types.UnionType):
+        options = [a for a in typing.get_args(hint) if a is not type(None)]
+        return None if value is None else _read(options[0], value, where)
+    if dataclasses.is_dataclass(hint):
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"`{where}` holds settings by name, got {value!r}.")
+        return from_dict(typing.cast(type, hint), value, where=f"{where}.")
+    if origin is tuple:
+        if not isinstance(value, list | tuple):
+            raise ConfigError(f"`{where}` must be a list, got {value!r}.")
+        return tuple(_read(typing.get_args(hint)[0], v, where) for v in value)
+    if origin is typing.Literal:
+        if value not in typing.get_args(hint):
+            raise ConfigError(f"`{where}` must be one of {typing.get_args(hint)}, got {value!r}.")
+        return value
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if hint is float and isinstance(value, str):
+        # YAML 1.1 reads 1e-3 as text.
+        try:
+            return float(value)
+        except ValueError:
+            raise ConfigError(f"`{where}` must be a number, got {value!r}.") from None
+    if hint in (int, float, bool, str) and type(value) is not hint:
+        raise ConfigError(f"`{where}` must be of type {hint.__name__}, got {value!r}.")
+    return value
+
+
+def override(config: ConfigT, settings: Mapping[str, Any]) -> ConfigT:
+    """The configuration with dotted keys replaced, e.g. `{"teach.loop.steps": 500}`.
+
+    Raises:
+        ConfigError: an unknown key, or a value of another type.
+    """
+    values = to_dict(config)
+    for dotted, value in settings.items():
+        node, parts = values, dotted.split(".")
+        for depth, part in enumerate(parts):
+            if not isinstance(node, dict) or part not in node:
+                near = did_you_mean(part, node if isinstance(node, dict) else ())
+                raise ConfigError(
+                    f"unknown key `{dotted}`: no `{part}` in {'.'.join(parts[:depth]) or 'the configuration'}. {near}"
+                )
+            if depth == len(parts) - 1:
+                node[part] = value
+            else:
+                node = node[part]
+    return from_dict(type(config), values)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML file of settings.
+
+    Raises:
+        ConfigError: missing, unreadable, or not a mapping.
+    """
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"cannot read the configuration {path}: {error}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} must hold settings by name, got {type(values).__name__}.")
+    return values
+
+
+def to_yaml(config: Any) -> str:
+    """The configuration as YAML."""
+    return yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True, width=100)

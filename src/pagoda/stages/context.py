@@ -1,0 +1,172 @@
+"""What every stage works with: the run folder, its configuration, the images, the device and the logs."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from pagoda.data import Downsampler, ImageDataset, check_source, open_source, prepare_images
+from pagoda.data.order import batch_indices
+from pagoda.diffusion import Condition, EDMDenoiser
+from pagoda.errors import ArtifactError, DataError
+from pagoda.files import write_text_atomic
+from pagoda.images import make_grid, save_image
+from pagoda.networks import DiffusersNetwork, model_hash
+from pagoda.networks.loading import load_model
+from pagoda.stages.config import RunConfig
+from pagoda.stages.run_folder import RunFolder
+from pagoda.training import MetricLog, Runtime, StatusLine, derive_seed, noise_of_seeds
+
+PREVIEWS = 32
+"""Images in a grid drawn while training."""
+
+
+@dataclass(frozen=True)
+class StageContext:
+    """A run at work.
+
+    Attributes:
+        run: The folder.
+        config: Its configuration.
+        runtime: Device, precision, processes.
+        data: The images, at every size of the run.
+        quiet: Whether anything is printed.
+    """
+
+    run: RunFolder
+    config: RunConfig
+    runtime: Runtime
+    data: ImageDataset
+    quiet: bool = False
+
+    def say(self, text: str) -> None:
+        """A line for people, printed once over all processes."""
+        if not self.quiet and self.runtime.is_main:
+            print(text, file=sys.stderr, flush=True)
+
+    def log(self, stage: str) -> MetricLog | None:
+        """Where a stage's figures go; only the main process writes."""
+        if not self.runtime.is_main:
+            return None
+        boards = self.run.path / "tensorboard" if self.config.tensorboard else None
+        return MetricLog(self.run.metrics, stage, tensorboard=boards)
+
+    def status(self) -> StatusLine:
+        """The status line of a stage."""
+        return StatusLine(quiet=self.quiet or not self.runtime.is_main)
+
+    def order(self, stage: str) -> Callable[[int, int], Tensor]:
+        """Data order of a stage: (step, batch size) -> indices."""
+        seed = derive_seed(self.config.seed, "order", stage)
+        return lambda step, batch_size: batch_indices(seed, step, batch_size, len(self.data))
+
+    def load(self, size: int, indices: Tensor, flips: Tensor) -> tuple[Tensor, Condition]:
+        """Images (B, C, size, size) in [-1, 1] and their conditions."""
+        return self.data.images(indices, size, flips), Condition.of_labels(self.data.labels(indices))
+
+    def loader(self, size: int) -> Callable[[Tensor, Tensor], tuple[Tensor, Condition]]:
+        """`load` at one size."""
+        return partial(self.load, size)
+
+    def preview_inputs(self) -> tuple[Tensor, Condition]:
+        """Noise and conditions of the grids: the same for every stage, so that one sees each image grow."""
+        noise = noise_of_seeds(list(range(PREVIEWS)), (self.data.channels, self.config.base, self.config.base))
+        return noise, preview_condition(PREVIEWS, self.data.num_classes)
+
+    def preview_writer(self, stage: str) -> Callable[[int, str, Tensor], None]:
+        """Writes the grids of a stage."""
+
+        def write(step: int, kind: str, images: Tensor) -> None:
+            scale = max(1, 64 // images.shape[-1])
+            path = self.run.samples(stage) / f"{kind}-{step:06d}.png"
+            metadata = {"stage": stage, "step": step, "weights": kind, "seeds": list(range(len(images)))}
+            save_image(make_grid(images, columns=8, scale=scale), path, metadata=metadata)
+
+        return write
+
+
+def preview_condition(count: int, num_classes: int) -> Condition:
+    """Labels 0, 1, 2, ... in turn, or nothing for a set without labels."""
+    return Condition.of_labels(torch.arange(count) % num_classes if num_classes else None)
+
+
+def open_context(run: RunFolder, config: RunConfig, *, quiet: bool = False) -> StageContext:
+    """Check the data, make the small copies, and open the device: all that can fail before the long work.
+
+    Raises:
+        DataError: images that cannot be read or are smaller than the target; all of them are named.
+        ConfigError: a device or precision that is not there.
+        ResourceError: no room for the copies.
+    """
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    runtime = Runtime(config.device, config.precision)
+    if runtime.is_main:
+        _prepare(run, config, quiet=quiet)
+    runtime.barrier()
+    data = _prepare(run, config, quiet=True)
+    if config.distill.loop.batch_size > 0 and len(data) < 1:
+        raise DataError(f"{config.data} holds no images.")
+    return StageContext(run, config, runtime, data, quiet)
+
+
+def _prepare(run: RunFolder, config: RunConfig, *, quiet: bool) -> ImageDataset:
+    source = open_source(config.data, options=config.source)
+    marker = run.images / "checked.json"
+    checked = json.loads(marker.read_text(encoding="utf-8")) if marker.is_file() else None
+    wanted = {"source": source.fingerprint, "size": config.size}
+    if checked != wanted:
+        report = check_source(source, size=config.size, progress=not quiet)
+        report.raise_if_bad()
+    data = prepare_images(
+        source,
+        sizes=config.sizes,
+        downsampler=Downsampler(config.downsampler),  # type: ignore[arg-type]
+        cache_dir=run.images,
+        progress=not quiet,
+    )
+    if checked != wanted:
+        write_text_atomic(marker, json.dumps(wanted))
+    return data
+
+
+def save_teacher(path: Path, denoiser: EDMDenoiser, network: DiffusersNetwork, facts: dict[str, object]) -> str:
+    """Write a teacher as a diffusers folder with its preconditioning beside it; returns its hash."""
+    network.model.save_pretrained(path)
+    digest = model_hash(network.model)
+    preconditioning = {
+        "preconditioning": "edm",
+        "sigma_data": denoiser.sigma_data,
+        "noise_scale": denoiser.noise_scale,
+        "hash": digest,
+        **facts,
+    }
+    (path / "denoiser.json").write_text(json.dumps(preconditioning, indent=1), encoding="utf-8")
+    return digest
+
+
+def load_teacher(path: Path) -> tuple[EDMDenoiser, dict[str, object]]:
+    """A teacher that `save_teacher` wrote, in evaluation mode, with the facts written beside it.
+
+    Raises:
+        ArtifactError: not such a folder, or its weights are not those that were written.
+    """
+    try:
+        facts = json.loads((path / "denoiser.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"{path} holds no teacher of pagoda ({error}). Run `pagoda teach` first.") from error
+    model = load_model(path)
+    digest = model_hash(model)
+    if digest != facts["hash"]:
+        raise ArtifactError(
+            f"the weights in {path} have the hash {digest}, written were {facts['hash']}: they were exchanged or damaged."
+        )
+    network: nn.Module = DiffusersNetwork(model).eval().requires_grad_(False)
+    return EDMDenoiser(network, sigma_data=facts["sigma_data"], noise_scale=facts["noise_scale"]).eval(), facts

@@ -1,0 +1,140 @@
+"""The encoder, `encode`: every image and its mirror carried to a unit-scale latent by the teacher's ODE."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict
+
+import torch
+from torch import Tensor
+
+from pagoda.data import Downsampler, LatentStore
+from pagoda.diffusion import EDMDenoiser, build_solver, invert, karras_sigmas, sample
+from pagoda.errors import ArtifactError
+from pagoda.stages.config import EncodeConfig
+from pagoda.stages.context import StageContext, load_teacher
+from pagoda.stages.run_folder import stage_settings
+from pagoda.training import clock, seeded_generator
+
+STAGE = "encode"
+CHECKED = 128
+"""Images whose round trip through the latent is measured."""
+
+
+def inversion_grid(config: EncodeConfig, sigma_max: float) -> Tensor:
+    """Rising noise levels from sigma_min to sigma_max."""
+    return karras_sigmas(config.num_nodes, sigma_min=config.sigma_min, sigma_max=sigma_max).flip(0)
+
+
+def start_noise(seed: int, indices: Tensor, flips: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Unit noise for each (image, mirror), a function of those alone, so that shards and processes do not matter."""
+    pairs = zip(indices.tolist(), flips.tolist(), strict=True)
+    return torch.stack([torch.randn(shape, generator=seeded_generator(seed, STAGE, i, int(f))) for i, f in pairs])
+
+
+@torch.no_grad()
+def encode(context: StageContext) -> None:
+    """Fill `latents/`; a shard that is there is not made again.
+
+    Raises:
+        ArtifactError: latents of another teacher or configuration, or whose moments are off.
+    """
+    run, config, runtime, data = context.run, context.config, context.runtime, context.data
+    settings = config.encode
+    taught = run.require("teach", f"pagoda teach {run.path}")
+    teacher_hash = taught["results"]["hash"]
+    inputs = {"data": data.fingerprint, "teacher": teacher_hash}
+    run.begin(STAGE, stage_settings(config, STAGE), inputs)
+    if run.is_done(STAGE):
+        context.say("encode: done already")
+        return
+    denoiser, _ = load_teacher(run.teacher)
+    denoiser.to(runtime.device)
+    shape = (data.channels, config.base, config.base)
+    provenance = {
+        "teacher": teacher_hash,
+        "data": data.fingerprint,
+        "downsampler": Downsampler(config.downsampler).fingerprint,
+        "sigma_max": config.sigma_max,
+        "seed": config.seed,
+        **{k: v for k, v in asdict(settings).items() if k not in ("batch_size", "shard_size", "dtype")},
+    }
+    store = LatentStore.create(
+        run.latents,
+        provenance=provenance,
+        shape=shape,
+        count=len(data),
+        flips=config.mirror,
+        shard_size=settings.shard_size,
+        dtype=settings.dtype,  # type: ignore[arg-type]
+    )
+    runtime.barrier()
+    mine = [shard for shard in store.missing_shards() if shard % runtime.world_size == runtime.rank]
+    status, started, done = context.status(), time.monotonic(), 0
+    total = sum(len(store.shard_rows(shard)[0]) for shard in mine)
+    for shard in mine:
+        indices, flips = store.shard_rows(shard)
+        parts = []
+        for rows in torch.arange(len(indices)).split(settings.batch_size):
+            parts.append(encode_batch(context, denoiser, indices[rows], flips[rows]).cpu())
+            done += len(rows)
+            rate = done / (time.monotonic() - started)
+            status.show(f"encode  {done}/{total} latents  {rate:.0f} img/s  {clock((total - done) / rate)} left")
+        store.write_shard(shard, torch.cat(parts))
+    status.done()
+    seconds = time.monotonic() - started
+    runtime.barrier()
+    if runtime.is_main:
+        store = LatentStore.open(run.latents, expect=provenance)
+        store.check_moments()
+        moments = store.moments()
+        psnr = round_trip_psnr(context, denoiser, store)
+        results = {"std": moments.std, "mean": moments.mean, "kurtosis": moments.kurtosis, "round_trip_psnr": psnr}
+        context.say(
+            f"encode: {len(store)} latents, std {moments.std:.3f} (1 is ideal), kurtosis {moments.kurtosis:.2f} "
+            f"(3 is Gaussian), round trip {psnr:.1f} dB"
+        )
+        log = context.log(STAGE)
+        if log is not None:
+            log.write(0, results)
+            log.close()
+        run.finish(STAGE, {**results, "seconds": seconds, "count": len(store)})
+    runtime.barrier()
+
+
+def encode_batch(context: StageContext, denoiser: EDMDenoiser, indices: Tensor, flips: Tensor) -> Tensor:
+    """Unit-scale latents (B, C, b, b) of images of the data set."""
+    config, device = context.config, context.runtime.device
+    images, condition = context.load(config.base, indices, flips.bool())
+    noise = start_noise(config.seed, indices, flips, tuple(images.shape[1:])) if config.encode.add_noise else None
+    with context.runtime.autocast():
+        return invert(
+            denoiser,
+            images.to(device),
+            sigmas=inversion_grid(config.encode, config.sigma_max),
+            condition=condition.to(device),
+            solver=build_solver(config.encode.solver),
+            noise=None if noise is None else noise.to(device),
+            clip_denoised=config.encode.clip_denoised,
+        ).float()
+
+
+def round_trip_psnr(context: StageContext, denoiser: EDMDenoiser, store: LatentStore) -> float:
+    """PSNR in dB of images that went to their latents and back, over up to `CHECKED` of them."""
+    config, device = context.config, context.runtime.device
+    indices = torch.linspace(0, len(context.data) - 1, min(CHECKED, len(context.data))).long()
+    flips = torch.zeros_like(indices)
+    images, condition = context.load(config.base, indices, flips.bool())
+    back = sample(
+        denoiser,
+        store.get(indices, flips).to(device),
+        sigmas=torch.cat(
+            [inversion_grid(config.encode, config.sigma_max).flip(0), torch.zeros(1, dtype=torch.float64)]
+        ),
+        condition=condition.to(device),
+        solver=build_solver(config.encode.solver),
+    )
+    error = (back.cpu() - images).square().mean()
+    if not torch.isfinite(error):
+        raise ArtifactError(f"the round trip through {context.run.latents} is not finite; the teacher is broken.")
+    return float(10 * torch.log10(4 / error.clamp_min(1e-12)))

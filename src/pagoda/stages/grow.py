@@ -1,0 +1,176 @@
+"""Stage 3, `grow`: one octave more, on frozen levels, with the same latents and the images at twice the size."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from pagoda.data import LatentStore
+from pagoda.diffusion import Condition
+from pagoda.errors import ConfigError
+from pagoda.files import hash_json
+from pagoda.networks import OneStepGenerator, model_hash
+from pagoda.stages.context import StageContext
+from pagoda.stages.distill import LatentInputs, build_critics, export_generator, open_latents
+from pagoda.stages.objective import GeneratorInputs, GeneratorObjective
+from pagoda.stages.run_folder import stage_settings
+from pagoda.training import StepRandom, Trainer, derive_seed, seeded_generator
+
+
+class CachedInputs(GeneratorInputs):
+    """What the frozen levels put out, computed once: for every encoded image, and for a pool of prior samples.
+
+    Args:
+        pairs: Features, image and embedding of each (image, mirror), rows as in the latent store.
+        fakes: The same for the pool, with the labels that it was made with.
+        flips: Whether mirrors have rows of their own.
+    """
+
+    def __init__(
+        self, pairs: Sequence[Tensor], fakes: Sequence[Tensor], fake_condition: Condition, *, flips: bool
+    ) -> None:
+        self.pairs = tuple(pairs)
+        self.fakes = tuple(fakes)
+        self.fake_condition = fake_condition
+        self.flips = flips
+
+    def encoded(self, indices: Tensor, flips: Tensor) -> tuple[Tensor, ...]:
+        rows = indices * 2 + flips.long() if self.flips else indices
+        return tuple(part[rows] for part in self.pairs)
+
+    def prior(self, random: StepRandom, condition: Condition) -> tuple[tuple[Tensor, ...], Condition]:
+        rows = random.integers("prior", len(self.fakes[0]))
+        return tuple(part[rows] for part in self.fakes), self.fake_condition[rows]
+
+    def generate(self, generator: OneStepGenerator, inputs: tuple[Tensor, ...], condition: Condition) -> Tensor:
+        return generator.forward_top(inputs[0], inputs[1], inputs[2])
+
+
+def stage_name(size: int) -> str:
+    """Name of the stage that grows to `size`."""
+    return f"grow-{size}"
+
+
+def grow(context: StageContext, size: int) -> None:
+    """Grow the generator from `size / 2` to `size` and write it to `generator-<size>/`; continues where it stopped.
+
+    Raises:
+        ArtifactError: the level below is missing, or the stage was started with another configuration.
+        ConfigError: `size` is not an octave of this run.
+        TrainingError: the training is no longer healthy.
+    """
+    run, config, runtime = context.run, context.config, context.runtime
+    if size not in config.sizes[1:]:
+        raise ConfigError(f"cannot grow to {size}: the octaves of this run are {config.sizes[1:]}.")
+    stage, octave = stage_name(size), config.sizes.index(size) - 1
+    below = "distill" if octave == 0 else stage_name(size // 2)
+    lower_hash = run.require(below, f"pagoda train ... --out {run.path}")["results"]["hash"]
+    store = open_latents(context)
+    settings = stage_settings(config, "grow")
+    # Only this octave's entries count, so that a run can be taken further without disturbing the octaves it has.
+    values = config.grow.octave(octave)
+    settings["grow"] = {**settings["grow"], **values}
+    settings["grow"]["loop"] = {k: v for k, v in settings["grow"]["loop"].items() if k not in ("steps", "batch_size")}
+    inputs = {"data": context.data.fingerprint, "generator": str(lower_hash), "latents": hash_json(store.provenance)}
+    fingerprint = run.begin(stage, settings, inputs)
+    if run.is_done(stage):
+        context.say(f"{stage}: done already")
+        return
+    lower = OneStepGenerator.from_pretrained(run.generator(size // 2), use_safetensors=True).to(runtime.device).eval()
+    torch.manual_seed(derive_seed(config.seed, stage, "init"))
+    generator = lower.grow(
+        channels=values["channels"],
+        num_blocks=config.grow.num_blocks,
+        head_init=config.grow.head_init,  # type: ignore[arg-type]
+    )
+    generator.freeze_below(size)
+    generator.train()
+    discriminator, features = build_critics(context, config.grow.loss, size, stage)
+    loop = dataclasses.replace(config.grow.loop, steps=values["steps"], batch_size=values["batch_size"])
+    objective = GeneratorObjective(
+        generator,
+        discriminator,
+        features,
+        cache_inputs(context, generator, store, stage),
+        load=context.loader(size),
+        config=config.grow.loss,
+        steps=loop.steps,
+        mirror=config.mirror,
+        optimizers=(config.grow.optimizer, config.grow.discriminator),
+        ema=config.grow.ema,
+        preview=context.preview_inputs(),
+    )
+    trainer = Trainer(
+        objective,
+        loop,
+        runtime=runtime,
+        folder=run.work(stage),
+        stage=stage,
+        seed=config.seed,
+        order=context.order(stage),
+        log=context.log(stage),
+        fingerprint=fingerprint,
+        status=context.status(),
+        preview=context.preview_writer(stage),
+    )
+    averaged = trainer.run()["generator"]
+    assert isinstance(averaged, OneStepGenerator)
+    assert model_hash(averaged.base) == model_hash(lower.base), "a frozen level moved"
+    export_generator(context, stage, averaged, size, trainer)
+
+
+def cache_inputs(context: StageContext, generator: OneStepGenerator, store: LatentStore, stage: str) -> GeneratorInputs:
+    """The frozen levels' outputs in memory when they fit in `grow.cache_gib`; else the latents, run through each step."""
+    config, data = context.config, context.data
+    rows = len(data) * (2 if config.mirror else 1)
+    pool = config.grow.fakes if config.grow.loss.adversarial > 0 else 0
+    with torch.no_grad():
+        probe = _outputs(
+            context, generator, torch.zeros(1, *store.shape), Condition.of_labels(data.labels(torch.zeros(1).long()))
+        )
+    needed = (rows + pool) * sum(part[0].numel() * 2 for part in probe)
+    if needed > config.grow.cache_gib * 2**30:
+        context.say(
+            f"{stage}: the frozen levels' outputs need {needed / 2**30:.1f} GiB, more than grow.cache_gib "
+            f"{config.grow.cache_gib}; they are computed anew each step"
+        )
+        return LatentInputs(store)
+    context.say(f"{stage}: caching the frozen levels' outputs, {needed / 2**20:.0f} MiB")
+    every = torch.arange(rows)
+    indices, flips = (every // 2, every % 2) if config.mirror else (every, torch.zeros_like(every))
+    pairs = _cache(context, generator, lambda part: store.get(indices[part], flips[part]), data.labels(indices), rows)
+    draws = seeded_generator(config.seed, stage, "prior")
+    noise = torch.randn(pool, *store.shape, generator=draws)
+    labels = data.labels(torch.randint(len(data), (pool,), generator=draws))  # labels as often as in the data
+    fakes = _cache(context, generator, lambda part: noise[part], labels, pool) if pool else pairs
+    return CachedInputs(pairs, fakes, Condition.of_labels(labels), flips=config.mirror)
+
+
+def _outputs(context: StageContext, generator: OneStepGenerator, z: Tensor, condition: Condition) -> tuple[Tensor, ...]:
+    """Features, image and embedding that the top level receives."""
+    device = context.runtime.device
+    with context.runtime.autocast():
+        return generator.lower_outputs(z.to(device), condition.to(device))
+
+
+def _cache(
+    context: StageContext,
+    generator: OneStepGenerator,
+    latents: Callable[[Tensor], Tensor],
+    labels: Tensor | None,
+    count: int,
+) -> tuple[Tensor, ...]:
+    """Outputs of `count` latents in half precision."""
+    kept: list[Tensor] = []
+    with torch.no_grad():
+        for part in torch.arange(count).split(256):
+            condition = Condition.of_labels(None if labels is None else labels[part])
+            outputs = _outputs(context, generator, latents(part), condition)
+            if not kept:
+                kept = [torch.empty(count, *output.shape[1:], dtype=torch.float16) for output in outputs]
+            for store, output in zip(kept, outputs, strict=True):
+                store[part] = output.half().cpu()
+    return tuple(kept)

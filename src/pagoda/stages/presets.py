@@ -1,0 +1,117 @@
+"""Sized configurations by name: tiny (minutes on two cores), small (an hour on two cores or minutes on a GPU), base (ImageNet-64 class)."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from pagoda.errors import ConfigError, did_you_mean
+from pagoda.networks import backbone_preset
+from pagoda.stages.config import (
+    DistillConfig,
+    EncodeConfig,
+    GrowConfig,
+    LossConfig,
+    RunConfig,
+    TeachConfig,
+)
+from pagoda.training import LoopConfig, OptimizerConfig
+from pagoda.training.denoising import NoiseLaw
+
+PRESETS = ("tiny", "small", "base")
+
+
+def preset_config(name: str, data: str, *, base: int, size: int) -> RunConfig:
+    """A complete configuration.
+
+    Args:
+        name: tiny, small or base.
+        data: What to train on (see `RunConfig.data`).
+        base: Side of the diffusion model's images, in pixels.
+        size: Side of the generator's images: base x 2^k.
+
+    Raises:
+        ConfigError: an unknown preset, or sizes that do not fit.
+    """
+    if name not in PRESETS:
+        raise ConfigError(f"unknown preset {name!r}. {did_you_mean(name, PRESETS)}")
+    config = RunConfig(data=data, base=base, size=size, backbone=backbone_preset(name, base))
+    return dataclasses.replace(config, **{"tiny": _tiny, "small": _small, "base": _base}[name]())
+
+
+def _tiny() -> dict[str, object]:
+    """Minutes on two cores: 8 -> 32 px shapes."""
+    return {
+        "teach": TeachConfig(
+            loop=LoopConfig(steps=700, batch_size=128, checkpoint_every=100, log_every=20, preview_every=175),
+            optimizer=OptimizerConfig(lr=2e-3, warmup_steps=20),
+            ema=0.995,
+            noise=NoiseLaw(mean=-0.9, std=1.3),
+        ),
+        "encode": EncodeConfig(num_nodes=12, sigma_min=0.03, batch_size=512),
+        "distill": DistillConfig(
+            loop=LoopConfig(steps=350, batch_size=64, checkpoint_every=100, log_every=20, preview_every=175),
+            loss=LossConfig(adversarial=0.05, adversarial_from=0.5),
+        ),
+        "grow": GrowConfig(
+            loop=LoopConfig(checkpoint_every=100, log_every=20, preview_every=150),
+            steps=(400, 300),
+            batch_size=(32,),
+            channels=(32, 24),
+            loss=LossConfig(adversarial=0.05, adversarial_from=0.7, crop=16),
+            fakes=1024,
+        ),
+    }
+
+
+def _small() -> dict[str, object]:
+    """Within an hour on two cores, 16 -> 64 px; minutes on a GPU."""
+    return {
+        "teach": TeachConfig(
+            loop=LoopConfig(steps=1600, batch_size=128, checkpoint_every=100, log_every=20, preview_every=400),
+            optimizer=OptimizerConfig(lr=1e-3, warmup_steps=50),
+            ema=0.998,
+            noise=NoiseLaw(mean=-0.9, std=1.3),
+        ),
+        "encode": EncodeConfig(num_nodes=12, sigma_min=0.03, batch_size=256),
+        "distill": DistillConfig(
+            loop=LoopConfig(steps=600, batch_size=64, checkpoint_every=100, log_every=20, preview_every=200),
+            loss=LossConfig(adversarial=0.05, adversarial_from=0.5),
+        ),
+        "grow": GrowConfig(
+            loop=LoopConfig(checkpoint_every=100, log_every=20, preview_every=200),
+            steps=(1000, 700),
+            batch_size=(32, 16),
+            channels=(48, 32),
+            loss=LossConfig(adversarial=0.05, adversarial_from=0.7, crop=24),
+            fakes=2048,
+        ),
+    }
+
+
+def _base() -> dict[str, object]:
+    """The ImageNet-64 class of network; days on GPUs. Numbers follow the official scripts where they give one."""
+    radam = OptimizerConfig(name="radam", lr=8e-6, rate="constant", clip=0.0)
+    judge = OptimizerConfig(name="radam", lr=2e-3, rate="constant", clip=0.0)
+    loop = LoopConfig(steps=180_000, batch_size=96, checkpoint_every=1000, log_every=50, preview_every=2000)
+    return {
+        "teach": TeachConfig(
+            loop=LoopConfig(steps=600_000, batch_size=4096, checkpoint_every=1000, log_every=50, preview_every=5000),
+            optimizer=OptimizerConfig(lr=1e-4, rate="constant", warmup_steps=10_000),
+            ema=0.9999,
+        ),
+        "encode": EncodeConfig(num_nodes=40, sigma_min=0.002, add_noise=False, batch_size=1300, shard_size=8192),
+        "distill": DistillConfig(
+            loop=loop, optimizer=radam, discriminator=judge, ema=0.999, loss=LossConfig(adversarial=0.2, feature=1.0)
+        ),
+        "grow": GrowConfig(
+            loop=loop,
+            steps=(100_000,),
+            batch_size=(256,),
+            channels=(192, 192, 96),
+            optimizer=radam,
+            discriminator=judge,
+            ema=0.999,
+            loss=LossConfig(adversarial=1.0, feature=1.0),
+            cache_gib=0.0,
+        ),
+    }

@@ -1,0 +1,90 @@
+"""Images from a finished run: one call, seeds that belong to samples."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from pagoda.diffusion import Condition
+from pagoda.errors import ArtifactError, ConfigError
+from pagoda.networks import OneStepGenerator
+from pagoda.stages.run_folder import RunFolder
+from pagoda.training import noise_of_seeds
+
+
+def load_generator(run: RunFolder, size: int | None = None) -> OneStepGenerator:
+    """The generator of a run, in evaluation mode.
+
+    Args:
+        size: Which one; the largest that is there when None.
+
+    Raises:
+        ArtifactError: the run has none, or none of that size.
+    """
+    sizes = run.generator_sizes()
+    if not sizes:
+        raise ArtifactError(
+            f"{run.path} has no generator yet. Run `pagoda train DATA --out {run.path}` to its end first."
+        )
+    if size is not None and size not in sizes:
+        raise ArtifactError(f"{run.path} has generators of {sizes} pixels, none of {size}.")
+    folder = run.generator(sizes[-1] if size is None else size)
+    generator: OneStepGenerator = OneStepGenerator.from_pretrained(folder, use_safetensors=True, local_files_only=True)
+    return generator.eval()
+
+
+@torch.no_grad()
+def sample_images(
+    generator: OneStepGenerator,
+    seeds: Sequence[int],
+    *,
+    labels: Sequence[int] | None = None,
+    resolution: int | None = None,
+    batch_size: int = 64,
+) -> Tensor:
+    """One image a seed, by one call of the generator.
+
+    Args:
+        generator: Of a finished run.
+        seeds: One per image. The image of a seed does not depend on the others; its batch may move the last bits of floating-point sums.
+        labels: One class per image; None draws one per seed for a conditional generator.
+        resolution: Side of the images; the largest when None.
+        batch_size: Images a call.
+
+    Returns:
+        Images (N, C, r, r) in [-1, 1], on the CPU.
+
+    Raises:
+        ConfigError: labels out of range, of another number, or given to an unconditional generator.
+    """
+    labels = check_labels(labels, seeds, generator.num_classes)
+    like = next(generator.parameters())
+    made = []
+    for part in torch.arange(len(seeds)).split(batch_size):
+        rows = part.tolist()
+        z = noise_of_seeds([seeds[i] for i in rows], (generator.channels, generator.base_size, generator.base_size))
+        condition = Condition.of_labels(None if labels is None else [labels[i] for i in rows])
+        made.append(generator(z.to(like), condition.to(like.device), resolution=resolution).float().clamp(-1, 1).cpu())
+    return torch.cat(made)
+
+
+def check_labels(labels: Sequence[int] | None, seeds: Sequence[int], num_classes: int) -> list[int] | None:
+    """Labels, one per seed.
+
+    Raises:
+        ConfigError: see `sample_images`.
+    """
+    if num_classes == 0:
+        if labels is not None:
+            raise ConfigError("this generator was trained without labels; leave them out.")
+        return None
+    if labels is None:
+        return [seed % num_classes for seed in seeds]
+    if len(labels) != len(seeds):
+        raise ConfigError(f"{len(labels)} labels for {len(seeds)} seeds; give one per image.")
+    wrong = sorted({label for label in labels if not -1 <= label < num_classes})
+    if wrong:
+        raise ConfigError(f"labels must lie in 0..{num_classes - 1} (or -1 for none), got {wrong}.")
+    return list(labels)

@@ -1,0 +1,76 @@
+"""Stage 1, `teach`: a diffusion model of the down-sampled images."""
+
+from __future__ import annotations
+
+import torch
+
+from pagoda.data import Downsampler
+from pagoda.diffusion import EDMDenoiser
+from pagoda.networks import DiffusersNetwork, build_backbone
+from pagoda.stages.context import StageContext, save_teacher
+from pagoda.stages.run_folder import stage_settings
+from pagoda.training import Trainable, Trainer, derive_seed
+from pagoda.training.denoising import DenoisingObjective
+
+STAGE = "teach"
+
+
+def teach(context: StageContext) -> None:
+    """Train the teacher and write it to `teacher/`; continues where it stopped, does nothing when done.
+
+    Raises:
+        ArtifactError: the folder's teacher was started with another configuration.
+        TrainingError: the training is no longer healthy.
+    """
+    run, config, runtime, data = context.run, context.config, context.runtime, context.data
+    inputs = {"data": data.fingerprint}
+    fingerprint = run.begin(STAGE, stage_settings(config, STAGE), inputs)
+    if run.is_done(STAGE):
+        context.say("teach: done already")
+        return
+    torch.manual_seed(derive_seed(config.seed, STAGE, "init"))
+    model = build_backbone(
+        config.backbone, image_size=config.base, in_channels=data.channels, num_classes=data.num_classes
+    )
+    network = DiffusersNetwork(model).to(runtime.device)
+    denoiser = EDMDenoiser(network, sigma_data=config.sigma_data)
+    noise, condition = context.preview_inputs()
+    objective = DenoisingObjective(
+        denoiser,
+        Trainable(network, config.teach.optimizer, config.teach.ema),
+        context.loader(config.base),
+        noise=config.teach.noise,
+        condition_dropout=config.teach.condition_dropout,
+        mirror=config.mirror,
+        preview_noise=noise,
+        preview_condition=condition,
+    )
+    trainer = Trainer(
+        objective,
+        config.teach.loop,
+        runtime=runtime,
+        folder=run.work(STAGE),
+        stage=STAGE,
+        seed=config.seed,
+        order=context.order(STAGE),
+        log=context.log(STAGE),
+        fingerprint=fingerprint,
+        status=context.status(),
+        preview=context.preview_writer(STAGE),
+    )
+    averaged = trainer.run()["teacher"]
+    assert isinstance(averaged, DiffusersNetwork)
+    if runtime.is_main:
+        facts: dict[str, object] = {
+            "image_size": config.base,
+            "channels": data.channels,
+            "num_classes": data.num_classes,
+            "class_names": data.class_names,
+            "sigma_max": config.sigma_max,
+            "downsampler": Downsampler(config.downsampler).fingerprint,
+            "data": data.fingerprint,
+        }
+        with run.artifact(run.teacher) as folder:
+            digest = save_teacher(folder, denoiser, averaged, facts)
+        run.finish(STAGE, {"hash": digest, "seconds": trainer.seconds, "steps": trainer.step})
+    runtime.barrier()

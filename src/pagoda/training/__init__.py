@@ -1,0 +1,37 @@
+"""Training: one loop for every objective, with averages of the weights, checkpoints, health guards and tracking."""
+
+from pagoda.training.checkpoint import TrainState, list_checkpoints, load_checkpoint, save_checkpoint
+from pagoda.training.health import HealthGuard, HealthWarning, win_rate
+from pagoda.training.loop import LoopConfig, Trainer
+from pagoda.training.objective import Losses, Objective, Trainable
+from pagoda.training.optim import EMA, OptimizerConfig
+from pagoda.training.randomness import StepRandom, derive_seed, noise_of_seeds, seeded_generator
+from pagoda.training.runtime import Runtime, single_process
+from pagoda.training.tracking import MetricLog, StatusLine, clock, peak_memory_mib
+
+__all__ = [
+    "EMA",
+    "HealthGuard",
+    "HealthWarning",
+    "LoopConfig",
+    "Losses",
+    "MetricLog",
+    "Objective",
+    "OptimizerConfig",
+    "Runtime",
+    "StatusLine",
+    "StepRandom",
+    "TrainState",
+    "Trainable",
+    "Trainer",
+    "clock",
+    "derive_seed",
+    "list_checkpoints",
+    "load_checkpoint",
+    "noise_of_seeds",
+    "peak_memory_mib",
+    "save_checkpoint",
+    "seeded_generator",
+    "single_process",
+    "win_rate",
+]

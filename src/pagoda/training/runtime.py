@@ -1,0 +1,113 @@
+"""Where training runs: device, precision and processes, through accelerate; injected, so that distributed code has a single-process twin.
+
+Gradients are averaged explicitly, once a step, rather than by a wrapper around the network: several networks, frozen parts, several
+forward passes and adaptive weights then need no special care, and two processes compute exactly what one does with twice the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
+from functools import lru_cache
+
+import torch
+from accelerate import PartialState
+from torch import Tensor
+
+from pagoda.errors import ConfigError
+
+PRECISIONS = ("float32", "bf16")
+
+
+class Runtime:
+    """Device, precision and communication of this process.
+
+    Args:
+        device: "auto" (a GPU when there is one), "cpu" or "cuda".
+        precision: "float32", or "bf16" for autocast on a GPU.
+
+    Raises:
+        ConfigError: an unknown device or precision, CUDA without a GPU, bf16 on a CPU (it is slower there).
+    """
+
+    def __init__(self, device: str = "auto", precision: str = "float32") -> None:
+        if device not in ("auto", "cpu", "cuda"):
+            raise ConfigError(f"device must be auto, cpu or cuda, got {device!r}.")
+        if precision not in PRECISIONS:
+            raise ConfigError(f"precision must be one of {PRECISIONS}, got {precision!r}.")
+        if device == "cuda" and not torch.cuda.is_available():
+            raise ConfigError("device=cuda was asked for, but PyTorch sees no GPU. Use device=auto or device=cpu.")
+        on_cpu = device == "cpu" or not torch.cuda.is_available()
+        if precision == "bf16" and on_cpu:
+            raise ConfigError("precision=bf16 pays only on a GPU; use precision=float32 here.")
+        self._state = PartialState(cpu=on_cpu)
+        self.precision = precision
+
+    @property
+    def device(self) -> torch.device:
+        """Device of this process."""
+        return self._state.device
+
+    @property
+    def rank(self) -> int:
+        """Index of this process."""
+        return self._state.process_index
+
+    @property
+    def world_size(self) -> int:
+        """Number of processes."""
+        return self._state.num_processes
+
+    @property
+    def is_main(self) -> bool:
+        """True on the one process that writes files and prints."""
+        return self.rank == 0
+
+    def barrier(self) -> None:
+        """Wait for all processes."""
+        self._state.wait_for_everyone()
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """Mixed precision for forward passes; does nothing in float32."""
+        if self.precision == "bf16":
+            return torch.autocast(self.device.type, dtype=torch.bfloat16)
+        return nullcontext()
+
+    def rows(self, batch_size: int) -> slice:
+        """This process's rows of a global batch.
+
+        Raises:
+            ConfigError: the processes do not divide the batch.
+        """
+        if batch_size % self.world_size:
+            raise ConfigError(
+                f"batch_size {batch_size} is not divisible by {self.world_size} processes. "
+                f"Use a multiple of {self.world_size}."
+            )
+        share = batch_size // self.world_size
+        return slice(self.rank * share, (self.rank + 1) * share)
+
+    def mean(self, tensor: Tensor) -> Tensor:
+        """The mean of a tensor over processes (a new tensor; the same one when there is a single process)."""
+        if self.world_size == 1:
+            return tensor
+        total = tensor.detach().clone()
+        torch.distributed.all_reduce(total)
+        return total / self.world_size
+
+    def mean_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
+        """Average the gradients over processes in place, in one message."""
+        if self.world_size == 1:
+            return
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        if not gradients:
+            return
+        flat = self.mean(torch.cat([g.flatten() for g in gradients]))
+        for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+            gradient.copy_(part.view_as(gradient))
+
+
+@lru_cache(maxsize=1)
+def single_process() -> Runtime:
+    """The default runtime: one process on the best device, float32."""
+    return Runtime()

@@ -1,0 +1,63 @@
+"""Shared by all tests: small thread pools, and a tiny run of the whole way that several tests read."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from pagoda.stages.config import RunConfig, override
+from pagoda.stages.presets import preset_config
+from pagoda.stages.run_folder import RunFolder
+
+torch.set_num_threads(1)
+
+TINY = {
+    "device": "cpu",
+    "backbone.channels": [16, 32],
+    "backbone.head_dim": 16,
+    "teach.loop.steps": 6,
+    "teach.loop.batch_size": 8,
+    "teach.loop.checkpoint_every": 2,
+    "teach.loop.log_every": 2,
+    "teach.loop.preview_every": 3,
+    "encode.num_nodes": 4,
+    "encode.shard_size": 16,
+    "encode.batch_size": 8,
+    "distill.loop.steps": 6,
+    "distill.loop.batch_size": 8,
+    "distill.loop.checkpoint_every": 2,
+    "distill.loop.log_every": 2,
+    "distill.loop.preview_every": 3,
+    "grow.steps": [4],
+    "grow.batch_size": [8],
+    "grow.channels": [16],
+    "grow.fakes": 16,
+    "grow.loss.crop": 8,
+    "grow.loss.adversarial_from": 0.5,
+    "grow.loop.checkpoint_every": 2,
+    "grow.loop.log_every": 2,
+    "grow.loop.preview_every": 2,
+}
+"""Settings that make every stage take a second."""
+
+
+def tiny_config(**changes: object) -> RunConfig:
+    """shapes, 8 -> 16 px, a few steps a stage; keys of `changes` are dotted with `__`."""
+    config = override(preset_config("tiny", "shapes:count=40", base=8, size=16), TINY)
+    return override(config, {key.replace("__", "."): value for key, value in changes.items()})
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    """A run that went all the way. Read it, do not write into it."""
+    from pagoda.stages.train import train
+
+    folder: Path = tmp_path_factory.mktemp("finished") / "run"
+    return train(tiny_config(), str(folder), quiet=True)
