@@ -40,14 +40,18 @@ def find(name: str) -> Benchmark:
 def parser() -> argparse.ArgumentParser:
     """The options."""
     top = argparse.ArgumentParser(
-        prog="python -m benchmarks", description=benchmarks.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m benchmarks",
+        description=benchmarks.__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = top.add_subparsers(dest="command", required=True)
     commands.add_parser("list", help="name every benchmark and its question")
     one = commands.add_parser("run", help="run one benchmark; the same command again continues it")
     one.add_argument("name", metavar="NAME")
     one.add_argument("--seeds", type=int, default=3, metavar="N", help="seeds 0 to N-1 (default 3)")
-    one.add_argument("--json", type=Path, required=True, metavar="FILE", help="results; the table goes to FILE with .md")
+    one.add_argument(
+        "--json", type=Path, required=True, metavar="FILE", help="results; the table goes to FILE with .md"
+    )
     one.add_argument("--budget", type=float, default=1.0, metavar="SHARE", help="share of the full run (default 1)")
     one.add_argument("--fresh", action="store_true", help="start over instead of continuing FILE")
     table = commands.add_parser("table", help="render FILE.md again from each FILE.json")

@@ -1,9 +1,16 @@
-"""Figures about images that several benchmarks report."""
+"""Figures that several benchmarks report: about images, and about what a command cost."""
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
 from torch import Tensor
 
+from pagoda.errors import TrainingError
 from pagoda.evaluation import FeatureExtractor, contrast, score_frechet, sharpness
 
 
@@ -33,9 +40,7 @@ def score_images(
     Raises:
         ShapeError, DataError: as `pagoda.evaluation.score_frechet`.
     """
-    report = score_frechet(
-        extractor, real_images, real_labels, fake_images, seed=floor_split_seed, per_class=per_class
-    )
+    report = score_frechet(extractor, real_images, real_labels, fake_images, seed=floor_split_seed, per_class=per_class)
     real, fake = _as_float(real_images), _as_float(fake_images)
     return {
         "distance": report.value,
@@ -43,6 +48,38 @@ def score_images(
         "contrast_ratio": contrast(fake).per_image / contrast(real).per_image,
         "sharpness_ratio": sharpness(fake) / sharpness(real),
     }
+
+
+# A process inherits the peak memory of the one that forked it, so the command is started by a small one and not by this one.
+_MEASURE = """
+import json, resource, subprocess, sys, time
+log, *command = sys.argv[1:]
+start = time.perf_counter()
+with open(log, "wb") as output:
+    status = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT).returncode
+seconds = time.perf_counter() - start
+print(json.dumps([status, seconds, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss]))
+"""
+
+
+def measure_command(command: Sequence[str], *, log: Path) -> dict[str, float]:
+    """Run a command to its end in a process of its own; its output goes to a file.
+
+    Returns:
+        `seconds` of wall time and `peak_mib`, the largest resident memory of the process or of any of its children.
+
+    Raises:
+        TrainingError: the command failed; the message holds the end of its output.
+    """
+    log.parent.mkdir(parents=True, exist_ok=True)
+    wrapped = [sys.executable, "-S", "-c", _MEASURE, str(log), *command]
+    done = subprocess.run(wrapped, stdout=subprocess.PIPE, check=True)
+    status, seconds, peak = json.loads(done.stdout)
+    if status != 0:
+        tail = log.read_text(encoding="utf-8", errors="replace")[-2000:]
+        raise TrainingError(f"`{' '.join(command)}` ended with status {status}. Its last words:\n{tail}")
+    unit = 2**20 if sys.platform == "darwin" else 2**10  # macOS counts bytes, Linux KiB
+    return {"seconds": seconds, "peak_mib": peak / unit}
 
 
 def _as_float(images: Tensor) -> Tensor:

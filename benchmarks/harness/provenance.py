@@ -12,8 +12,10 @@ from typing import Any
 
 import torch
 
+from pagoda.version import __version__
+
 ROOT = Path(__file__).resolve().parents[2]
-_PACKAGES = ("torch", "diffusers", "accelerate", "numpy", "pagoda")
+_PACKAGES = ("torch", "diffusers", "accelerate", "numpy")
 _CODE = ("src", "benchmarks")
 
 
@@ -32,7 +34,8 @@ def machine() -> dict[str, Any]:
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that decide speed and numbers."""
-    return {"python": platform.python_version()} | {name: metadata.version(name) for name in _PACKAGES}
+    packages = {name: metadata.version(name) for name in _PACKAGES}
+    return {"python": platform.python_version(), **packages, "pagoda": __version__}
 
 
 def commit(root: Path = ROOT) -> dict[str, Any]:

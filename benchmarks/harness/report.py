@@ -42,7 +42,7 @@ def _table(record: dict[str, Any]) -> str:
     lines = ["| arm | " + " | ".join(metrics) + " |", "|---|" + "---:|" * len(metrics)]
     for arm, rows in record["arms"].items():
         cells = [_cell([row["metrics"][name] for row in rows if name in row["metrics"]]) for name in metrics]
-        lines.append(f"| {arm} | " + " | ".join(cells) + " |")
+        lines.append("|" + "|".join(f" {cell} " if cell else " " for cell in [arm, *cells]) + "|")
     seeds = len(record["seeds"])
     note = f"Median [min, max] over {seeds} seeds." if seeds > 1 else "One seed."
     return "\n".join(lines) + f"\n\n{note}"
@@ -50,7 +50,7 @@ def _table(record: dict[str, Any]) -> str:
 
 def _cell(values: list[float]) -> str:
     if not values:
-        return "–"
+        return ""
     if min(values) == max(values):
         return number(values[0])
     return f"{number(statistics.median(values))} [{number(min(values))}, {number(max(values))}]"

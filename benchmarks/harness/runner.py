@@ -34,7 +34,7 @@ def run(
 
     Args:
         bench: The benchmark.
-        seeds: Number of seeds, 0 to seeds - 1.
+        seeds: Number of seeds, 0 to seeds - 1; the file's own number when that is larger.
         json_path: Result file, ending in `.json`. When it holds results of the same code, machine, versions and budget,
             these are kept and only the rest is run.
         budget: Share of the full steps or samples, in (0, 1]; results at less than 1 are marked as not for publication.
@@ -68,6 +68,8 @@ def run(
     runs: dict[str, list[dict[str, Any]]] = {arm: [] for arm in arms}
     if json_path.exists() and not fresh:
         runs |= _earlier_runs(json_path, origin, arms=list(arms))
+    # Values that were paid for are never dropped: a file with more seeds keeps them, and they count as asked for.
+    seeds = max([seeds, *(row["seed"] + 1 for rows in runs.values() for row in rows)])
     for seed in range(seeds):
         for name, arm in arms.items():
             if any(row["seed"] == seed for row in runs[name]):
@@ -96,7 +98,9 @@ def load_result(path: Path) -> dict[str, Any]:
             f"`{path}` is not a benchmark result ({type(error).__name__}: {error}). Run the benchmark again with --fresh."
         ) from error
     if not known:
-        raise ArtifactError(f"`{path}` has format {record['format']}, this harness reads {FORMAT}. Run it again with --fresh.")
+        raise ArtifactError(
+            f"`{path}` has format {record['format']}, this harness reads {FORMAT}. Run it again with --fresh."
+        )
     return record
 
 
@@ -130,9 +134,8 @@ def _write(
     command: str,
     path: Path,
 ) -> dict[str, Any]:
-    kept = {name: sorted((r for r in rows if r["seed"] < seeds), key=lambda r: r["seed"]) for name, rows in runs.items()}
-    complete = all(len(rows) == seeds for rows in kept.values())
-    results = Results({name: [row["metrics"] for row in rows] for name, rows in kept.items()})
+    complete = all(len(rows) == seeds for rows in runs.values())
+    results = Results({name: [row["metrics"] for row in rows] for name, rows in runs.items()})
     passes = []
     for line in bench.passes:
         # A line is judged when everything is there; half of the seeds could tell another story.
@@ -150,8 +153,8 @@ def _write(
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
         "seeds": list(range(seeds)),
         "complete": complete,
-        "wall_s": sum(row["wall_s"] for rows in kept.values() for row in rows),
-        "arms": kept,
+        "wall_s": sum(row["wall_s"] for rows in runs.values() for row in rows),
+        "arms": runs,
         "passes": passes,
     }
     write_text_atomic(path, json.dumps(record, indent=1, allow_nan=False) + "\n")

@@ -52,10 +52,12 @@ def save_checkpoint(
     part.mkdir()
     for name, state in states.items():
         save_tensors(part / f"{name}.safetensors", dict(state.module.state_dict()))
-        save_tensors(part / f"{name}.optimizer.safetensors", _flatten(state.optimizer))
+        if state.optimizer.state:  # empty before its first step, and safetensors does not read back an empty file
+            save_tensors(part / f"{name}.optimizer.safetensors", _flatten(state.optimizer))
         if state.ema is not None:
             save_tensors(part / f"{name}.ema.safetensors", dict(state.ema.module.state_dict()))
-    facts = {"format": 1, "step": step, "networks": sorted(states), **info}
+    stepped = sorted(name for name, state in states.items() if state.optimizer.state)
+    facts = {"format": 1, "step": step, "networks": sorted(states), "stepped": stepped, **info}
     text = part / "state.json"
     text.write_text(json.dumps(facts, indent=1), encoding="utf-8")
     with text.open("rb") as file:
@@ -122,7 +124,9 @@ def load_checkpoint(
     for name, state in states.items():
         weights, _ = load_tensors(path / f"{name}.safetensors")
         _compare(path / f"{name}.safetensors", weights, dict(state.module.state_dict()))
-        optimizer, _ = load_tensors(path / f"{name}.optimizer.safetensors")
+        optimizer: dict[str, Tensor] = {}
+        if name in facts["stepped"]:
+            optimizer, _ = load_tensors(path / f"{name}.optimizer.safetensors")
         average: dict[str, Tensor] = {}
         if state.ema is not None:
             average, _ = load_tensors(path / f"{name}.ema.safetensors")
