@@ -18,7 +18,7 @@ from torch import Tensor
 from pagoda.errors import ConfigError
 from pagoda.images import to_pil
 from pagoda.networks import OneStepGenerator
-from pagoda.stages.context import load_teacher
+from pagoda.stages.context import teacher_facts
 from pagoda.stages.run_folder import RunFolder
 from pagoda.stages.sampling import load_generator, sample_images
 
@@ -37,6 +37,11 @@ class PagodaPipeline(DiffusionPipeline):
         generator: The one-step generator.
         class_names: Names of its classes, in the order of the labels; None for a generator without labels.
     """
+
+    generator: OneStepGenerator
+    config: Any
+    register_modules: Any
+    register_to_config: Any
 
     def __init__(self, generator: OneStepGenerator, class_names: list[str] | None = None) -> None:
         super().__init__()
@@ -84,8 +89,7 @@ class PagodaPipeline(DiffusionPipeline):
         generator = load_generator(run)
         if dtype is not None:
             generator = generator.to(dtype)
-        _, facts = load_teacher(run.teacher)
-        names = facts.get("class_names")
+        names = teacher_facts(run.teacher).get("class_names")
         return cls(generator, list(names) if isinstance(names, list) else None)
 
     @property
@@ -109,7 +113,7 @@ class PagodaPipeline(DiffusionPipeline):
         self,
         class_labels: int | str | Sequence[int | str] | None = None,
         *,
-        num_images: int = 1,
+        num_images: int | None = None,
         seed: int | Sequence[int] = 0,
         resolution: int | None = None,
         batch_size: int = 64,
@@ -121,7 +125,7 @@ class PagodaPipeline(DiffusionPipeline):
 
         Args:
             class_labels: A class (number or name) for all images, or one per image; in turn when None.
-            num_images: How many images, where `class_labels` and `seed` do not say.
+            num_images: How many images; as many as `class_labels` or `seed` list, else 1, when None.
             seed: Seed of the first image (the next ones count up), or one seed per image.
             resolution: Side of the images; the largest when None.
             batch_size: Images a network call.
@@ -137,15 +141,21 @@ class PagodaPipeline(DiffusionPipeline):
             raise ConfigError(f"a one-step generator takes num_inference_steps=1, got {num_inference_steps}.")
         if output_type not in ("pil", "np", "pt"):
             raise ConfigError(f"output_type must be pil, np or pt, got {output_type!r}.")
-        many = [x for x in (class_labels, seed) if not isinstance(x, int | str) and x is not None]
-        count = len(many[0]) if many else num_images
-        seeds = list(range(seed, seed + count)) if isinstance(seed, int) else list(seed)
+        asked = {
+            "num_images": num_images,
+            "class_labels": None if class_labels is None or isinstance(class_labels, int | str) else len(class_labels),
+            "seed": None if isinstance(seed, int) else len(seed),
+        }
+        counts = {name: count for name, count in asked.items() if count is not None} or {"num_images": 1}
+        count = next(iter(counts.values()))
+        if count < 1 or len(set(counts.values())) > 1:
+            said = ", ".join(f"{name} asks for {number}" for name, number in counts.items())
+            raise ConfigError(f"one number of images is needed, 1 or more: {said}.")
+        seeds = list(range(seed, seed + count)) if isinstance(seed, int) else [int(s) for s in seed]
         labels: list[int] | None = None
         if class_labels is not None:
             given = [class_labels] * count if isinstance(class_labels, int | str) else list(class_labels)
             labels = [self.label_of(label) if isinstance(label, str) else int(label) for label in given]
-        if len(seeds) != count:
-            raise ConfigError(f"{len(seeds)} seeds for {count} images; give one per image, or the first one's.")
         images = sample_images(self.generator, seeds, labels=labels, resolution=resolution, batch_size=batch_size)
         made: Any = images
         if output_type == "pil":

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from tests.conftest import tiny_config
 
 from pagoda.errors import ArtifactError, ConfigError, DataError
 from pagoda.images import read_metadata
@@ -23,7 +24,6 @@ from pagoda.stages.context import load_teacher
 from pagoda.stages.run_folder import RunFolder
 from pagoda.stages.sampling import load_generator, sample_images
 from pagoda.stages.train import train
-from tests.conftest import tiny_config
 
 
 def hashes(run: RunFolder) -> dict[str, str]:
@@ -222,7 +222,9 @@ def test_an_unknown_key_is_refused_with_the_nearest_name() -> None:
         override(tiny_config(), {"teach.loop.step": 3})
 
 
-@pytest.mark.parametrize(("key", "value"), [("base", "8"), ("mirror", 1), ("grow.steps", 3), ("teach", 3), ("seed", 1.5)])
+@pytest.mark.parametrize(
+    ("key", "value"), [("base", "8"), ("mirror", 1), ("grow.steps", 3), ("teach", 3), ("seed", 1.5)]
+)
 def test_a_value_of_another_type_is_refused(key: str, value: object) -> None:
     with pytest.raises(ConfigError, match=key.split(".")[-1]):
         override(tiny_config(), {key: value})

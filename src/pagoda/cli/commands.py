@@ -27,14 +27,14 @@ class _Start:
     """Folder of images, zip, IDX folder, parquet file, hub name, or `shapes` (drawn on the spot)."""
     out: str
     """Run folder; made when missing, continued when it is there."""
-    base: int = 32
-    """Side of the diffusion model's images, in pixels."""
-    size: int = 256
-    """Side of the generator's images, in pixels: base x 2^k."""
+    base: int | None = None
+    """Side of the diffusion model's images, in pixels; 32 when neither given nor in the file."""
+    size: int | None = None
+    """Side of the generator's images, in pixels: base x 2^k; 256 when neither given nor in the file."""
     preset: Literal["tiny", "small", "base"] = "small"
     """tiny: minutes on two cores; small: an hour on two cores or minutes on a GPU; base: ImageNet-64 class."""
     config: Path | None = None
-    """YAML file of settings on top of the preset (see `--dry-run` for all of them)."""
+    """YAML file of settings on top of the preset (see `--dry-run` for all of them); its `data` is not read."""
     set: Settings = ()
     """Single settings on top of that, e.g. `--set teach.loop.steps=2000 source.filter=skin_tone=`."""
     seed: int | None = None
@@ -57,11 +57,17 @@ class _Start:
         from pagoda.stages.config import override, read_yaml
         from pagoda.stages.presets import preset_config
 
-        config = preset_config(self.preset, self.data, base=self.base, size=self.size)
-        if self.config is not None:
-            config = override(config, flatten(read_yaml(self.config)))
-        config = override(config, parse_settings(self.set))
+        settings = {} if self.config is None else flatten(read_yaml(self.config))
+        settings |= parse_settings(self.set)
+        # A preset's network depends on the base size, so the sizes are known first.
+        sizes = {"base": 32, "size": 256}
+        for name, value in (("base", self.base), ("size", self.size)):
+            sizes[name] = settings.get(name, sizes[name]) if value is None else value
+            if type(sizes[name]) is not int:
+                raise ConfigError(f"`{name}` must be of type int, got {sizes[name]!r}.")
+        config = override(preset_config(self.preset, self.data, **sizes), {**settings, **sizes})
         named = {
+            "data": self.data,
             "seed": self.seed,
             "device": self.device,
             "source.filter": self.filter,
@@ -285,14 +291,17 @@ def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
     """`key=value` texts as dotted settings; values are read as YAML.
 
     Raises:
-        ConfigError: a text without `=`.
+        ConfigError: a text without `=`, or a value that is not YAML.
     """
     values = {}
     for setting in settings:
         key, equals, text = setting.partition("=")
         if not equals:
             raise ConfigError(f"--set takes key=value, got {setting!r}. Example: --set teach.loop.steps=500")
-        values[key.strip()] = "" if text == "" else yaml.safe_load(text)
+        try:
+            values[key.strip()] = "" if text == "" else yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"--set {setting!r}: the value cannot be read as YAML ({error}).") from error
     return values
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
+import operator
 import os
 import sys
 import warnings
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
@@ -21,15 +24,15 @@ from pagoda.cli.commands import (
 from pagoda.errors import PagodaError
 from pagoda.version import __version__
 
-Command = (
-    Annotated[Train, tyro.conf.subcommand("train")]
-    | Annotated[Teach, tyro.conf.subcommand("teach")]
-    | Annotated[Encode, tyro.conf.subcommand("encode")]
-    | Annotated[Distill, tyro.conf.subcommand("distill")]
-    | Annotated[Grow, tyro.conf.subcommand("grow")]
-    | Annotated[Sample, tyro.conf.subcommand("sample")]
-    | Annotated[CheckData, tyro.conf.subcommand("data-check")]
-)
+COMMANDS: dict[str, type[Any]] = {
+    "train": Train,
+    "teach": Teach,
+    "encode": Encode,
+    "distill": Distill,
+    "grow": Grow,
+    "sample": Sample,
+    "data check": CheckData,
+}
 
 DESCRIPTION = """Train small, distil once, grow tall.
 
@@ -42,22 +45,54 @@ Run a command again to continue where it stopped.
 """
 
 
+def command_type(chosen: str) -> Any:
+    """The union of all commands; only the chosen one brings its examples, the others their first line."""
+    members = []
+    for name, kind in COMMANDS.items():
+        text = inspect.cleandoc(kind.__doc__ or "")
+        description = text if name == chosen else text.splitlines()[0]
+        members.append(Annotated[kind, tyro.conf.subcommand(name, description=description)])
+    return functools.reduce(operator.or_, members)
+
+
+def gather_settings(arguments: list[str]) -> list[str]:
+    """All `--set` options as one: `--set a=1 --set b=2` means `--set a=1 b=2`, where a parser keeps only the last.
+
+    What follows the first value belongs to it as long as it looks like `key=value`, so that a folder may come after it.
+    """
+    kept, settings, index = [], [], 0
+    while index < len(arguments):
+        word = arguments[index]
+        index += 1
+        if word.startswith("--set="):
+            settings.append(word.removeprefix("--set="))
+        elif word == "--set" and index < len(arguments):
+            settings.append(arguments[index])
+            index += 1
+            while index < len(arguments) and "=" in arguments[index] and not arguments[index].startswith("-"):
+                settings.append(arguments[index])
+                index += 1
+        else:
+            kept.append(word)
+    return [*kept, "--set", *settings] if settings else kept
+
+
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; returns the exit status: 0, 1 for an error of the user's, 130 when interrupted."""
+    """Run the command line; returns the exit status: 0, 1 for an error of the user's, 130 when interrupted, 141 when nobody reads."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if arguments == ["--version"]:
         print(f"pagoda {__version__}")
         return 0
-    if arguments[:2] == ["data", "check"]:  # written as two words, parsed as one command
-        arguments[:2] = ["data-check"]
+    if arguments[:2] == ["data", "check"]:  # written as two words, parsed as one
+        arguments[:2] = ["data check"]
     warnings.filterwarnings("default", module="pagoda")
     try:
         command = tyro.cli(
-            Command,  # type: ignore[arg-type]
-            args=arguments,
+            command_type(arguments[0] if arguments else ""),
+            args=gather_settings(arguments),
             prog="pagoda",
             description=DESCRIPTION,
-            config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagConversionOff, tyro.conf.AvoidSubcommands),
+            config=(tyro.conf.OmitArgPrefixes, tyro.conf.PositionalMetavarFromFieldName),
         )
         command.run()
     except PagodaError as error:
@@ -68,6 +103,9 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\nstopped; run the same command again to continue", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # the reader has gone, as in `pagoda train --help | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     return 0
 
 

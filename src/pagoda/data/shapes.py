@@ -197,7 +197,7 @@ class ShapesSource:
         level = draw.uniform(0.84, 0.95) if light else draw.uniform(0.07, 0.2)
         tint = draw.uniform(-0.025, 0.025, 3)
         gradient = draw.uniform(-0.06, 0.06, 2)
-        scale = float(draw.uniform(0.27, 0.42))
+        scale = float(draw.uniform(0.33, 0.43))
         room = 0.47 - scale  # keeps the shape inside, its corners just at the border when rotated
         x, y = 0.5 + draw.uniform(-room, room, 2)
         return ShapeFactors(

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import yaml
 
-from pagoda.data import SourceConfig
+from pagoda.data import DownsamplerKind, SourceConfig
 from pagoda.errors import ConfigError, did_you_mean
 from pagoda.networks import BackboneConfig
 from pagoda.training import LoopConfig, OptimizerConfig
@@ -154,12 +154,14 @@ class RunConfig:
     """Seed of every random draw."""
     mirror: bool = True
     """Images are as good mirrored; turn it off where left and right matter."""
-    downsampler: str = "box_bicubic"
+    downsampler: DownsamplerKind = "box_bicubic"
     """Kernel that makes the smaller copies."""
-    sigma_data: float = 0.5
-    """Standard deviation of the data."""
+    sigma_data: float | None = None
+    """Standard deviation of the data, which the preconditioning assumes; None measures it on the images of base size."""
     sigma_max: float = 80.0
     """Noise level at which latents live."""
+    noise_scale: float = 25.0
+    """The network is told noise_scale * ln(sigma). Measured after 300 steps at 8 px: 25 denoises 4-10 % better than the official 250."""
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     teach: TeachConfig = TeachConfig()
     encode: EncodeConfig = EncodeConfig()

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from pagoda.data import Downsampler, ImageDataset, check_source, open_source, prepare_images
 from pagoda.data.order import batch_indices
 from pagoda.diffusion import Condition, EDMDenoiser
-from pagoda.errors import ArtifactError, DataError
+from pagoda.errors import ArtifactError
 from pagoda.files import write_text_atomic
 from pagoda.images import make_grid, save_image
 from pagoda.networks import DiffusersNetwork, model_hash
@@ -97,23 +98,19 @@ def preview_condition(count: int, num_classes: int) -> Condition:
     return Condition.of_labels(torch.arange(count) % num_classes if num_classes else None)
 
 
-def open_context(run: RunFolder, config: RunConfig, *, quiet: bool = False) -> StageContext:
-    """Check the data, make the small copies, and open the device: all that can fail before the long work.
+def open_context(run: RunFolder, config: RunConfig, runtime: Runtime, *, quiet: bool = False) -> StageContext:
+    """Check the data and make the small copies.
 
     Raises:
         DataError: images that cannot be read or are smaller than the target; all of them are named.
-        ConfigError: a device or precision that is not there.
         ResourceError: no room for the copies.
     """
     if config.threads:
         torch.set_num_threads(config.threads)
-    runtime = Runtime(config.device, config.precision)
     if runtime.is_main:
         _prepare(run, config, quiet=quiet)
     runtime.barrier()
     data = _prepare(run, config, quiet=True)
-    if config.distill.loop.batch_size > 0 and len(data) < 1:
-        raise DataError(f"{config.data} holds no images.")
     return StageContext(run, config, runtime, data, quiet)
 
 
@@ -128,7 +125,7 @@ def _prepare(run: RunFolder, config: RunConfig, *, quiet: bool) -> ImageDataset:
     data = prepare_images(
         source,
         sizes=config.sizes,
-        downsampler=Downsampler(config.downsampler),  # type: ignore[arg-type]
+        downsampler=Downsampler(config.downsampler),
         cache_dir=run.images,
         progress=not quiet,
     )
@@ -139,7 +136,7 @@ def _prepare(run: RunFolder, config: RunConfig, *, quiet: bool) -> ImageDataset:
 
 def save_teacher(path: Path, denoiser: EDMDenoiser, network: DiffusersNetwork, facts: dict[str, object]) -> str:
     """Write a teacher as a diffusers folder with its preconditioning beside it; returns its hash."""
-    network.model.save_pretrained(path)
+    cast(Any, network.model).save_pretrained(path)
     digest = model_hash(network.model)
     preconditioning = {
         "preconditioning": "edm",
@@ -152,16 +149,25 @@ def save_teacher(path: Path, denoiser: EDMDenoiser, network: DiffusersNetwork, f
     return digest
 
 
+def teacher_facts(path: Path) -> dict[str, Any]:
+    """What `save_teacher` wrote beside the weights.
+
+    Raises:
+        ArtifactError: not such a folder.
+    """
+    try:
+        return dict(json.loads((path / "denoiser.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"{path} holds no teacher of pagoda ({error}). Run `pagoda teach` first.") from error
+
+
 def load_teacher(path: Path) -> tuple[EDMDenoiser, dict[str, object]]:
     """A teacher that `save_teacher` wrote, in evaluation mode, with the facts written beside it.
 
     Raises:
         ArtifactError: not such a folder, or its weights are not those that were written.
     """
-    try:
-        facts = json.loads((path / "denoiser.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ArtifactError(f"{path} holds no teacher of pagoda ({error}). Run `pagoda teach` first.") from error
+    facts = teacher_facts(path)
     model = load_model(path)
     digest = model_hash(model)
     if digest != facts["hash"]:

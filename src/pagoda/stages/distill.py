@@ -17,7 +17,7 @@ from pagoda.networks import (
 )
 from pagoda.stages.config import LossConfig
 from pagoda.stages.context import StageContext, load_teacher
-from pagoda.stages.objective import GeneratorInputs, GeneratorObjective
+from pagoda.stages.objective import GeneratorBatch, GeneratorInputs, GeneratorObjective
 from pagoda.stages.run_folder import stage_settings
 from pagoda.training import StepRandom, Trainer, derive_seed
 
@@ -95,7 +95,7 @@ def distill(context: StageContext) -> None:
         "teacher": str(facts["hash"]),
         "latents": hash_json(store.provenance),
     }
-    fingerprint = run.begin(STAGE, stage_settings(config, STAGE), inputs)
+    fingerprint = run.begin(STAGE, stage_settings(config, STAGE), inputs, write=runtime.is_main)
     if run.is_done(STAGE):
         context.say("distill: done already")
         return
@@ -140,7 +140,7 @@ def distill(context: StageContext) -> None:
 
 
 def export_generator(
-    context: StageContext, stage: str, generator: torch.nn.Module, size: int, trainer: Trainer[object]
+    context: StageContext, stage: str, generator: torch.nn.Module, size: int, trainer: Trainer[GeneratorBatch]
 ) -> None:
     """Write the averaged generator and mark its stage done."""
     assert isinstance(generator, OneStepGenerator)

@@ -34,7 +34,7 @@ def start_noise(seed: int, indices: Tensor, flips: Tensor, shape: tuple[int, ...
 
 @torch.no_grad()
 def encode(context: StageContext) -> None:
-    """Fill `latents/`; a shard that is there is not made again.
+    """Fill `latents/`; a shard that is there is not made again, one that was deleted is.
 
     Raises:
         ArtifactError: latents of another teacher or configuration, or whose moments are off.
@@ -44,12 +44,7 @@ def encode(context: StageContext) -> None:
     taught = run.require("teach", f"pagoda teach {run.path}")
     teacher_hash = taught["results"]["hash"]
     inputs = {"data": data.fingerprint, "teacher": teacher_hash}
-    run.begin(STAGE, stage_settings(config, STAGE), inputs)
-    if run.is_done(STAGE):
-        context.say("encode: done already")
-        return
-    denoiser, _ = load_teacher(run.teacher)
-    denoiser.to(runtime.device)
+    run.begin(STAGE, stage_settings(config, STAGE), inputs, write=runtime.is_main)
     shape = (data.channels, config.base, config.base)
     provenance = {
         "teacher": teacher_hash,
@@ -68,6 +63,11 @@ def encode(context: StageContext) -> None:
         shard_size=settings.shard_size,
         dtype=settings.dtype,  # type: ignore[arg-type]
     )
+    if run.is_done(STAGE) and store.complete:
+        context.say("encode: done already")
+        return
+    denoiser, _ = load_teacher(run.teacher)
+    denoiser.to(runtime.device)
     runtime.barrier()
     mine = [shard for shard in store.missing_shards() if shard % runtime.world_size == runtime.rank]
     status, started, done = context.status(), time.monotonic(), 0

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pagoda.data import LatentStore
 from pagoda.diffusion import Condition
 from pagoda.errors import ConfigError
 from pagoda.files import hash_json
 from pagoda.networks import OneStepGenerator, model_hash
+from pagoda.stages.config import RunConfig
 from pagoda.stages.context import StageContext
 from pagoda.stages.distill import LatentInputs, build_critics, export_generator, open_latents
 from pagoda.stages.objective import GeneratorInputs, GeneratorObjective
 from pagoda.stages.run_folder import stage_settings
+from pagoda.stages.sampling import load_generator
 from pagoda.training import StepRandom, Trainer, derive_seed, seeded_generator
 
 
@@ -54,6 +57,14 @@ def stage_name(size: int) -> str:
     return f"grow-{size}"
 
 
+def octave_settings(config: RunConfig, size: int) -> dict[str, Any]:
+    """What decides the octave of `size`: of tuples only its own entry, so that a run can grow on and keep the octaves it has."""
+    settings = stage_settings(config, "grow")
+    settings["grow"] = {**settings["grow"], **config.grow.octave(config.sizes.index(size) - 1)}
+    settings["grow"]["loop"] = {k: v for k, v in settings["grow"]["loop"].items() if k not in ("steps", "batch_size")}
+    return settings
+
+
 def grow(context: StageContext, size: int) -> None:
     """Grow the generator from `size / 2` to `size` and write it to `generator-<size>/`; continues where it stopped.
 
@@ -69,17 +80,14 @@ def grow(context: StageContext, size: int) -> None:
     below = "distill" if octave == 0 else stage_name(size // 2)
     lower_hash = run.require(below, f"pagoda train ... --out {run.path}")["results"]["hash"]
     store = open_latents(context)
-    settings = stage_settings(config, "grow")
-    # Only this octave's entries count, so that a run can be taken further without disturbing the octaves it has.
     values = config.grow.octave(octave)
-    settings["grow"] = {**settings["grow"], **values}
-    settings["grow"]["loop"] = {k: v for k, v in settings["grow"]["loop"].items() if k not in ("steps", "batch_size")}
     inputs = {"data": context.data.fingerprint, "generator": str(lower_hash), "latents": hash_json(store.provenance)}
-    fingerprint = run.begin(stage, settings, inputs)
+    fingerprint = run.begin(stage, octave_settings(config, size), inputs, write=runtime.is_main)
     if run.is_done(stage):
         context.say(f"{stage}: done already")
         return
-    lower = OneStepGenerator.from_pretrained(run.generator(size // 2), use_safetensors=True).to(runtime.device).eval()
+    lower = load_generator(run, size // 2)
+    nn.Module.to(lower, runtime.device)  # diffusers' own `to` is not typed
     torch.manual_seed(derive_seed(config.seed, stage, "init"))
     generator = lower.grow(
         channels=values["channels"],

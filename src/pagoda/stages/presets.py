@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 from pagoda.errors import ConfigError, did_you_mean
 from pagoda.networks import backbone_preset
@@ -38,14 +39,14 @@ def preset_config(name: str, data: str, *, base: int, size: int) -> RunConfig:
     return dataclasses.replace(config, **{"tiny": _tiny, "small": _small, "base": _base}[name]())
 
 
-def _tiny() -> dict[str, object]:
+def _tiny() -> dict[str, Any]:
     """Minutes on two cores: 8 -> 32 px shapes."""
     return {
         "teach": TeachConfig(
-            loop=LoopConfig(steps=700, batch_size=128, checkpoint_every=100, log_every=20, preview_every=175),
-            optimizer=OptimizerConfig(lr=2e-3, warmup_steps=20),
-            ema=0.995,
-            noise=NoiseLaw(mean=-0.9, std=1.3),
+            loop=LoopConfig(steps=2000, batch_size=64, checkpoint_every=200, log_every=50, preview_every=1000),
+            optimizer=OptimizerConfig(lr=3e-3, warmup_steps=50),
+            ema=0.998,
+            noise=NoiseLaw(mean=-0.5, std=1.2),
         ),
         "encode": EncodeConfig(num_nodes=12, sigma_min=0.03, batch_size=512),
         "distill": DistillConfig(
@@ -63,14 +64,14 @@ def _tiny() -> dict[str, object]:
     }
 
 
-def _small() -> dict[str, object]:
+def _small() -> dict[str, Any]:
     """Within an hour on two cores, 16 -> 64 px; minutes on a GPU."""
     return {
         "teach": TeachConfig(
-            loop=LoopConfig(steps=1600, batch_size=128, checkpoint_every=100, log_every=20, preview_every=400),
-            optimizer=OptimizerConfig(lr=1e-3, warmup_steps=50),
+            loop=LoopConfig(steps=2000, batch_size=64, checkpoint_every=200, log_every=20, preview_every=500),
+            optimizer=OptimizerConfig(lr=2e-3, warmup_steps=50),
             ema=0.998,
-            noise=NoiseLaw(mean=-0.9, std=1.3),
+            noise=NoiseLaw(mean=-0.6, std=1.3),
         ),
         "encode": EncodeConfig(num_nodes=12, sigma_min=0.03, batch_size=256),
         "distill": DistillConfig(
@@ -88,7 +89,7 @@ def _small() -> dict[str, object]:
     }
 
 
-def _base() -> dict[str, object]:
+def _base() -> dict[str, Any]:
     """The ImageNet-64 class of network; days on GPUs. Numbers follow the official scripts where they give one."""
     radam = OptimizerConfig(name="radam", lr=8e-6, rate="constant", clip=0.0)
     judge = OptimizerConfig(name="radam", lr=2e-3, rate="constant", clip=0.0)

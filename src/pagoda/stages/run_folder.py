@@ -54,7 +54,9 @@ class RunFolder:
 
     @classmethod
     def create(cls, path: Path | str, config: RunConfig) -> RunFolder:
-        """Open a folder for this configuration, making it when missing, and write `config.yaml`.
+        """Open a folder for this configuration, making it when missing.
+
+        `config.yaml` is written into a new folder only: a run keeps its own until `write_config` is told otherwise.
 
         Raises:
             ArtifactError: the path is a file, or a folder with other things in it.
@@ -68,7 +70,8 @@ class RunFolder:
             run.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ArtifactError(f"cannot make the run folder {run.path}: {error}.") from error
-        write_text_atomic(run.config_path, to_yaml(config))
+        if not run.config_path.exists():
+            run.write_config(config)
         return run
 
     @classmethod
@@ -96,7 +99,15 @@ class RunFolder:
         Raises:
             ConfigError: the file does not hold a configuration of this version.
         """
-        return from_dict(RunConfig, read_yaml(self.config_path))
+        values = read_yaml(self.config_path)
+        try:
+            return from_dict(RunConfig, values)
+        except ConfigError as error:
+            raise ConfigError(f"{self.config_path}: {error}") from error
+
+    def write_config(self, config: RunConfig) -> None:
+        """Make this the configuration of the run; checked against its stages before (see `check`)."""
+        write_text_atomic(self.config_path, to_yaml(config))
 
     @property
     def teacher(self) -> Path:
@@ -156,31 +167,44 @@ class RunFolder:
             ) from error
         return dict(facts)
 
-    def begin(self, stage: str, settings: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
-        """Start or continue a stage; returns its fingerprint.
+    def check(self, stage: str, settings: Mapping[str, Any], inputs: Mapping[str, str]) -> dict[str, Any]:
+        """Compare a stage that was started with what it would be made from now; returns the latter.
 
         Args:
-            stage: Name of the stage.
+            stage: Name of the stage; one that was never started agrees with everything.
             settings: The configuration that decides what comes out.
-            inputs: Fingerprints of what the stage reads: data, teacher, latents, generator below.
+            inputs: Fingerprints of what the stage reads, as far as they are known.
 
         Raises:
             ArtifactError: the stage was started with other settings or inputs; the keys that differ are named.
         """
-        kept = _without(settings, FREE_KEYS)
-        facts = {"settings": json.loads(json.dumps(kept)), "inputs": dict(inputs)}
+        now = {"settings": json.loads(json.dumps(_without(settings, FREE_KEYS))), "inputs": dict(inputs)}
         before = self.record(stage)
         if before is not None:
-            changed = _differences(before["settings"], facts["settings"]) + _differences(
-                before["inputs"], facts["inputs"]
-            )
+            known = {key: before["inputs"].get(key) for key in inputs}
+            changed = _differences(before["settings"], now["settings"]) + _differences(known, now["inputs"])
             if changed:
                 raise ArtifactError(
                     f"stage `{stage}` of {self.path} was started with another configuration: {'; '.join(changed[:5])}. "
                     "Go back to those settings, choose another --out, or remove the stage "
                     f"(`stages/{stage}.json` and what it made) to run it again."
                 )
-        else:
+        return now
+
+    def begin(self, stage: str, settings: Mapping[str, Any], inputs: Mapping[str, str], *, write: bool = True) -> str:
+        """Start or continue a stage; returns its fingerprint.
+
+        Args:
+            stage: Name of the stage.
+            settings: The configuration that decides what comes out.
+            inputs: Fingerprints of what the stage reads: data, teacher, latents, generator below.
+            write: Whether this process is the one that writes files.
+
+        Raises:
+            ArtifactError: the stage was started with other settings or inputs; the keys that differ are named.
+        """
+        facts = self.check(stage, settings, inputs)
+        if write and self.record(stage) is None:
             self.write_record(stage, {**facts, "done": False, "version": __version__})
         return hash_json(facts)
 
@@ -286,7 +310,7 @@ def stage_settings(config: RunConfig, stage: str) -> dict[str, Any]:
         raise ConfigError(f"unknown stage {stage!r}; stages are teach, encode, distill, grow.")
     shared = ["seed", "mirror"]
     if stage == "teach":
-        shared += ["base", "sigma_data", "backbone", "precision"]
+        shared += ["base", "sigma_data", "noise_scale", "backbone", "precision"]
     elif stage == "encode":
         shared += ["sigma_max", "precision"]
     else:

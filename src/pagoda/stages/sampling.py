@@ -9,7 +9,9 @@ from torch import Tensor
 
 from pagoda.diffusion import Condition
 from pagoda.errors import ArtifactError, ConfigError
-from pagoda.networks import OneStepGenerator
+from pagoda.files import load_tensors
+from pagoda.networks import OneStepGenerator, model_hash
+from pagoda.networks.loading import WEIGHTS
 from pagoda.stages.run_folder import RunFolder
 from pagoda.training import noise_of_seeds
 
@@ -21,7 +23,7 @@ def load_generator(run: RunFolder, size: int | None = None) -> OneStepGenerator:
         size: Which one; the largest that is there when None.
 
     Raises:
-        ArtifactError: the run has none, or none of that size.
+        ArtifactError: the run has none, or none of that size, or its weights are truncated or not those that were written.
     """
     sizes = run.generator_sizes()
     if not sizes:
@@ -31,7 +33,17 @@ def load_generator(run: RunFolder, size: int | None = None) -> OneStepGenerator:
     if size is not None and size not in sizes:
         raise ArtifactError(f"{run.path} has generators of {sizes} pixels, none of {size}.")
     folder = run.generator(sizes[-1] if size is None else size)
+    if not (folder / WEIGHTS).is_file():
+        raise ArtifactError(f"{folder} has no {WEIGHTS}. Only safetensors are loaded; put the file back.")
+    load_tensors(folder / WEIGHTS)  # a truncated or foreign file is named here, in our words
     generator: OneStepGenerator = OneStepGenerator.from_pretrained(folder, use_safetensors=True, local_files_only=True)
+    record = run.record("distill" if generator.size == generator.base_size else f"grow-{generator.size}")
+    if record is not None and record["done"]:
+        digest, written = model_hash(generator), record["results"]["hash"]
+        if digest != written:
+            raise ArtifactError(
+                f"the weights in {folder} have the hash {digest}, written were {written}: they were exchanged or damaged."
+            )
     return generator.eval()
 
 

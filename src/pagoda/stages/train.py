@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import time
+from collections.abc import Callable, Sequence
+
+import torch
+from torch.nn import functional as F
 
 from pagoda.errors import ArtifactError, ConfigError
 from pagoda.files import check_disk
 from pagoda.images import make_grid, save_image
+from pagoda.networks import model_hash
 from pagoda.stages.config import RunConfig
-from pagoda.stages.context import StageContext, open_context, preview_condition
+from pagoda.stages.context import StageContext, open_context
 from pagoda.stages.distill import distill
 from pagoda.stages.encode import encode
-from pagoda.stages.grow import grow, stage_name
-from pagoda.stages.run_folder import RunFolder
+from pagoda.stages.grow import grow, octave_settings, stage_name
+from pagoda.stages.report import write_report
+from pagoda.stages.run_folder import RunFolder, stage_settings
 from pagoda.stages.sampling import load_generator, sample_images
 from pagoda.stages.teach import teach
-from pagoda.training import clock
+from pagoda.training import Runtime, clock
 
 STAGES = ("teach", "encode", "distill", "grow")
 
@@ -45,43 +50,85 @@ def train(config: RunConfig, out: str, *, until: str = "grow", quiet: bool = Fal
             f"base {config.base} is not divisible by the network's stride {network.stride} ({len(network.channels)} levels). "
             f"Use a multiple of {network.stride}, or fewer backbone.channels."
         )
-    run = RunFolder.create(out, config)
-    alone = int(os.environ.get("RANK", "0")) == 0  # of several processes, the first holds the lock for all
-    with run.lock() if alone else contextlib.nullcontext():
-        context = open_context(run, config, quiet=quiet)
-        if context.runtime.is_main:
+    runtime = Runtime(config.device, config.precision)
+    if runtime.is_main:
+        RunFolder.create(out, config)
+    runtime.barrier()
+    run = RunFolder.open(out)
+    with run.lock() if runtime.is_main else contextlib.nullcontext():  # the first process holds the lock for all
+        context = open_context(run, config, runtime, quiet=quiet)
+        wanted = stages_of(config, until)
+        check_stages(context, wanted)
+        if runtime.is_main:
             check_disk(run.path, _disk_needed(context), "the latents and caches of this run")
+            run.write_config(config)
         started = time.monotonic()
-        teach(context)
-        if STAGES.index(until) >= 1:
-            encode(context)
-        if STAGES.index(until) >= 2:
-            distill(context)
-        if STAGES.index(until) >= 3:
-            for size in config.sizes[1:]:
-                grow(context, size)
+        if all(run.is_done(stage) for stage in wanted):
+            context.say(f"{', '.join(wanted)}: done already")
+            wanted = []
+        runtime.barrier()  # every process has read what is done before one of them finishes more
+        for stage in wanted:
+            run_stage(context, stage)
         if context.runtime.is_main and STAGES.index(until) >= 2:
-            draw_octaves(context)
+            draw_samples(context)
+        if context.runtime.is_main:
+            write_report(run, config, stages_of(config))
         context.say(f"done in {clock(time.monotonic() - started)}: {run.path}")
     return run
 
 
-def draw_octaves(context: StageContext) -> None:
-    """Write the grid of final samples, and the same seeds at every size side by side."""
-    run = context.run
+def draw_samples(context: StageContext) -> None:
+    """Write a grid of samples, a column a class where there are a few, and the same seeds at every size below each other."""
+    run, num_classes = context.run, context.data.num_classes
     generator = load_generator(run)
-    count = 8 * max(1, min(context.data.num_classes, 10) or 4)
-    condition = preview_condition(count, context.data.num_classes)
-    labels = None if condition.label is None else condition.label.tolist()
-    images = sample_images(generator, list(range(count)), labels=labels)
-    columns = context.data.num_classes if 2 <= context.data.num_classes <= 16 else 8
-    facts = {"seeds": list(range(count)), "labels": labels}
+    columns = num_classes if 2 <= num_classes <= 16 else 8
+    seeds = list(range(8 * columns))
+    labels = [seed % num_classes for seed in seeds] if num_classes else None
+    images = sample_images(generator, seeds, labels=labels)
+    facts = {"model": model_hash(generator), "seeds": seeds, "labels": labels}
     save_image(make_grid(images, columns=columns), run.path / "samples" / f"final-{generator.size}.png", metadata=facts)
+    few, few_labels = seeds[:columns], None if labels is None else labels[:columns]
+    rows = [sample_images(generator, few, labels=few_labels, resolution=size) for size in generator.sizes]
+    enlarged = torch.cat([F.interpolate(row, size=(generator.size, generator.size), mode="nearest") for row in rows])
+    save_image(make_grid(enlarged, columns=columns), run.path / "samples" / "octaves.png", metadata=facts)
 
 
-def stages_of(config: RunConfig) -> list[str]:
-    """Names of all stages of a run, in order."""
-    return ["teach", "encode", "distill", *(stage_name(size) for size in config.sizes[1:])]
+def stages_of(config: RunConfig, until: str = "grow") -> list[str]:
+    """Names of the stages of a run up to and including `until`, in order; `grow` is one stage an octave."""
+    octaves = [stage_name(size) for size in config.sizes[1:]]
+    return [*STAGES[: min(STAGES.index(until) + 1, 3)], *(octaves if until == "grow" else [])]
+
+
+def run_stage(context: StageContext, stage: str) -> None:
+    """Run one stage by its name in `stages_of`."""
+    alone: dict[str, Callable[[StageContext], None]] = {"teach": teach, "encode": encode, "distill": distill}
+    if stage in alone:
+        alone[stage](context)
+    else:
+        grow(context, int(stage.removeprefix("grow-")))
+
+
+def check_stages(context: StageContext, stages: Sequence[str]) -> None:
+    """Compare every stage that was started with the configuration, and see that what it made is still there.
+
+    Raises:
+        ArtifactError: a stage was started with another configuration, or what it made is missing.
+    """
+    run, config = context.run, context.config
+    for stage in stages:
+        if stage in STAGES:
+            settings = stage_settings(config, stage)
+            # The latents are not among these: `encode` checks them, and makes them again, shard by shard.
+            made = {"teach": run.teacher, "distill": run.generator(config.base)}.get(stage)
+        else:
+            size = int(stage.removeprefix("grow-"))
+            settings, made = octave_settings(config, size), run.generator(size)
+        run.check(stage, settings, {"data": context.data.fingerprint})
+        if made is not None and run.is_done(stage) and not made.is_dir():
+            raise ArtifactError(
+                f"stage `{stage}` is done according to {run.path}/stages/{stage}.json, but {made} is missing. "
+                "Put it back, or remove that file to run the stage again."
+            )
 
 
 def _disk_needed(context: StageContext) -> int:

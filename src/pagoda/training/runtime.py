@@ -41,12 +41,19 @@ class Runtime:
         if precision == "bf16" and on_cpu:
             raise ConfigError("precision=bf16 pays only on a GPU; use precision=float32 here.")
         self._state = PartialState(cpu=on_cpu)
+        # accelerate keeps one state for the whole process: a second Runtime would be given the first one's device.
+        alone = self._state.num_processes == 1
+        self._device = torch.device("cpu" if on_cpu else "cuda") if alone else self._state.device
+        if self._device.type != ("cpu" if on_cpu else "cuda"):
+            raise ConfigError(
+                f"the processes of this run communicate for {self._device.type} already; device={device} needs a new start."
+            )
         self.precision = precision
 
     @property
     def device(self) -> torch.device:
         """Device of this process."""
-        return self._state.device
+        return self._device
 
     @property
     def rank(self) -> int:

@@ -1,0 +1,158 @@
+"""What is measured of a finished run, the same for every data set: distances with floors, contrast, inversion, speed."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from benchmarks.metrics import score_images
+from pagoda.diffusion import Condition, EDMDenoiser, sample
+from pagoda.evaluation import ClassifierFeatures, SmallClassifier, train_classifier
+from pagoda.images import make_grid, save_image
+from pagoda.networks import OneStepGenerator
+from pagoda.stages.context import load_teacher
+from pagoda.stages.run_folder import RunFolder
+from pagoda.stages.sampling import load_generator, sample_images
+from pagoda.training import noise_of_seeds
+
+Real = Callable[[int], tuple[Tensor, Tensor]]
+"""Real images the run was not trained on where there are enough, by size: uint8 (N, C, s, s) and labels (N,)."""
+
+FIRST_SEED = 1_000_000
+"""Seeds of scored samples start here: none of them was looked at while settings were chosen."""
+
+
+def fit_classifier(train: tuple[Tensor, Tensor], *, num_classes: int, steps: int) -> SmallClassifier:
+    """The independent judge of one size: trained on real images alone, never used in training a generator."""
+    images, labels = train
+    return train_classifier(
+        images, labels, num_classes=num_classes, input_size=images.shape[-1], steps=steps, seed=0
+    ).eval()
+
+
+def teacher_samples(denoiser: EDMDenoiser, seeds: list[int], labels: list[int], shape: tuple[int, ...]) -> Tensor:
+    """Samples of the teacher with Heun at 18 levels, (N, C, b, b) in [-1, 1]."""
+    made = []
+    with torch.no_grad():
+        for part in torch.arange(len(seeds)).split(256):
+            z = noise_of_seeds([seeds[i] for i in part.tolist()], shape)
+            made.append(sample(denoiser, z, condition=Condition.of_labels([labels[i] for i in part.tolist()])))
+    return torch.cat(made).clamp(-1, 1)
+
+
+def seconds_per_image(make: Callable[[int], object], count: int) -> float:
+    """Seconds an image, after a warm-up call."""
+    make(64)
+    start = time.perf_counter()
+    make(count)
+    return (time.perf_counter() - start) / count
+
+
+def score_run(
+    path: Path,
+    real: Real,
+    judges: dict[int, SmallClassifier],
+    *,
+    count: int,
+    split_seed: int,
+    grids: Path | None = None,
+) -> dict[str, float]:
+    """Every figure of a finished run.
+
+    Args:
+        path: The run folder.
+        real: Real images by size.
+        judges: A classifier for each size of the run.
+        count: Samples that are scored, with labels as often as in the first `count` real images.
+        split_seed: Halves the real images.
+        grids: Folder for the pictures of this run; none when None.
+
+    Returns:
+        By name: `distance_<arm>_<size>` and `floor_<size>`, `contrast_<size>`, `sharpness_<size>`, `psnr`, `latent_std`,
+        `ms_one_step_<size>`, `ms_teacher`, `speedup`, and the minutes of each stage.
+    """
+    run = RunFolder(path)
+    sizes = run.generator_sizes()
+    base = sizes[0]
+    generator = load_generator(run)
+    denoiser, _ = load_teacher(run.teacher)
+    labels = real(base)[1][torch.linspace(0, len(real(base)[1]) - 1, count).long()].tolist()
+    seeds = list(range(FIRST_SEED, FIRST_SEED + count))
+    shape = (generator.channels, base, base)
+    figures: dict[str, float] = {}
+
+    def score(arm: str, size: int, fakes: Tensor) -> None:
+        found = score_images(ClassifierFeatures(judges[size]), *real(size), fakes, split_seed)
+        figures[f"distance_{arm}_{size}"] = found["distance"]
+        figures[f"floor_{size}"] = found["floor"]
+        if arm == "one_step":
+            figures[f"contrast_{size}"] = found["contrast_ratio"]
+            figures[f"sharpness_{size}"] = found["sharpness_ratio"]
+
+    taught = teacher_samples(denoiser, seeds, labels, shape)
+    score("teacher", base, taught)
+    made = {size: sample_images(generator, seeds, labels=labels, resolution=size) for size in sizes}
+    for size in sizes:
+        score("one_step", size, made[size])
+        if size > base:
+            enlarged = F.interpolate(made[base], size=(size, size), mode="bicubic", antialias=False).clamp(-1, 1)
+            score("enlarged", size, enlarged)
+    results = {stage: run.require(stage, "pagoda train")["results"] for stage in ("teach", "encode", "distill")}
+    figures["psnr"] = results["encode"]["round_trip_psnr"]
+    figures["latent_std"] = results["encode"]["std"]
+    for size in sizes:
+        figures[f"ms_one_step_{size}"] = 1e3 * _one_step_seconds(generator, size)
+    figures["ms_teacher"] = 1e3 * seconds_per_image(
+        lambda n: teacher_samples(denoiser, seeds[:n], labels[:n], shape), min(count, 256)
+    )
+    figures["speedup"] = figures["ms_teacher"] / figures[f"ms_one_step_{base}"]
+    for stage in [*results, *(f"grow-{size}" for size in sizes[1:])]:
+        figures[f"minutes_{stage}"] = run.require(stage, "pagoda train")["results"]["seconds"] / 60
+    if grids is not None:
+        _draw(grids, path.name, generator, denoiser, shape)
+    return figures
+
+
+def _one_step_seconds(generator: OneStepGenerator, size: int) -> float:
+    classes = max(1, generator.num_classes)
+    return seconds_per_image(
+        lambda n: sample_images(
+            generator,
+            list(range(n)),
+            labels=[i % classes for i in range(n)] if generator.num_classes else None,
+            resolution=size,
+            batch_size=128,
+        ),
+        1000,
+    )
+
+
+def _draw(folder: Path, name: str, generator: OneStepGenerator, denoiser: EDMDenoiser, shape: tuple[int, ...]) -> None:
+    """The grid of the docs: a column a class; and the same seeds at every size."""
+    classes = max(1, generator.num_classes)
+    seeds = list(range(8 * classes))
+    labels = [i % classes for i in seeds] if generator.num_classes else None
+    top = sample_images(generator, seeds, labels=labels)
+    facts = {"seeds": seeds, "labels": labels}
+    save_image(
+        make_grid(top, columns=classes if classes > 1 else 8), folder / f"{name}-{generator.size}.png", metadata=facts
+    )
+    few = slice(0, min(10, len(seeds)))
+    rows = [teacher_samples(denoiser, seeds[few], (labels or [0] * 10)[few], shape)] if labels else []
+    rows += [
+        sample_images(generator, seeds[few], labels=labels[few] if labels else None, resolution=s)
+        for s in generator.sizes
+    ]
+    enlarged = torch.cat([F.interpolate(r, size=(generator.size, generator.size), mode="nearest") for r in rows])
+    save_image(make_grid(enlarged, columns=len(rows[0])), folder / f"{name}-octaves.png", metadata=facts)
+
+
+def stage_log(path: Path) -> list[dict[str, object]]:
+    """Lines of a run's metrics."""
+    return [json.loads(line) for line in (path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]

@@ -1,0 +1,1 @@
+"""Complete configurations, each a module that is run by name."""

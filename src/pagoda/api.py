@@ -1,0 +1,186 @@
+"""The Python API: three functions from images to a grown one-step generator.
+
+    teacher = pagoda.teach("photos/", size=32, out="runs/photos")
+    generator = pagoda.distill(teacher)
+    generator = pagoda.grow(generator, size=256)
+    images = generator.sample(64, label=3, seed=0)
+
+They work on run folders, so every step resumes, and everything that the command line can do with the folder is possible too.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from pagoda.diffusion import Condition, sample
+from pagoda.errors import ConfigError
+from pagoda.images import to_pil
+from pagoda.networks import OneStepGenerator
+from pagoda.stages.config import RunConfig, override
+from pagoda.stages.context import load_teacher
+from pagoda.stages.presets import preset_config
+from pagoda.stages.run_folder import RunFolder
+from pagoda.stages.sampling import check_labels, load_generator, sample_images
+from pagoda.stages.train import train
+from pagoda.training import noise_of_seeds
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A diffusion model of down-sampled images.
+
+    Attributes:
+        run: Its folder.
+    """
+
+    run: RunFolder
+    _kept: Any = field(default=None, repr=False)  # a temporary folder lives as long as the objects that use it
+
+    @property
+    def size(self) -> int:
+        """Side of its images in pixels."""
+        return self.run.config().base
+
+    def sample(self, n: int = 1, *, label: int | None = None, seed: int = 0) -> list[Image.Image]:
+        """Images by Heun's method at 18 noise levels (35 network calls): slow, for comparison.
+
+        Raises:
+            ConfigError: a label out of range.
+        """
+        denoiser, facts = load_teacher(self.run.teacher)
+        seeds = list(range(seed, seed + n))
+        num_classes, channels = int(str(facts["num_classes"])), int(str(facts["channels"]))
+        labels = check_labels(None if label is None else [label] * n, seeds, num_classes)
+        z = noise_of_seeds(seeds, (channels, self.size, self.size))
+        return to_pil(sample(denoiser, z, condition=Condition.of_labels(labels)).clamp(-1, 1))
+
+
+@dataclass(frozen=True)
+class Generator:
+    """A one-step generator.
+
+    Attributes:
+        run: Its folder.
+        size: Side of its images in pixels.
+    """
+
+    run: RunFolder
+    size: int
+    _kept: Any = field(default=None, repr=False)
+
+    @property
+    def model(self) -> OneStepGenerator:
+        """The network, read from the folder."""
+        return load_generator(self.run, self.size)
+
+    def sample(
+        self, n: int = 1, *, label: int | None = None, seed: int = 0, resolution: int | None = None
+    ) -> list[Image.Image]:
+        """One network call for all images; the image of a seed is always the same.
+
+        Args:
+            n: How many.
+            label: Class of all images; every class in turn when None.
+            seed: Seed of the first image; the next ones count up.
+            resolution: Side in pixels; the largest when None.
+
+        Raises:
+            ConfigError: a label out of range.
+            ShapeError: a resolution that the generator does not have.
+        """
+        labels = None if label is None else [label] * n
+        return to_pil(sample_images(self.model, range(seed, seed + n), labels=labels, resolution=resolution))
+
+
+def teach(
+    data: str | Path,
+    *,
+    size: int,
+    out: str | Path | None = None,
+    preset: str = "small",
+    settings: Mapping[str, Any] | None = None,
+    quiet: bool = False,
+) -> Teacher:
+    """Train a diffusion model of the down-sampled images.
+
+    Args:
+        data: Folder of images, zip, IDX folder, parquet file, hub name, or "shapes".
+        size: Side of the down-sampled images, in pixels.
+        out: Run folder, continued when it is there; a temporary one when None.
+        preset: tiny, small or base.
+        settings: Single settings by dotted key, e.g. `{"teach.loop.steps": 500}`; those of later stages too.
+        quiet: Print nothing.
+
+    Raises:
+        PagodaError: bad data, settings or artefacts, before the long work starts.
+    """
+    kept = tempfile.TemporaryDirectory(prefix="pagoda-") if out is None else None
+    folder = Path(kept.name) / "run" if kept is not None else Path(str(out))
+    config = override(preset_config(preset, str(data), base=size, size=size), dict(settings or {}))
+    if (folder / "config.yaml").exists():  # a run that has grown since keeps its final size
+        config = override(config, {"size": max(config.size, RunFolder(folder).config().size)})
+    return Teacher(train(config, str(folder), until="teach", quiet=quiet), kept)
+
+
+def distill(
+    teacher: Teacher,
+    data: str | Path | None = None,
+    *,
+    settings: Mapping[str, Any] | None = None,
+    quiet: bool = False,
+) -> Generator:
+    """Invert every image to its latent and distil the teacher into a one-step generator of its size.
+
+    Args:
+        teacher: From `teach`.
+        data: The teacher's own data, for readers' sake; other data are refused.
+        settings: Settings of the stages `encode` and `distill` by dotted key.
+        quiet: Print nothing.
+
+    Raises:
+        ConfigError: other data than the teacher's.
+        PagodaError: as `teach`.
+    """
+    config = _continue(teacher.run, data, settings)
+    run = train(config, str(teacher.run.path), until="distill", quiet=quiet)
+    return Generator(run, config.base, teacher._kept)
+
+
+def grow(
+    generator: Generator,
+    data: str | Path | None = None,
+    *,
+    size: int,
+    settings: Mapping[str, Any] | None = None,
+    quiet: bool = False,
+) -> Generator:
+    """Grow a generator octave by octave to `size`; the levels below stay as they are.
+
+    Args:
+        generator: From `distill` or `grow`.
+        data: The generator's own data, for readers' sake; other data are refused.
+        size: Side of the images, in pixels: the base size times a power of two.
+        settings: Settings of the stage `grow` by dotted key.
+        quiet: Print nothing.
+
+    Raises:
+        ConfigError: other data, or a size that is not an octave.
+        DataError: images smaller than `size`.
+        PagodaError: as `teach`.
+    """
+    config = override(_continue(generator.run, data, settings), {"size": size})
+    run = train(config, str(generator.run.path), until="grow", quiet=quiet)
+    return Generator(run, size, generator._kept)
+
+
+def _continue(run: RunFolder, data: str | Path | None, settings: Mapping[str, Any] | None) -> RunConfig:
+    config = run.config()
+    if data is not None and str(data) != config.data:
+        raise ConfigError(f"this model was made from {config.data!r}, not from {str(data)!r}; start anew with `teach`.")
+    return override(config, dict(settings or {}))
