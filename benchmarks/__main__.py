@@ -15,7 +15,7 @@ from benchmarks.harness.runner import load_result
 from pagoda.errors import ConfigError, PagodaError, did_you_mean
 from pagoda.files import write_text_atomic
 
-_HELPERS = ("__main__", "harness", "heart", "metrics")
+_HELPERS = ("__main__", "harness", "heart", "metrics", "real_sets")
 
 
 def names() -> list[str]:

@@ -118,9 +118,9 @@ def test_every_module_and_public_definition_is_documented() -> None:
         if ast.get_docstring(tree) is None:
             bare.append(str(path.relative_to(SOURCE)))
         for node in tree.body:
-            if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
-                if ast.get_docstring(node) is None:
-                    bare.append(f"{path.relative_to(SOURCE)}: {node.name}")
+            public = isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_")
+            if public and ast.get_docstring(node) is None:
+                bare.append(f"{path.relative_to(SOURCE)}: {node.name}")
     assert not bare
 
 

@@ -7,7 +7,7 @@ Conventions, everywhere in the package:
 
 - images are NCHW float in [-1, 1];
 - a noisy image is canonical: x = x_0 + sigma * n, whatever schedule a network was trained with;
-- sigma is in the units of the data, whose standard deviation is 0.5 unless a configuration says otherwise;
+- sigma is in the units of the data, whose standard deviation is measured when a teacher is trained (about 0.5 for photographs);
 - stored latents and the generator's noise have unit scale, z = x / sigma_max;
 - a guidance weight of 1 means no guidance; masks: 1 = keep; the label -1 means no class;
 - seeds belong to samples: the image of a seed does not depend on its batch.

@@ -10,7 +10,9 @@ They work on run folders, so every step resumes, and everything that the command
 
 from __future__ import annotations
 
+import shutil
 import tempfile
+import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,6 +33,14 @@ from pagoda.stages.train import train
 from pagoda.training import noise_of_seeds
 
 
+class _TemporaryFolder:
+    """A folder that goes when the last object that uses it goes, or when Python ends."""
+
+    def __init__(self) -> None:
+        self.path = Path(tempfile.mkdtemp(prefix="pagoda-"))
+        weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
+
+
 @dataclass(frozen=True)
 class Teacher:
     """A diffusion model of down-sampled images.
@@ -40,7 +50,7 @@ class Teacher:
     """
 
     run: RunFolder
-    _kept: Any = field(default=None, repr=False)  # a temporary folder lives as long as the objects that use it
+    _kept: _TemporaryFolder | None = field(default=None, repr=False)
 
     @property
     def size(self) -> int:
@@ -72,7 +82,7 @@ class Generator:
 
     run: RunFolder
     size: int
-    _kept: Any = field(default=None, repr=False)
+    _kept: _TemporaryFolder | None = field(default=None, repr=False)
 
     @property
     def model(self) -> OneStepGenerator:
@@ -120,8 +130,8 @@ def teach(
     Raises:
         PagodaError: bad data, settings or artefacts, before the long work starts.
     """
-    kept = tempfile.TemporaryDirectory(prefix="pagoda-") if out is None else None
-    folder = Path(kept.name) / "run" if kept is not None else Path(str(out))
+    kept = _TemporaryFolder() if out is None else None
+    folder = kept.path / "run" if kept is not None else Path(str(out))
     config = override(preset_config(preset, str(data), base=size, size=size), dict(settings or {}))
     if (folder / "config.yaml").exists():  # a run that has grown since keeps its final size
         config = override(config, {"size": max(config.size, RunFolder(folder).config().size)})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from torch import Tensor
@@ -67,7 +69,7 @@ def test_every_step_is_announced(solver: Solver) -> None:
     assert [step.sigma for step in steps] == FALLING[:-1].tolist()
     assert [step.sigma_next for step in steps] == FALLING[1:].tolist()
     assert torch.equal(steps[-1].x, end)
-    for before, after in zip(steps, steps[1:], strict=False):
+    for before, after in itertools.pairwise(steps):
         assert torch.equal(after.denoised, DENOISER(before.x, after.sigma))
     assert all(step.std == 0 and torch.equal(step.mean, step.x) for step in steps)
     calls = [step.calls for step in steps]

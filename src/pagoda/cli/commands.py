@@ -125,6 +125,8 @@ class _Continue:
     """Run folder."""
     set: Settings = ()
     """Change settings of stages that have not started, e.g. `--set distill.loop.steps=2000`."""
+    device: Literal["auto", "cpu", "cuda"] | None = None
+    """Where to compute; as in the run's configuration when not given."""
     quiet: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Print nothing but errors."""
 
@@ -134,7 +136,8 @@ class _Continue:
         from pagoda.stages.train import require_run, train
 
         run, config = require_run(self.run_dir)
-        config = override(config, {**parse_settings(self.set), **changes})
+        named = {} if self.device is None else {"device": self.device}
+        config = override(config, {**parse_settings(self.set), **named, **changes})
         train(config, str(run.path), until=until, quiet=self.quiet)
 
 
@@ -211,6 +214,8 @@ class Sample:
     """Images a row of the grid."""
     batch_size: int = 64
     """Images a network call."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to compute; a GPU when there is one."""
 
     def run(self) -> None:
         """Sample and write."""
@@ -218,11 +223,13 @@ class Sample:
         from pagoda.networks import model_hash
         from pagoda.stages.run_folder import RunFolder
         from pagoda.stages.sampling import load_generator, sample_images
+        from pagoda.training import Runtime
 
-        if self.n < 1:
-            raise ConfigError(f"--n must be >= 1, got {self.n}.")
+        for name, value in (("n", self.n), ("columns", self.columns)):
+            if value is not None and value < 1:
+                raise ConfigError(f"--{name} must be >= 1, got {value}.")
         run = RunFolder.open(self.run_dir)
-        generator = load_generator(run)
+        generator = load_generator(run).to(Runtime(self.device).device)
         seeds = list(range(self.seed, self.seed + self.n))
         labels = None if self.label is None else [self.label] * self.n
         images = sample_images(generator, seeds, labels=labels, resolution=self.resolution, batch_size=self.batch_size)
@@ -268,13 +275,21 @@ class CheckData:
     """Write the report as JSON too."""
     move_bad: Path | None = None
     """Move unusable files of a folder there."""
+    set: Settings = ()
+    """Other settings of the source, as in `pagoda train`, e.g. `--set source.pad=32 source.split=test`."""
 
     def run(self) -> None:
         """Check, report, and fail when something is unusable."""
         from pagoda.data import SourceConfig, check_source, move_bad, open_source
         from pagoda.files import write_text_atomic
+        from pagoda.stages.config import override
 
+        settings = parse_settings(self.set)
+        foreign = [key for key in settings if not key.startswith("source.")]
+        if foreign:
+            raise ConfigError(f"`data check` reads settings of the source only, such as source.pad; got {foreign}.")
         options = SourceConfig(filter=self.filter, label_column=self.label_column, caption_column=self.caption_column)
+        options = override(options, {key.removeprefix("source."): value for key, value in settings.items()})
         source = open_source(self.data, options=options)
         report = check_source(source, size=self.size, need_captions=self.captions)
         print(report.text())

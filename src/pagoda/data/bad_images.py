@@ -26,7 +26,7 @@ def bad_images_error(bad: Sequence[BadImage], total: int) -> DataError:
     names = ", ".join(str(image) for image in bad[:_NAMED])
     more = f" and {len(bad) - _NAMED:,} more" if len(bad) > _NAMED else ""
     good = total - len(bad)
-    skip = f', or set data.on_bad="skip" to train on the other {good:,}' if good else ""
+    skip = f', or set source.on_bad="skip" to train on the other {good:,}' if good else ""
     return DataError(
         f"{len(bad):,} of {total:,} images cannot be used: {names}{more}.\n"
         f"  Run `pagoda data check DATA --move-bad FOLDER` to move them away{skip}."
@@ -45,6 +45,6 @@ def label_gap_error(missing: Sequence[int], class_names: Sequence[str]) -> DataE
     )
     return DataError(
         f"labels have gaps: no image has class {names}, of {len(class_names)} classes 0 to {len(class_names) - 1}. "
-        "Add images of these classes, choose another data.label_column or data.filter, "
-        "or set data.compact_labels=true to number the classes that are there 0, 1, 2, ..."
+        "Add images of these classes, choose another source.label_column or source.filter, "
+        "or set source.compact_labels=true to number the classes that are there 0, 1, 2, ..."
     )

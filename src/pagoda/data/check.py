@@ -74,7 +74,7 @@ class CheckReport:
         if self.usable < self.min_images:
             raise DataError(
                 f"{self.usable:,} usable images are too few to train on; at least {self.min_images:,} are needed. "
-                "Add images, or loosen data.filter."
+                "Add images, or loosen source.filter."
             )
         if self.empty_classes:
             names = list(self.classes)
@@ -84,7 +84,7 @@ class CheckReport:
             raise DataError(
                 f"{len(self.missing_captions):,} of {self.usable:,} images have no caption, first "
                 f"`{self.missing_captions[0]}`. Write one in the `text` column of the metadata, name another "
-                "data.caption_column, or train on labels."
+                "source.caption_column, or train on labels."
             )
 
     def text(self) -> str:
@@ -195,7 +195,7 @@ def move_bad(report: CheckReport, source: ImageSource, folder: Path | str) -> li
     if not isinstance(source, FolderSource):
         raise DataError(
             f"bad images can only be moved out of a folder, not out of {type(source).__name__}. "
-            'Unpack it first, or set data.on_bad="skip".'
+            'Unpack it first, or set source.on_bad="skip".'
         )
     target = Path(folder)
     if target.resolve().is_relative_to(source.path.resolve()):

@@ -145,7 +145,7 @@ def prepare_images(
     if not wanted or wanted[0] < 1:
         raise ConfigError(f"sizes must be one or more positive numbers of pixels, got {list(sizes)}.")
     if len(source) == 0:
-        raise DataError("the source has no images. Check the path, the split and data.filter.")
+        raise DataError("the source has no images. Check the path, the split and source.filter.")
     directory = None if cache_dir is None else Path(cache_dir)
     keys = {size: _cache_key(source, downsampler, size, max(wanted)) for size in wanted}
     shapes = {size: (len(source), source.channels, size, size) for size in wanted}
@@ -171,7 +171,7 @@ def prepare_images(
                 pixels[size] = written[0]
     if bad:
         _logger.warning(
-            "%d of %d images are left out (data.on_bad=skip), first: %s. `pagoda data check` lists all.",
+            "%d of %d images are left out (source.on_bad=skip), first: %s. `pagoda data check` lists all.",
             len(bad),
             len(source),
             bad[0],

@@ -115,7 +115,7 @@ def pad_image(image: Image.Image, size: int, background: Colour) -> Image.Image:
         UndecodableError: the image is larger than the square.
     """
     if max(image.size) > size:
-        raise UndecodableError(f"{image.width}x{image.height} pixels do not fit into data.pad={size}")
+        raise UndecodableError(f"{image.width}x{image.height} pixels do not fit into source.pad={size}")
     if image.mode == "L" and len(set(background)) > 1:
         image = image.convert("RGB")
     square = Image.new(image.mode, (size, size), background[0] if image.mode == "L" else background)

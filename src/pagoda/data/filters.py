@@ -55,7 +55,7 @@ def parse_filter(text: str) -> list[Clause]:
         match = _CLAUSE.fullmatch(part)
         if match is None:
             raise ConfigError(
-                f"data.filter: cannot read {part.strip()!r} in {text!r}. "
+                f"source.filter: cannot read {part.strip()!r} in {text!r}. "
                 "Write column=value, column!=value, column<number or column in a|b, joined by commas; "
                 "put a value that holds a comma in quotes."
             )
@@ -63,7 +63,7 @@ def parse_filter(text: str) -> list[Clause]:
         operator = "in" if is_in else operator
         values = _split_values(value, text) if operator == "in" else [_unquote(value)]
         if operator in ("<", "<=", ">", ">=") and _number(values[0]) is None:
-            raise ConfigError(f"data.filter: `{column}{operator}` needs a number, got {values[0]!r}.")
+            raise ConfigError(f"source.filter: `{column}{operator}` needs a number, got {values[0]!r}.")
         clauses.append(Clause(column, operator, tuple(values)))
     return clauses
 
@@ -80,11 +80,11 @@ def filter_rows(rows: Sequence[Mapping[str, Any]], text: str) -> list[int]:
     for clause in clauses:
         if clause.column not in columns:
             hint = did_you_mean(clause.column, columns) if columns else "These images have no metadata columns."
-            raise DataError(f"data.filter: there is no column `{clause.column}`. {hint}")
+            raise DataError(f"source.filter: there is no column `{clause.column}`. {hint}")
     kept = [index for index, row in enumerate(rows) if all(clause.holds(row) for clause in clauses)]
     if not kept:
         raise DataError(
-            f"data.filter: none of {len(rows):,} rows passes {text!r}. Check the values, or drop the filter."
+            f"source.filter: none of {len(rows):,} rows passes {text!r}. Check the values, or drop the filter."
         )
     return kept
 
@@ -106,7 +106,7 @@ def _split_values(text: str, whole: str) -> list[str]:
     while True:
         match = _VALUE.match(text, position)
         if match is None:
-            raise ConfigError(f"data.filter: cannot read the values {text!r} in {whole!r}. Write a|b|c.")
+            raise ConfigError(f"source.filter: cannot read the values {text!r} in {whole!r}. Write a|b|c.")
         values.append(_unquote(match.group(1)))
         position = match.end()
         if not match.group(0).endswith("|"):

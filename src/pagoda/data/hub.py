@@ -44,7 +44,7 @@ class HubSource(TableSource):
         if isinstance(feature, datasets.ClassLabel):
             class_names = list(feature.names)
         if not rows:
-            raise DataError(f"`{name}` has no rows in split {options.split!r}. Choose another data.split.")
+            raise DataError(f"`{name}` has no rows in split {options.split!r}. Choose another source.split.")
         names = [f"{index:08d}" for index in range(len(rows))]
         super().__init__(names, rows, options=options, class_names=class_names)
 
@@ -105,7 +105,7 @@ def _load(datasets: Any, name: Path | str, split: str) -> Any:
             raise DataError(f"`{name}` cannot be read as Parquet ({reason}). Get the file again.") from error
         raise DataError(
             f"`{name}` is no file or folder here, and cannot be loaded from the hub ({reason}). "
-            "Check the name, data.split and the network."
+            "Check the name, source.split and the network."
         ) from error
 
 

@@ -71,7 +71,7 @@ def is_idx_images_file(path: Path) -> bool:
 
 def _images_file(folder: Path, split: str) -> Path:
     if split not in _PREFIXES:
-        raise DataError(f"IDX files have the splits {', '.join(_PREFIXES)}, got data.split={split!r}.")
+        raise DataError(f"IDX files have the splits {', '.join(_PREFIXES)}, got source.split={split!r}.")
     found = [path for path in find_idx_images(folder) if path.name.startswith(_PREFIXES[split])]
     if not found:
         raise DataError(f"`{folder}` holds no `{_PREFIXES[split]}-images-idx3-ubyte[.gz]`, needed for split {split}.")

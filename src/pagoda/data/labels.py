@@ -52,13 +52,13 @@ def read_labels(
         return None
     column = column or "label"
     if column not in columns:
-        raise DataError(f"data.label_column: there is no column `{column}`. {did_you_mean(column, columns)}")
+        raise DataError(f"source.label_column: there is no column `{column}`. {did_you_mean(column, columns)}")
     found = [row.get(column) for row in rows]
     empty = [index for index in kept if found[index] is None or found[index] == ""]
     if empty:
         raise DataError(
             f"{len(empty):,} of {len(kept):,} rows have no value in the label column `{column}`, first row {empty[0]}. "
-            f"Fill it in, or leave them out with data.filter: `{column}!=`."
+            f"Fill it in, or leave them out with source.filter: `{column}!=`."
         )
     numbers = [_whole_number(value) for value in found]
     if names is not None:

@@ -67,7 +67,7 @@ def find_layout(files: Sequence[str], read: Callable[[str], bytes], *, split: st
         if not used_split and all(top in _SPLITS for top in tops) and (len(tops) > 1 or tops[0] == split):
             if split not in tops:
                 raise DataError(
-                    f"`{where}` has the splits {', '.join(tops)}, and no `{split}`. Set data.split to one of them."
+                    f"`{where}` has the splits {', '.join(tops)}, and no `{split}`. Set source.split to one of them."
                 )
             root, used_split = f"{root}{split}/", True
         elif len(tops) == 1:
@@ -75,7 +75,9 @@ def find_layout(files: Sequence[str], read: Callable[[str], bytes], *, split: st
         else:
             break
     if split != "train" and not used_split:
-        raise DataError(f"`{where}` has no splits, so data.split={split!r} cannot be met. Leave data.split as it is.")
+        raise DataError(
+            f"`{where}` has no splits, so source.split={split!r} cannot be met. Leave source.split as it is."
+        )
     if len(metadata) > 1:
         raise DataError(f"`{where}` holds both {' and '.join(metadata)}. Keep one of them.")
     if metadata:

@@ -48,12 +48,14 @@ class SourceConfig:
             if value not in accepted:
                 raise ConfigError(f"data.{name} must be one of {', '.join(accepted)}, got {value!r}.")
         if self.pad is not None and self.pad < 1:
-            raise ConfigError(f"data.pad must be a positive number of pixels, or None for no padding, got {self.pad}.")
+            raise ConfigError(
+                f"source.pad must be a positive number of pixels, or None for no padding, got {self.pad}."
+            )
         try:
             ImageColor.getrgb(self.background)
         except ValueError as error:
             raise ConfigError(
-                f"data.background must be a colour such as `white`, `#808080` or `rgb(0,0,0)`, got {self.background!r}."
+                f"source.background must be a colour such as `white`, `#808080` or `rgb(0,0,0)`, got {self.background!r}."
             ) from error
 
     @property
@@ -74,7 +76,7 @@ class BadImageError(DataError):
     def __init__(self, sample_id: str, reason: str) -> None:
         super().__init__(
             f"image `{sample_id}` cannot be used: {reason}. "
-            'Run `pagoda data check` to see every such image, or set data.on_bad="skip" to leave them out.'
+            'Run `pagoda data check` to see every such image, or set source.on_bad="skip" to leave them out.'
         )
         self.sample_id = sample_id
         self.reason = reason

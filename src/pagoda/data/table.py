@@ -84,7 +84,7 @@ class TableSource(ABC):
             image = self._plain(index)
             if channels == 1 and image.mode == "RGB":
                 if self.options.mode == "auto" and has_colour(image):
-                    raise UndecodableError("has colour, in a grey set; set data.mode to rgb or grey")
+                    raise UndecodableError("has colour, in a grey set; set source.mode to rgb or grey")
                 image = image.convert("L")
         except UndecodableError as error:
             raise BadImageError(self.sample_id(index), str(error)) from error
@@ -171,5 +171,5 @@ def _find_caption_column(rows: Sequence[dict[str, Any]], wanted: str | None) -> 
         return next((column for column in _CAPTION_COLUMNS if column in columns), None)
     if wanted not in columns:
         hint = did_you_mean(wanted, columns) if columns else "These images have no metadata columns."
-        raise DataError(f"data.caption_column: there is no column `{wanted}`. {hint}")
+        raise DataError(f"source.caption_column: there is no column `{wanted}`. {hint}")
     return wanted

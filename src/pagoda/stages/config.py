@@ -161,7 +161,7 @@ class RunConfig:
     sigma_max: float = 80.0
     """Noise level at which latents live."""
     noise_scale: float = 25.0
-    """The network is told noise_scale * ln(sigma). Measured after 300 steps at 8 px: 25 denoises 4-10 % better than the official 250."""
+    """The network is told noise_scale * ln(sigma). Measured after 300 steps at 8 px: 25 denoises 2-10 % better than the official 250."""
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     teach: TeachConfig = TeachConfig()
     encode: EncodeConfig = EncodeConfig()

@@ -91,7 +91,7 @@ def encode(context: StageContext) -> None:
         psnr = round_trip_psnr(context, denoiser, store)
         results = {"std": moments.std, "mean": moments.mean, "kurtosis": moments.kurtosis, "round_trip_psnr": psnr}
         context.say(
-            f"encode: {len(store)} latents, std {moments.std:.3f} (1 is ideal), kurtosis {moments.kurtosis:.2f} "
+            f"encode: {total_rows(store)} latents, std {moments.std:.3f} (1 is ideal), kurtosis {moments.kurtosis:.2f} "
             f"(3 is Gaussian), round trip {psnr:.1f} dB"
         )
         log = context.log(STAGE)
@@ -100,6 +100,11 @@ def encode(context: StageContext) -> None:
             log.close()
         run.finish(STAGE, {**results, "seconds": seconds, "count": len(store)})
     runtime.barrier()
+
+
+def total_rows(store: LatentStore) -> int:
+    """Latents in a store: one an image, or two with its mirror."""
+    return len(store) * (2 if store.flips else 1)
 
 
 def encode_batch(context: StageContext, denoiser: EDMDenoiser, indices: Tensor, flips: Tensor) -> Tensor:

@@ -48,7 +48,7 @@ def _tiny() -> dict[str, Any]:
             ema=0.998,
             noise=NoiseLaw(mean=-0.5, std=1.2),
         ),
-        "encode": EncodeConfig(num_nodes=12, sigma_min=0.03, batch_size=512),
+        "encode": EncodeConfig(num_nodes=16, sigma_min=0.04, batch_size=512),
         "distill": DistillConfig(
             loop=LoopConfig(steps=350, batch_size=64, checkpoint_every=100, log_every=20, preview_every=175),
             loss=LossConfig(adversarial=0.05, adversarial_from=0.5),
@@ -73,7 +73,7 @@ def _small() -> dict[str, Any]:
             ema=0.998,
             noise=NoiseLaw(mean=-0.6, std=1.3),
         ),
-        "encode": EncodeConfig(num_nodes=12, sigma_min=0.03, batch_size=256),
+        "encode": EncodeConfig(num_nodes=16, sigma_min=0.04, batch_size=256),
         "distill": DistillConfig(
             loop=LoopConfig(steps=600, batch_size=64, checkpoint_every=100, log_every=20, preview_every=200),
             loss=LossConfig(adversarial=0.05, adversarial_from=0.5),
@@ -95,6 +95,7 @@ def _base() -> dict[str, Any]:
     judge = OptimizerConfig(name="radam", lr=2e-3, rate="constant", clip=0.0)
     loop = LoopConfig(steps=180_000, batch_size=96, checkpoint_every=1000, log_every=50, preview_every=2000)
     return {
+        "noise_scale": 250.0,
         "teach": TeachConfig(
             loop=LoopConfig(steps=600_000, batch_size=4096, checkpoint_every=1000, log_every=50, preview_every=5000),
             optimizer=OptimizerConfig(lr=1e-4, rate="constant", warmup_steps=10_000),

@@ -69,8 +69,10 @@ def sample_images(
         Images (N, C, r, r) in [-1, 1], on the CPU.
 
     Raises:
-        ConfigError: labels out of range, of another number, or given to an unconditional generator.
+        ConfigError: labels out of range, of another number, or given to an unconditional generator; a batch size below 1.
     """
+    if batch_size < 1:
+        raise ConfigError(f"batch_size must be >= 1, got {batch_size}.")
     labels = check_labels(labels, seeds, generator.num_classes)
     like = next(generator.parameters())
     made = []

@@ -34,7 +34,9 @@ def teach(context: StageContext) -> None:
         config.backbone, image_size=config.base, in_channels=data.channels, num_classes=data.num_classes
     )
     network = DiffusersNetwork(model).to(runtime.device)
-    denoiser = EDMDenoiser(network, sigma_data=config.sigma_data or measure_std(context), noise_scale=config.noise_scale)
+    denoiser = EDMDenoiser(
+        network, sigma_data=config.sigma_data or measure_std(context), noise_scale=config.noise_scale
+    )
     noise, condition = context.preview_inputs()
     objective = DenoisingObjective(
         denoiser,
