@@ -198,7 +198,7 @@ def fails(capsys: Capture, *arguments: object) -> str:
         (("--base", 9, "--size", 18), "ShapeError: "),
         (("--base", 9, "--size", 18), "9"),
         (("--config", "nowhere.yaml"), "ConfigError: cannot read the configuration nowhere.yaml"),
-        (("--filter", "tone="), "ConfigError: `shapes` is drawn as it is and does not take source.filter"),
+        (("--filter", "tone="), "ConfigError: `shapes` is drawn as it is and does not take"),
     ],
 )
 def test_a_wrong_setting_is_named_before_anything_is_made(

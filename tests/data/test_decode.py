@@ -151,7 +151,7 @@ def test_padding_centres_the_image_and_refuses_to_cut_it(picture: Callable[..., 
     frame[2:8, 2:8] = False
     assert (padded[frame] == TEAL).all()
     assert pad_image(picture(0, channels=1), 20, (7, 7, 7)).mode == "L"
-    with pytest.raises(UndecodableError, match=r"do not fit into data\.pad=5"):
+    with pytest.raises(UndecodableError, match=r"do not fit into source\.pad=5"):
         pad_image(image, 5, TEAL)
 
 

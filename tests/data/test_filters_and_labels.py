@@ -45,7 +45,7 @@ def test_filters_keep_the_rows_where_they_hold(text: str, expected: list[int]) -
 
 @pytest.mark.parametrize("text", ["", "tone", "tone light", "=3", "year<old", "tone=light, dark", "name in 'a"])
 def test_what_is_not_a_filter_is_refused_with_the_grammar(text: str) -> None:
-    with pytest.raises(ConfigError, match=r"data\.filter"):
+    with pytest.raises(ConfigError, match=r"source\.filter"):
         filter_rows(ROWS, text)
 
 

@@ -49,7 +49,7 @@ def test_factors_cover_their_ranges_and_shapes_stay_inside() -> None:
     assert {f.colour for f in factors} == set(COLOURS)
     assert {f.background for f in factors} == {"light", "dark"}
     assert len({f.place for f in factors}) == 9
-    assert all(0.27 <= f.scale <= 0.42 and abs(f.rotation) <= 20 for f in factors)
+    assert all(0.33 <= f.scale <= 0.43 and abs(f.rotation) <= 20 for f in factors)
     assert all(f.scale <= f.x <= 1 - f.scale and f.scale <= f.y <= 1 - f.scale for f in factors)
     assert max(f.rotation for f in factors) > 18 > -18 > min(f.rotation for f in factors)
 

@@ -199,7 +199,7 @@ def test_grey_sets_are_grey_and_a_coloured_image_in_them_is_bad(tmp_path: Path, 
     picture(0).save(tmp_path / "051.png")  # not one of the 32 that are looked at
     source = open_source(tmp_path)
     assert source.channels == 1
-    with pytest.raises(BadImageError, match=r"051\.png.*set data\.mode to rgb or grey"):
+    with pytest.raises(BadImageError, match=r"051\.png.*set source\.mode to rgb or grey"):
         source.image(51)
     assert open_source(tmp_path, options=SourceConfig(mode="grey")).image(51).mode == "L"
     picture(0).save(tmp_path / "000.png")
@@ -297,11 +297,11 @@ def test_shapes_are_opened_with_arguments() -> None:
         open_source("shapes:cuont=20")
     with pytest.raises(ConfigError, match="must be a whole number"):
         open_source("shapes:count=many")
-    with pytest.raises(ConfigError, match=r"does not take data\.filter, data\.pad"):
+    with pytest.raises(ConfigError, match=r"does not take source\.filter, source\.pad"):
         open_source("shapes", options=SourceConfig(filter="shape=star", pad=40))
 
 
 def test_options_are_checked_when_they_are_made() -> None:
     for wrong in ({"mode": "gray"}, {"on_bad": "ignore"}, {"pad": 0}, {"background": "whitish"}):
-        with pytest.raises(ConfigError, match=f"data.{next(iter(wrong))}"):
+        with pytest.raises(ConfigError, match=f"source.{next(iter(wrong))}"):
             SourceConfig(**wrong)  # type: ignore[arg-type]

@@ -229,7 +229,7 @@ class Sample:
             if value is not None and value < 1:
                 raise ConfigError(f"--{name} must be >= 1, got {value}.")
         run = RunFolder.open(self.run_dir)
-        generator = load_generator(run).to(Runtime(self.device).device)
+        generator = load_generator(run, device=Runtime(self.device).device)
         seeds = list(range(self.seed, self.seed + self.n))
         labels = None if self.label is None else [self.label] * self.n
         images = sample_images(generator, seeds, labels=labels, resolution=self.resolution, batch_size=self.batch_size)

@@ -247,7 +247,8 @@ class LatentStore:
         if not low <= rms <= high:
             raise ArtifactError(
                 f"the latents in `{self.path}` have a root mean square of {rms:.4g}; accepted is {low:g} to {high:g}. "
-                "Stored latents have unit scale: z / sigma_max. Encode again, or look for a teacher of another schedule."
+                "Stored latents have unit scale: z / sigma_max. If they were made elsewhere, divide by sigma_max; if they were made "
+                "by `encode`, the teacher is too weak: train it for longer (teach.loop.steps), with another --out."
             )
 
     def _opened(self) -> Tensor:

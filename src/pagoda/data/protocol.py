@@ -46,7 +46,7 @@ class SourceConfig:
             ("on_bad", self.on_bad, get_args(OnBad)),
         ):
             if value not in accepted:
-                raise ConfigError(f"data.{name} must be one of {', '.join(accepted)}, got {value!r}.")
+                raise ConfigError(f"source.{name} must be one of {', '.join(accepted)}, got {value!r}.")
         if self.pad is not None and self.pad < 1:
             raise ConfigError(
                 f"source.pad must be a positive number of pixels, or None for no padding, got {self.pad}."

@@ -136,7 +136,7 @@ class ShapeFactors:
     y: float
     """Centre of the shape."""
     scale: float
-    """Radius of the shape, in [0.27, 0.42]."""
+    """Radius of the shape, in [0.33, 0.43]."""
     rotation: float
     """Degrees, clockwise, in [-20, 20]."""
 

@@ -85,7 +85,7 @@ def _open_shapes(text: str, options: SourceConfig) -> ShapesSource:
     defaults = SourceConfig()
     changed = [name for name, value in vars(options).items() if name != "on_bad" and value != getattr(defaults, name)]
     if changed:
-        names = ", ".join(f"data.{name}" for name in changed)
+        names = ", ".join(f"source.{name}" for name in changed)
         raise ConfigError(
             f"`shapes` is drawn as it is and does not take {names}. Leave them out, or use `shapes:seed=1`."
         )

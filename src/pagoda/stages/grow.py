@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pagoda.data import LatentStore
 from pagoda.diffusion import Condition
@@ -86,8 +86,7 @@ def grow(context: StageContext, size: int) -> None:
     if run.is_done(stage):
         context.say(f"{stage}: done already")
         return
-    lower = load_generator(run, size // 2)
-    nn.Module.to(lower, runtime.device)  # diffusers' own `to` is not typed
+    lower = load_generator(run, size // 2, device=runtime.device)
     torch.manual_seed(derive_seed(config.seed, stage, "init"))
     generator = lower.grow(
         channels=values["channels"],

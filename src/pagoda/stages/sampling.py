@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pagoda.diffusion import Condition
 from pagoda.errors import ArtifactError, ConfigError
@@ -16,11 +16,12 @@ from pagoda.stages.run_folder import RunFolder
 from pagoda.training import noise_of_seeds
 
 
-def load_generator(run: RunFolder, size: int | None = None) -> OneStepGenerator:
+def load_generator(run: RunFolder, size: int | None = None, *, device: torch.device | str = "cpu") -> OneStepGenerator:
     """The generator of a run, in evaluation mode.
 
     Args:
         size: Which one; the largest that is there when None.
+        device: Where to put it.
 
     Raises:
         ArtifactError: the run has none, or none of that size, or its weights are truncated or not those that were written.
@@ -44,6 +45,7 @@ def load_generator(run: RunFolder, size: int | None = None) -> OneStepGenerator:
             raise ArtifactError(
                 f"the weights in {folder} have the hash {digest}, written were {written}: they were exchanged or damaged."
             )
+    nn.Module.to(generator, device)  # diffusers' own `to` warns about every type
     return generator.eval()
 
 
