@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import time
 from pathlib import Path
 
 import numpy as np
@@ -185,14 +184,3 @@ def test_the_description_says_what_the_pixels_were_made_from(tmp_path: Path) -> 
     content = json.loads((tmp_path / "images-8.json").read_text())
     assert content["source"] == ShapesSource(20).fingerprint
     assert (content["downsampler"], content["shape"]) == ("box_bicubic", [20, 3, 8, 8])
-
-
-def test_a_batch_of_128_is_gathered_in_about_a_millisecond() -> None:
-    data = prepare(None, sizes=(32,), count=500)
-    indices, flip = torch.randint(500, (128,)), torch.rand(128) < 0.5
-    times = []
-    for _ in range(30):
-        start = time.perf_counter()
-        data.images(indices, 32, flip)
-        times.append(time.perf_counter() - start)
-    assert min(times) < 3e-3

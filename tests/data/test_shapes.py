@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 
 import numpy as np
@@ -81,14 +80,6 @@ def test_classes_are_told_apart_at_eight_pixels_by_their_outline() -> None:
     ]
     gaps = [np.abs(a - b).mean() for i, a in enumerate(straight) for b in straight[:i]]
     assert min(gaps) > 0.04
-
-
-def test_six_thousand_images_take_under_four_seconds() -> None:
-    source = ShapesSource(count=600)
-    start = time.process_time()
-    for index in range(600):
-        source.image(index)
-    assert time.process_time() - start < 0.4
 
 
 def test_arguments_and_indices_out_of_range_are_refused() -> None:

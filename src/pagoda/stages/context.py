@@ -23,7 +23,8 @@ from pagoda.networks import DiffusersNetwork, model_hash
 from pagoda.networks.loading import load_model
 from pagoda.stages.config import RunConfig
 from pagoda.stages.run_folder import RunFolder
-from pagoda.training import MetricLog, Runtime, StatusLine, derive_seed, noise_of_seeds
+from pagoda.training import LoopConfig, MetricLog, Objective, Runtime, StatusLine, Trainer, derive_seed, noise_of_seeds
+from pagoda.training.objective import BatchT
 
 PREVIEWS = 32
 """Images in a grid drawn while training."""
@@ -91,6 +92,25 @@ class StageContext:
             save_image(make_grid(images, columns=8, scale=scale), path, metadata=metadata)
 
         return write
+
+
+def build_trainer(
+    context: StageContext, stage: str, objective: Objective[BatchT], loop: LoopConfig, fingerprint: str
+) -> Trainer[BatchT]:
+    """The loop of a stage in this run: its folder, order, logs, status line and grids."""
+    return Trainer(
+        objective,
+        loop,
+        runtime=context.runtime,
+        folder=context.run.work(stage),
+        stage=stage,
+        seed=context.config.seed,
+        order=context.order(stage),
+        log=context.log(stage),
+        fingerprint=fingerprint,
+        status=context.status(),
+        preview=context.preview_writer(stage),
+    )
 
 
 def preview_condition(count: int, num_classes: int) -> Condition:

@@ -16,7 +16,7 @@ from pagoda.networks import (
     model_hash,
 )
 from pagoda.stages.config import LossConfig
-from pagoda.stages.context import StageContext, load_teacher
+from pagoda.stages.context import StageContext, build_trainer, load_teacher
 from pagoda.stages.objective import GeneratorBatch, GeneratorInputs, GeneratorObjective
 from pagoda.stages.run_folder import stage_settings
 from pagoda.training import StepRandom, Trainer, derive_seed
@@ -122,19 +122,7 @@ def distill(context: StageContext) -> None:
         ema=config.distill.ema,
         preview=context.preview_inputs(),
     )
-    trainer = Trainer(
-        objective,
-        config.distill.loop,
-        runtime=runtime,
-        folder=run.work(STAGE),
-        stage=STAGE,
-        seed=config.seed,
-        order=context.order(STAGE),
-        log=context.log(STAGE),
-        fingerprint=fingerprint,
-        status=context.status(),
-        preview=context.preview_writer(STAGE),
-    )
+    trainer = build_trainer(context, STAGE, objective, config.distill.loop, fingerprint)
     averaged = trainer.run()["generator"]
     export_generator(context, STAGE, averaged, config.base, trainer)
 

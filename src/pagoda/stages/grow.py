@@ -15,12 +15,12 @@ from pagoda.errors import ConfigError
 from pagoda.files import hash_json
 from pagoda.networks import OneStepGenerator, model_hash
 from pagoda.stages.config import RunConfig
-from pagoda.stages.context import StageContext
+from pagoda.stages.context import StageContext, build_trainer
 from pagoda.stages.distill import LatentInputs, build_critics, export_generator, open_latents
 from pagoda.stages.objective import GeneratorInputs, GeneratorObjective
 from pagoda.stages.run_folder import stage_settings
 from pagoda.stages.sampling import load_generator
-from pagoda.training import StepRandom, Trainer, derive_seed, seeded_generator
+from pagoda.training import StepRandom, derive_seed, seeded_generator
 
 
 class CachedInputs(GeneratorInputs):
@@ -110,19 +110,7 @@ def grow(context: StageContext, size: int) -> None:
         ema=config.grow.ema,
         preview=context.preview_inputs(),
     )
-    trainer = Trainer(
-        objective,
-        loop,
-        runtime=runtime,
-        folder=run.work(stage),
-        stage=stage,
-        seed=config.seed,
-        order=context.order(stage),
-        log=context.log(stage),
-        fingerprint=fingerprint,
-        status=context.status(),
-        preview=context.preview_writer(stage),
-    )
+    trainer = build_trainer(context, stage, objective, loop, fingerprint)
     averaged = trainer.run()["generator"]
     assert isinstance(averaged, OneStepGenerator)
     assert model_hash(averaged.base) == model_hash(lower.base), "a frozen level moved"

@@ -308,11 +308,6 @@ def stage_settings(config: RunConfig, stage: str) -> dict[str, Any]:
     values = to_dict(config)
     if stage not in ("teach", "encode", "distill", "grow"):
         raise ConfigError(f"unknown stage {stage!r}; stages are teach, encode, distill, grow.")
-    shared = ["seed", "mirror"]
-    if stage == "teach":
-        shared += ["base", "sigma_data", "noise_scale", "backbone", "precision"]
-    elif stage == "encode":
-        shared += ["sigma_max", "precision"]
-    else:
-        shared += ["sigma_max", "precision"]
+    shared = ["seed", "mirror", "precision"]
+    shared += ["base", "sigma_data", "noise_scale", "backbone"] if stage == "teach" else ["sigma_max"]
     return {stage: values[stage], **{key: values[key] for key in shared}}

@@ -8,9 +8,9 @@ from pagoda.data import Downsampler
 from pagoda.diffusion import EDMDenoiser
 from pagoda.errors import DataError
 from pagoda.networks import DiffusersNetwork, build_backbone
-from pagoda.stages.context import StageContext, save_teacher
+from pagoda.stages.context import StageContext, build_trainer, save_teacher
 from pagoda.stages.run_folder import stage_settings
-from pagoda.training import Trainable, Trainer, derive_seed
+from pagoda.training import Trainable, derive_seed
 from pagoda.training.denoising import DenoisingObjective
 
 STAGE = "teach"
@@ -48,19 +48,7 @@ def teach(context: StageContext) -> None:
         preview_noise=noise,
         preview_condition=condition,
     )
-    trainer = Trainer(
-        objective,
-        config.teach.loop,
-        runtime=runtime,
-        folder=run.work(STAGE),
-        stage=STAGE,
-        seed=config.seed,
-        order=context.order(STAGE),
-        log=context.log(STAGE),
-        fingerprint=fingerprint,
-        status=context.status(),
-        preview=context.preview_writer(STAGE),
-    )
+    trainer = build_trainer(context, STAGE, objective, config.teach.loop, fingerprint)
     averaged = trainer.run()["teacher"]
     assert isinstance(averaged, DiffusersNetwork)
     if runtime.is_main:
