@@ -95,7 +95,7 @@ def test_killed_at_random_moments_the_run_ends_with_the_same_weights(finished_ru
     moments = random.Random(0)
     killed, status = 0, -signal.SIGKILL
     while status == -signal.SIGKILL and killed < 20:
-        command = [sys.executable, "-c", KILLED_AT, str(config), str(out), str(moments.randint(30, 150))]
+        command = [sys.executable, "-c", KILLED_AT, str(config), str(out), str(moments.randint(10, 60))]
         status = subprocess.run(command, env=environment, check=False).returncode
         killed += status == -signal.SIGKILL
     assert status == 0
