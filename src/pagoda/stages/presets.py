@@ -48,7 +48,7 @@ def _tiny() -> dict[str, Any]:
             ema=0.998,
             noise=NoiseLaw(mean=-0.5, std=1.2),
         ),
-        "encode": EncodeConfig(num_nodes=16, sigma_min=0.04, batch_size=512),
+        "encode": EncodeConfig(solver="dpm2m", num_nodes=24, sigma_min=0.04, batch_size=512),
         "distill": DistillConfig(
             loop=LoopConfig(steps=350, batch_size=64, checkpoint_every=100, log_every=20, preview_every=175),
             loss=LossConfig(adversarial=0.05, adversarial_from=0.5),
