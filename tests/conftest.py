@@ -54,6 +54,12 @@ def tiny_config(**changes: object) -> RunConfig:
     return override(config, {key.replace("__", "."): value for key, value in changes.items()})
 
 
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    """Fresh weights are drawn from the global generator: what a test draws must not depend on which tests ran before it."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture(scope="session")
 def finished_run(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     """A run that went all the way. Read it, do not write into it."""
