@@ -104,7 +104,7 @@ def test_growth_by_training_lowers_the_loss(unet):
     target = torch.sin(torch.arange(16.0)).expand(3, 3, 16, 16)
     optimiser = torch.optim.Adam(grown.trainable_parameters(), lr=1e-2)
     losses = []
-    for _ in range(15):
+    for _ in range(60):
         optimiser.zero_grad()
         loss = (grown.forward_top(*lower) - target).square().mean()
         loss.backward()
