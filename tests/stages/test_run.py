@@ -138,7 +138,10 @@ def test_a_folder_of_another_configuration_is_refused_with_the_difference(
 def test_settings_that_only_watch_may_change(finished_run: RunFolder, tmp_path: Path) -> None:
     copy = tmp_path / "run"
     shutil.copytree(finished_run.path, copy)
-    train(tiny_config(teach__loop__log_every=1, grow__cache_gib=1.0), str(copy), quiet=True)
+    before = hashes(RunFolder.open(copy))
+    run = train(tiny_config(teach__loop__log_every=1, grow__cache_gib=1.0), str(copy), quiet=True)
+    assert hashes(run) == before
+    assert run.config().teach.loop.log_every == 1
 
 
 def test_latents_of_another_teacher_are_refused(finished_run: RunFolder, tmp_path: Path) -> None:
