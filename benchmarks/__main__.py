@@ -9,6 +9,10 @@ import shlex
 import sys
 from pathlib import Path
 
+from pagoda.threads import spin_shortly
+
+spin_shortly()  # before PyTorch is imported
+
 import benchmarks
 from benchmarks.harness import REGISTRY, Benchmark, render, run
 from benchmarks.harness.runner import load_result

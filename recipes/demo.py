@@ -6,12 +6,13 @@ python -m recipes.demo --out runs/demo
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import time
 from pathlib import Path
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line does, and before PyTorch is imported
+from pagoda.threads import spin_shortly
+
+spin_shortly()  # before PyTorch is imported
 
 from pagoda.errors import PagodaError
 from pagoda.images import make_grid, save_image

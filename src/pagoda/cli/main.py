@@ -22,6 +22,7 @@ from pagoda.cli.commands import (
     Train,
 )
 from pagoda.errors import PagodaError
+from pagoda.threads import spin_shortly
 from pagoda.version import __version__
 
 COMMANDS: dict[str, type[Any]] = {
@@ -79,9 +80,7 @@ def gather_settings(arguments: list[str]) -> list[str]:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit status: 0, 1 for an error of the user's, 130 when interrupted, 141 when nobody reads."""
-    # Idle OpenMP threads sleep instead of spinning: beside other work, spinning made training ten times slower here. Read when
-    # PyTorch is imported, which no command has done yet.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    spin_shortly()  # read when PyTorch is imported, which no command has done yet
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if arguments == ["--version"]:
         print(f"pagoda {__version__}")
