@@ -46,7 +46,6 @@ def test_labels_are_balanced_and_name_the_shape() -> None:
 def test_factors_cover_their_ranges_and_shapes_stay_inside() -> None:
     factors = [ShapesSource(count=600).factors(i) for i in range(600)]
     assert {f.colour for f in factors} == set(COLOURS)
-    assert {f.background for f in factors} == {"light", "dark"}
     assert len({f.place for f in factors}) == 9
     assert all(0.33 <= f.scale <= 0.43 and abs(f.rotation) <= 20 for f in factors)
     assert all(f.scale <= f.x <= 1 - f.scale and f.scale <= f.y <= 1 - f.scale for f in factors)

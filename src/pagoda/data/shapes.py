@@ -21,7 +21,7 @@ from pagoda.data.protocol import SourceConfig
 from pagoda.errors import ConfigError
 from pagoda.files import hash_json
 
-_DRAWING_VERSION = 1  # Raise it when a change here moves a single pixel.
+_DRAWING_VERSION = 2  # Raise it when a change here moves a single pixel.
 
 COLOURS: dict[str, tuple[float, float]] = {  # name: (hue in degrees, value)
     "red": (0, 0.86),
@@ -126,8 +126,6 @@ class ShapeFactors:
     """Name of the colour; `rgb` is the exact one."""
     rgb: tuple[float, float, float]
     """Colour of the shape, each in [0, 1]."""
-    background: str
-    """"light" or "dark"."""
     background_rgb: tuple[float, float, float]
     """Colour of the background at the centre, each in [0, 1]."""
     gradient: tuple[float, float]
@@ -150,9 +148,9 @@ class ShapeFactors:
 
     @property
     def caption(self) -> str:
-        """One sentence, such as "a red circle on a light background at the top left"."""
+        """One sentence, such as "a red circle at the top left"."""
         article = "an" if self.colour == "orange" else "a"
-        return f"{article} {self.colour} {self.shape} on a {self.background} background {self.place}"
+        return f"{article} {self.colour} {self.shape} {self.place}"
 
 
 class ShapesSource:
@@ -193,8 +191,7 @@ class ShapesSource:
         colour = list(COLOURS)[int(draw.integers(len(COLOURS)))]
         hue, value = COLOURS[colour]
         hue, saturation = (hue + draw.uniform(-7, 7)) % 360, draw.uniform(0.78, 1.0)
-        light = bool(draw.integers(2))
-        level = draw.uniform(0.84, 0.95) if light else draw.uniform(0.07, 0.2)
+        level = draw.uniform(0.84, 0.95)
         tint = draw.uniform(-0.025, 0.025, 3)
         gradient = draw.uniform(-0.06, 0.06, 2)
         scale = float(draw.uniform(0.33, 0.43))
@@ -204,7 +201,6 @@ class ShapesSource:
             shape=list(_SHAPES)[index % len(_SHAPES)],
             colour=colour,
             rgb=colorsys.hsv_to_rgb(hue / 360, saturation, value * draw.uniform(0.92, 1.05)),
-            background="light" if light else "dark",
             background_rgb=(float(level + tint[0]), float(level + tint[1]), float(level + tint[2])),
             gradient=(float(gradient[0]), float(gradient[1])),
             x=float(x),
