@@ -69,7 +69,7 @@ def score_run(
         path: The run folder.
         real: Real images by size.
         judges: A classifier for each size of the run.
-        count: Samples that are scored, with labels as often as in the first `count` real images.
+        count: Samples that are scored, with labels as often as among the real images.
         split_seed: Halves the real images.
         grids: Folder for the pictures of this run; none when None.
 
@@ -82,7 +82,8 @@ def score_run(
     base = sizes[0]
     generator = load_generator(run)
     denoiser, _ = load_teacher(run.teacher)
-    labels = real(base)[1][torch.linspace(0, len(real(base)[1]) - 1, count).long()].tolist()
+    # Sorted first: of labels in a cycle, every second one would miss half of the classes.
+    labels = real(base)[1].sort().values[torch.linspace(0, len(real(base)[1]) - 1, count).long()].tolist()
     seeds = list(range(FIRST_SEED, FIRST_SEED + count))
     shape = (generator.channels, base, base)
     figures: dict[str, float] = {}
