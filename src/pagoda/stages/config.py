@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import yaml
 
 from pagoda.data import DownsamplerKind, SourceConfig
+from pagoda.diffusion import build_solver
 from pagoda.errors import ConfigError, did_you_mean
 from pagoda.networks import BackboneConfig
 from pagoda.training import LoopConfig, OptimizerConfig
@@ -90,9 +91,44 @@ GAN_DISCRIMINATOR = OptimizerConfig(lr=5e-4, betas=(0.5, 0.99), rate="constant")
 
 
 @dataclass(frozen=True, kw_only=True)
+class TeacherPairsConfig:
+    """Pairs of fresh noise and the image that the teacher makes of it; used by the modes `dstl` and `both`."""
+
+    count: int = 4096
+    """Pairs, made once."""
+    share: float = 0.5
+    """Share of a batch's samples in the mode `both` that are such pairs; the others are encoded images."""
+    solver: str = "dpm2m"
+    """euler, heun or dpm2m."""
+    num_nodes: int = 16
+    """Noise levels from sigma_max down to `encode.sigma_min`; one step more ends at 0."""
+    batch_size: int = 256
+    """Images at once; does not change the result."""
+
+    def __post_init__(self) -> None:
+        if self.count < 1 or self.batch_size < 1:
+            raise ConfigError(
+                f"teacher_pairs.count and batch_size must be at least 1, got {self.count} and {self.batch_size}."
+            )
+        if not 0 < self.share < 1:
+            raise ConfigError(
+                f"teacher_pairs.share must lie in (0, 1), got {self.share}; for 0 set mode=rec, for 1 mode=dstl."
+            )
+        if self.num_nodes < 2:
+            raise ConfigError(f"teacher_pairs.num_nodes must be at least 2, got {self.num_nodes}.")
+        build_solver(self.solver)
+
+
+DISTILL_MODES = ("rec", "dstl", "both")
+
+
+@dataclass(frozen=True, kw_only=True)
 class DistillConfig:
     """Stage 2: the one-step generator at base size."""
 
+    mode: str = "rec"
+    """rec: rebuild real images from their own latents; dstl: learn the teacher's images of fresh noise; both."""
+    teacher_pairs: TeacherPairsConfig = TeacherPairsConfig()
     loop: LoopConfig = LoopConfig()
     optimizer: OptimizerConfig = GAN_GENERATOR
     discriminator: OptimizerConfig = GAN_DISCRIMINATOR
@@ -101,6 +137,10 @@ class DistillConfig:
     loss: LossConfig = LossConfig()
     output: str = "denoiser"
     """denoiser: starts as the teacher's own estimate at sigma_max; raw: the network's raw output (official)."""
+
+    def __post_init__(self) -> None:
+        if self.mode not in DISTILL_MODES:
+            raise ConfigError(f"unknown distill.mode {self.mode!r}. {did_you_mean(self.mode, DISTILL_MODES)}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,9 +19,10 @@ from pagoda.stages.config import LossConfig
 from pagoda.stages.context import StageContext, build_trainer, load_teacher
 from pagoda.stages.objective import GeneratorBatch, GeneratorInputs, GeneratorObjective
 from pagoda.stages.run_folder import stage_settings
+from pagoda.stages.teacher_pairs import STAGE, make_teacher_pairs
 from pagoda.training import StepRandom, Trainer, derive_seed
 
-STAGE = "distill"
+__all__ = ["STAGE", "LatentInputs", "build_critics", "distill", "export_generator", "open_latents"]
 
 
 class LatentInputs(GeneratorInputs):
@@ -109,6 +110,7 @@ def distill(context: StageContext) -> None:
     ).to(runtime.device)
     generator.requires_grad_(True).train()
     discriminator, features = build_critics(context, config.distill.loss, config.base, STAGE)
+    mode = config.distill.mode
     objective = GeneratorObjective(
         generator,
         discriminator,
@@ -121,6 +123,8 @@ def distill(context: StageContext) -> None:
         optimizers=(config.distill.optimizer, config.distill.discriminator),
         ema=config.distill.ema,
         preview=context.preview_inputs(),
+        teacher_pairs=None if mode == "rec" else make_teacher_pairs(context),
+        pair_share=1.0 if mode == "dstl" else config.distill.teacher_pairs.share,
     )
     trainer = build_trainer(context, STAGE, objective, config.distill.loop, fingerprint)
     averaged = trainer.run()["generator"]

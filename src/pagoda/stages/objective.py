@@ -1,4 +1,4 @@
-"""What the generator descends in stages 2 and 3: reconstruct real images from their own latents, and fool a discriminator from the prior.
+"""What the generator descends in stages 2 and 3: rebuild images from their latents, and fool a discriminator from the prior.
 
     L = mean over pixels of pseudo-Huber + feature distance + w lam L_G,    L_G = -E D(G(z)),  z ~ N(0, I)
     lam = clip(|grad_W L_rec| / (|grad_W L_G| + 1e-4), 0.01, 10),          W = the generator's last layer
@@ -20,6 +20,7 @@ from pagoda.diffusion import Condition
 from pagoda.networks import Discriminator, FeatureStack, OneStepGenerator, feature_distance
 from pagoda.networks.augment import DiffAugment
 from pagoda.stages.config import LossConfig
+from pagoda.stages.teacher_pairs import TeacherPairs
 from pagoda.training import Losses, Objective, OptimizerConfig, Runtime, StepRandom, Trainable, win_rate
 
 ADAPTIVE_RANGE = (0.01, 10.0)
@@ -28,14 +29,17 @@ ADAPTIVE_RANGE = (0.01, 10.0)
 
 @dataclass
 class GeneratorBatch:
-    """One step's data: what the generator reads, from encoded latents and from the prior, and the images to compare with.
+    """One step's data: real images for the discriminator, what the generator reads and shall make of it, and samples of the prior.
 
-    `fakes` carries the prior samples of the generator's update to the discriminator's of the same step: they are made once.
+    `targets` are the real images, apart from rows where the teacher's image of fresh noise is to be learnt. `fakes` carries
+    the prior samples of the generator's update to the discriminator's of the same step: they are made once.
     """
 
     images: Tensor
     condition: Condition
     inputs: tuple[Tensor, ...]
+    targets: Tensor
+    target_condition: Condition
     fake_inputs: tuple[Tensor, ...] | None
     fake_condition: Condition
     fakes: Tensor | None = None
@@ -72,6 +76,8 @@ class GeneratorObjective(Objective[GeneratorBatch]):
         optimizers: Of generator and discriminator.
         ema: Decay of the average of the generator.
         preview: Noise and condition of the grids.
+        teacher_pairs: Noise and the teacher's images of it, to learn beside encoded images; None learns from those alone.
+        pair_share: Share of the samples that are such pairs.
     """
 
     def __init__(
@@ -88,6 +94,8 @@ class GeneratorObjective(Objective[GeneratorBatch]):
         optimizers: tuple[OptimizerConfig, OptimizerConfig],
         ema: float,
         preview: tuple[Tensor, Condition],
+        teacher_pairs: TeacherPairs | None = None,
+        pair_share: float = 0.5,
     ) -> None:
         self.generator = generator
         self.discriminator = discriminator
@@ -100,6 +108,8 @@ class GeneratorObjective(Objective[GeneratorBatch]):
         self.optimizers = optimizers
         self.ema = ema
         self.preview_inputs = preview
+        self.teacher_pairs = teacher_pairs
+        self.pair_share = pair_share
         self.augment = DiffAugment(config.augment)
 
     def trainables(self) -> Mapping[str, Trainable]:
@@ -114,7 +124,22 @@ class GeneratorObjective(Objective[GeneratorBatch]):
         fake_inputs, fake_condition = None, condition
         if self.discriminator is not None and random.step >= self.first_adversarial_step:
             fake_inputs, fake_condition = self.inputs.prior(random, condition)
-        return GeneratorBatch(images, condition, self.inputs.encoded(indices, flips), fake_inputs, fake_condition)
+        inputs, targets, target_condition = self._pairs(indices, flips, images, condition, random)
+        return GeneratorBatch(images, condition, inputs, targets, target_condition, fake_inputs, fake_condition)
+
+    def _pairs(
+        self, indices: Tensor, flips: Tensor, images: Tensor, condition: Condition, random: StepRandom
+    ) -> tuple[tuple[Tensor, ...], Tensor, Condition]:
+        """Inputs of the generator and what it shall make of them: encoded images, or what the teacher makes of noise."""
+        if self.teacher_pairs is None:
+            return self.inputs.encoded(indices, flips), images, condition
+        made = random.uniform("pairs") < self.pair_share  # (B,)
+        noise, taught, pair_condition = self.teacher_pairs.get(random.integers("pair", len(self.teacher_pairs)))
+        rows = torch.arange(len(images))
+        choice = torch.where(made, rows + len(images), rows)
+        (encoded,) = self.inputs.encoded(indices, flips)
+        both = Condition.cat([condition, pair_condition])
+        return (torch.cat([encoded, noise])[choice],), torch.cat([images, taught])[choice], both[choice]
 
     def losses(self, name: str, batch: GeneratorBatch, random: StepRandom, runtime: Runtime) -> Losses | None:
         if name == "generator":
@@ -123,14 +148,14 @@ class GeneratorObjective(Objective[GeneratorBatch]):
 
     def _generator_losses(self, batch: GeneratorBatch, random: StepRandom, runtime: Runtime) -> Losses:
         device = runtime.device
-        inputs, condition = _move(batch.inputs, device), batch.condition
+        inputs, condition = _move(batch.inputs, device), batch.target_condition
         adversarial = batch.fake_inputs is not None
         if batch.fake_inputs is not None:
             # One call makes reconstructions and prior samples: no layer of the generator looks across the batch.
             inputs = tuple(torch.cat(pair) for pair in zip(inputs, _move(batch.fake_inputs, device), strict=True))
-            condition = Condition.cat([batch.condition, batch.fake_condition])
+            condition = Condition.cat([batch.target_condition, batch.fake_condition])
         made = self.inputs.generate(self.generator, inputs, condition.to(device)).float()
-        real = batch.images.to(device)
+        real = batch.targets.to(device)
 
         # The losses are differentiated down to the images first. Each one's gradient at the last layer, which the adaptive
         # weight compares, then costs one layer's backward pass instead of the feature networks' over again.

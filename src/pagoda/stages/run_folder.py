@@ -4,6 +4,7 @@
     data/                  small copies of the images at every size
     teacher/               the diffusion model, a diffusers folder
     latents/               the encoded images
+    teacher-pairs/         what the teacher makes of fresh noise, where the distillation asks for it
     generator-<size>/      the one-step generator after each octave
     checkpoints/<stage>/   what a stage needs to continue
     samples/<stage>/       grids drawn while training
@@ -118,6 +119,11 @@ class RunFolder:
     def latents(self) -> Path:
         """The store of encoded images."""
         return self.path / "latents"
+
+    @property
+    def teacher_pairs(self) -> Path:
+        """The store of images that the teacher made of fresh noise."""
+        return self.path / "teacher-pairs"
 
     @property
     def images(self) -> Path:
@@ -310,4 +316,7 @@ def stage_settings(config: RunConfig, stage: str) -> dict[str, Any]:
         raise ConfigError(f"unknown stage {stage!r}; stages are teach, encode, distill, grow.")
     shared = ["seed", "mirror", "precision"]
     shared += ["base", "sigma_data", "noise_scale", "backbone"] if stage == "teach" else ["sigma_max"]
-    return {stage: values[stage], **{key: values[key] for key in shared}}
+    settings = {stage: values[stage], **{key: values[key] for key in shared}}
+    if stage == "distill" and config.distill.mode == "rec":  # absent where they change nothing, as in earlier versions
+        settings["distill"] = {k: v for k, v in values["distill"].items() if k not in ("mode", "teacher_pairs")}
+    return settings

@@ -1,0 +1,129 @@
+"""Pairs that the teacher makes: fresh noise, and the image that its ODE carries it to.
+
+Encoded images tell the generator what belongs to their own latents. Where images are few, fresh noise lies between those,
+and only the teacher knows what belongs there.
+
+Source: the distillation loss L_dstl of Kim et al. 2024, PaGoDA, arXiv:2405.14822, here beside the reconstruction of real images.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict
+
+import torch
+from torch import Tensor
+
+from pagoda.data import LatentStore
+from pagoda.diffusion import Condition, EDMDenoiser, build_solver, karras_sigmas, sample
+from pagoda.stages.config import RunConfig
+from pagoda.stages.context import StageContext, load_teacher
+from pagoda.training import clock, seeded_generator
+
+STAGE = "distill"
+
+
+class TeacherPairs:
+    """Noise and the images that the teacher makes of it; the noise is drawn again rather than stored.
+
+    Args:
+        images: Store of the images, in [-1, 1].
+        labels: (N,) int64, or None for a set without labels.
+        seed: Seed of the run.
+    """
+
+    def __init__(self, images: LatentStore, labels: Tensor | None, seed: int) -> None:
+        self.labels = labels
+        self._images = images
+        self._seed = seed
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def get(self, rows: Tensor) -> tuple[Tensor, Tensor, Condition]:
+        """Unit noise (B, C, b, b), images (B, C, b, b) in [-1, 1], and what they are conditioned on."""
+        noise = pair_noise(self._seed, rows, self._images.shape)
+        return noise, self._images.get(rows), Condition.of_labels(None if self.labels is None else self.labels[rows])
+
+
+def pair_noise(seed: int, rows: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Unit noise of each pair, a function of the run's seed and the pair's number alone."""
+    return torch.stack([torch.randn(shape, generator=seeded_generator(seed, "pairs", i)) for i in rows.tolist()])
+
+
+def pair_labels(context: StageContext) -> Tensor | None:
+    """A label for each pair, as often as in the data; None for a set without labels."""
+    labels = context.data.labels(torch.arange(len(context.data)))
+    if labels is None:
+        return None
+    count = context.config.distill.teacher_pairs.count
+    # Sorted first: of labels in a cycle, every n-th could miss whole classes.
+    return labels.sort().values[torch.arange(count) * len(labels) // count]
+
+
+@torch.no_grad()
+def make_teacher_pairs(context: StageContext) -> TeacherPairs:
+    """Fill `teacher-pairs/`; a shard that is there is not made again.
+
+    Raises:
+        ArtifactError: the folder holds pairs of another teacher or configuration.
+    """
+    run, config, runtime = context.run, context.config, context.runtime
+    denoiser, facts = load_teacher(run.teacher)
+    labels, settings = pair_labels(context), config.distill.teacher_pairs
+    provenance = {
+        "kind": "images that the teacher made of fresh noise",
+        "teacher": str(facts["hash"]),
+        "data": context.data.fingerprint,  # whose labels are used
+        "sigma_max": config.sigma_max,
+        "seed": config.seed,
+        **{k: v for k, v in asdict(settings).items() if k not in ("batch_size", "share")},
+    }
+    store = LatentStore.create(
+        run.teacher_pairs,
+        provenance=provenance,
+        shape=(context.data.channels, config.base, config.base),
+        count=settings.count,
+        flips=False,
+    )
+    denoiser.to(runtime.device)
+    runtime.barrier()
+    mine = [shard for shard in store.missing_shards() if shard % runtime.world_size == runtime.rank]
+    total, done = sum(len(store.shard_rows(shard)[0]) for shard in mine), 0
+    status, started = context.status(), time.monotonic()
+    for shard in mine:
+        parts = []
+        for rows in store.shard_rows(shard)[0].split(settings.batch_size):
+            condition = Condition.of_labels(None if labels is None else labels[rows])
+            noise = pair_noise(config.seed, rows, store.shape)
+            parts.append(teacher_images(context, denoiser, noise, condition).cpu())
+            done += len(rows)
+            rate = done / (time.monotonic() - started)
+            status.show(
+                f"distill  {done}/{total} teacher's pairs  {rate:.0f} img/s  {clock((total - done) / rate)} left"
+            )
+        store.write_shard(shard, torch.cat(parts))
+    status.done()
+    runtime.barrier()
+    return TeacherPairs(LatentStore.open(run.teacher_pairs, expect=provenance), labels, config.seed)
+
+
+def teacher_images(context: StageContext, denoiser: EDMDenoiser, noise: Tensor, condition: Condition) -> Tensor:
+    """What the teacher makes of unit noise (B, C, b, b), in [-1, 1]."""
+    device, settings = context.runtime.device, context.config.distill.teacher_pairs
+    with context.runtime.autocast():
+        images = sample(
+            denoiser,
+            noise.to(device),
+            sigmas=sampling_grid(context.config),
+            condition=condition.to(device),
+            solver=build_solver(settings.solver),
+        )
+    return images.float().clamp(-1, 1)
+
+
+def sampling_grid(config: RunConfig) -> Tensor:
+    """Falling noise levels from sigma_max over the encoder's sigma_min to 0."""
+    levels = config.distill.teacher_pairs.num_nodes
+    grid = karras_sigmas(levels, sigma_min=config.encode.sigma_min, sigma_max=config.sigma_max)
+    return torch.cat([grid, torch.zeros(1, dtype=torch.float64)])
