@@ -27,6 +27,8 @@ def count(model):
         ("tiny", 16, 1.17),
         ("small", 16, 2.07),
         ("dit_tiny", 8, 2.1),
+        ("dit_nano", 8, 0.4),
+        ("dit_s", 16, 35.2),
         ("base", 64, 266),
         ("base", 32, 336),
     ],
@@ -109,4 +111,4 @@ def test_unknown_preset_names_the_nearest():
         backbone_preset("smal", 16)
     with pytest.raises(ConfigError, match="use `small`"):
         backbone_preset("base", 16)
-    assert PRESETS == ("tiny", "small", "base", "dit_tiny")
+    assert PRESETS == ("tiny", "small", "base", "dit_nano", "dit_tiny", "dit_s", "dit_b", "dit_l", "dit_xl")

@@ -3,6 +3,7 @@
 from pagoda.diffusion.conditions import NULL_LABEL, UNCONDITIONAL, Condition
 from pagoda.diffusion.denoiser import Denoiser, EDMDenoiser, Network, ScheduledDenoiser, per_sample
 from pagoda.diffusion.guidance import GuidedDenoiser
+from pagoda.diffusion.listening import RunListener, RunStart, listeners_of, listening
 from pagoda.diffusion.oracles import GaussianDenoiser, GaussianMixtureDenoiser
 from pagoda.diffusion.schedules import (
     CosineVPSchedule,
@@ -48,6 +49,8 @@ __all__ = [
     "Heun",
     "LinearVPSchedule",
     "Network",
+    "RunListener",
+    "RunStart",
     "Schedule",
     "ScheduledDenoiser",
     "Solver",
@@ -57,6 +60,8 @@ __all__ = [
     "convert",
     "invert",
     "karras_sigmas",
+    "listeners_of",
+    "listening",
     "log_sigmas",
     "loss_weight",
     "per_sample",

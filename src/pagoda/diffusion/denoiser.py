@@ -88,9 +88,14 @@ class EDMDenoiser(Denoiser):
         """c_noise: what the network's noise embedding receives, (B,)."""
         return self.noise_scale * sigma.log()
 
+    def network_input(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        """What the network is called with for canonical `x` (B, C, H, W) at `sigma` (B,): its input and its time."""
+        return per_sample(self.scalings(sigma)[2], x) * x, self.noise_input(sigma)
+
     def denoise(self, x: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
-        c_skip, c_out, c_in = (per_sample(c, x) for c in self.scalings(sigma))
-        return c_skip * x + c_out * self.network(c_in * x, self.noise_input(sigma), condition)
+        c_skip, c_out, _ = (per_sample(c, x) for c in self.scalings(sigma))
+        scaled, time = self.network_input(x, sigma)
+        return c_skip * x + c_out * self.network(scaled, time, condition)
 
 
 class ScheduledDenoiser(Denoiser):
@@ -108,10 +113,21 @@ class ScheduledDenoiser(Denoiser):
         self.schedule = schedule
         self.prediction = prediction
 
+    def network_input(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        """What the network is called with for canonical `x` (B, C, H, W) at `sigma` (B,): its input and its time.
+
+        Raises:
+            ConfigError: a noise level outside the schedule.
+        """
+        return self._at_time(x, self.schedule.t_of_nu(sigma.double()))
+
+    def _at_time(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        return x * per_sample(self.schedule.alpha(t).to(x.dtype), x), self.schedule.network_time(t).to(x.dtype)
+
     def denoise(self, x: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
         t = self.schedule.t_of_nu(sigma.double())
-        x_t = x * per_sample(self.schedule.alpha(t).to(x.dtype), x)
-        prediction = self.network(x_t, self.schedule.network_time(t).to(x.dtype), condition)
+        x_t, time = self._at_time(x, t)
+        prediction = self.network(x_t, time, condition)
         t = per_sample(t, x)
         x0 = convert(prediction.double(), x_t.double(), t, self.prediction, "x0", self.schedule)
         return x0.to(x.dtype)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from pagoda.diffusion.conditions import UNCONDITIONAL, Condition
 from pagoda.diffusion.denoiser import Denoiser, per_sample
+from pagoda.diffusion.listening import RunStart, listeners_of
 from pagoda.errors import ConfigError, did_you_mean
 
 
@@ -75,6 +76,10 @@ class Solver(Protocol):
     def order(self) -> int:
         """Order of convergence: the error falls as the step to this power."""
 
+    @property
+    def calls_per_step(self) -> int:
+        """Calls of the denoiser in a step that does not end at 0."""
+
     def step(
         self,
         denoise: Callable[[Tensor, Tensor], Tensor],
@@ -91,6 +96,7 @@ class Euler:
     """First order, one call a step: DDIM (eta = 0). Source: Song et al. 2021, arXiv:2010.02502, eq. 13."""
 
     order: int = field(init=False, default=1)
+    calls_per_step: int = field(init=False, default=1)
 
     def step(
         self,
@@ -110,6 +116,7 @@ class Heun:
     """Second order, two calls a step, one for a step that ends at 0. Source: Karras et al. 2022, algorithm 1."""
 
     order: int = field(init=False, default=2)
+    calls_per_step: int = field(init=False, default=2)
 
     def step(
         self,
@@ -137,6 +144,7 @@ class DPMSolver2M:
     """
 
     order: int = field(init=False, default=2)
+    calls_per_step: int = field(init=False, default=1)
 
     def step(
         self,
@@ -209,21 +217,36 @@ def solve(
             f"sigma must be > 0 (only a falling run may end at 0), got a grid from {levels[0]:.4g} to {levels[-1]:.4g}."
         )
     chosen: Solver = Heun() if solver is None else solver
-    calls = 0
+    listeners = listeners_of(denoiser)
+    calls, index, stage = 0, 0, 0
 
     def denoise(state: Tensor, sigma: Tensor) -> Tensor:
-        nonlocal calls
-        calls += 1
+        nonlocal calls, stage
+        for listener in listeners:
+            listener.begin_call(index, stage)
+        calls, stage = calls + 1, stage + 1
         estimate = denoiser(state, float(sigma), condition)
         return estimate.clamp(-1, 1) if clip_denoised else estimate
 
     memory: dict[str, Tensor] = {}
     num_steps = len(levels) - 1
-    for index in range(num_steps):
-        x, denoised = chosen.step(denoise, x, levels[index], levels[index + 1], memory)
-        if callback is not None:
+    try:
+        for listener in listeners:
+            listener.begin_run(RunStart(tuple(levels.tolist()), chosen.calls_per_step, chosen.order), x)
+        for index in range(num_steps):
+            stage = 0
+            for listener in listeners:
+                x = listener.begin_step(index, x)
+            begun = x
+            x, denoised = chosen.step(denoise, x, levels[index], levels[index + 1], memory)
             start, end = float(levels[index]), float(levels[index + 1])
-            callback(Step(index, num_steps, start, end, x, denoised, mean=x, std=0.0, calls=calls))
+            for listener in listeners:
+                listener.end_step(index, begun, denoised, start)
+            if callback is not None:
+                callback(Step(index, num_steps, start, end, x, denoised, mean=x, std=0.0, calls=calls))
+    finally:
+        for listener in listeners:
+            listener.end_run()
     return x
 
 

@@ -17,7 +17,10 @@ from pagoda.networks.features import FeatureStack, RandomFeatures, TeacherFeatur
 from pagoda.networks.generator import OneStepGenerator
 from pagoda.networks.growth import GrowthLevel, LevelConfig
 from pagoda.networks.loading import load_model
-from pagoda.networks.parts import Anatomy, Context, EncoderState
+from pagoda.networks.parts import Anatomy, Context, EncoderState, JointTokens, Residuals
+from pagoda.networks.tokens import KeptAttention, TokenRows
+from pagoda.networks.transformer_anatomy import TransformerAnatomy
+from pagoda.networks.unet_anatomy import UNetAnatomy
 
 __all__ = [
     "PRESETS",
@@ -31,11 +34,17 @@ __all__ = [
     "EncoderState",
     "FeatureStack",
     "GrowthLevel",
+    "JointTokens",
+    "KeptAttention",
     "LevelConfig",
     "OneStepGenerator",
     "ProjectedDiscriminator",
     "RandomFeatures",
+    "Residuals",
     "TeacherFeatures",
+    "TokenRows",
+    "TransformerAnatomy",
+    "UNetAnatomy",
     "anatomy",
     "backbone_preset",
     "build_backbone",

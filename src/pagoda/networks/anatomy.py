@@ -11,15 +11,39 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from diffusers.models import DiTTransformer2DModel, UNet2DConditionModel, UNet2DModel
+from diffusers.models import (
+    DiTTransformer2DModel,
+    PixArtTransformer2DModel,
+    SD3Transformer2DModel,
+    UNet2DConditionModel,
+    UNet2DModel,
+    UNet3DConditionModel,
+    UNetMotionModel,
+)
 from torch import Tensor, nn
 
 from pagoda.diffusion.conditions import UNCONDITIONAL, Condition
 from pagoda.errors import ConfigError
-from pagoda.networks.calling import SUPPORTED_MODELS, DiffusersNetwork
+from pagoda.networks.calling import DiffusersNetwork
 from pagoda.networks.dit_anatomy import DiTAnatomy
+from pagoda.networks.extended import ExtendedDiT, ExtendedDiTAnatomy, ExtendedUNet, ExtendedUNetAnatomy
 from pagoda.networks.parts import Anatomy
+from pagoda.networks.text_transformer_anatomy import PixArtAnatomy, SD3Anatomy
 from pagoda.networks.unet_anatomy import UNetAnatomy
+from pagoda.networks.unet_video_anatomy import VideoUNetAnatomy
+
+ANATOMIES: dict[type[nn.Module], type[Anatomy]] = {
+    ExtendedDiT: ExtendedDiTAnatomy,  # before the classes that they derive from
+    ExtendedUNet: ExtendedUNetAnatomy,
+    UNet2DModel: UNetAnatomy,
+    UNet2DConditionModel: UNetAnatomy,
+    UNet3DConditionModel: VideoUNetAnatomy,
+    UNetMotionModel: VideoUNetAnatomy,
+    DiTTransformer2DModel: DiTAnatomy,
+    PixArtTransformer2DModel: PixArtAnatomy,
+    SD3Transformer2DModel: SD3Anatomy,
+}
+"""The view of each diffusers class; of its subclasses too."""
 
 
 def anatomy(model: nn.Module) -> Anatomy:
@@ -30,11 +54,10 @@ def anatomy(model: nn.Module) -> Anatomy:
     """
     if isinstance(model, DiffusersNetwork):
         model = model.model
-    if isinstance(model, DiTTransformer2DModel):
-        return DiTAnatomy(model)
-    if isinstance(model, UNet2DModel | UNet2DConditionModel):
-        return UNetAnatomy(model)
-    names = ", ".join(f"`{kind.__name__}`" for kind in SUPPORTED_MODELS)
+    for kind, view in ANATOMIES.items():
+        if isinstance(model, kind):
+            return view(model)
+    names = ", ".join(f"`{kind.__name__}`" for kind in ANATOMIES)
     raise ConfigError(f"`{type(model).__name__}` has no anatomy; these have: {names}.")
 
 

@@ -13,6 +13,8 @@ from torch import Tensor
 from pagoda.errors import ConfigError, ShapeError, did_you_mean
 
 POLICIES = ("translation", "cutout", "colour", "flip")
+NUMBERS = 8
+"""Random numbers that one image takes."""
 TRANSLATION = 0.125
 """Largest shift, as a fraction of the side."""
 CUTOUT = 0.2
@@ -45,7 +47,10 @@ class DiffAugment:
 
         The numbers of a policy do not depend on which others are on.
         """
-        numbers = torch.rand(batch, 8, generator=generator)
+        return self.split(torch.rand(batch, NUMBERS, generator=generator))
+
+    def split(self, numbers: Tensor) -> dict[str, Tensor]:
+        """A draw from numbers (B, `NUMBERS`) in [0, 1) of one's own, for whom every row has a seed."""
         columns = {"colour": slice(0, 3), "flip": slice(3, 4), "translation": slice(4, 6), "cutout": slice(6, 8)}
         return {name: numbers[:, columns[name]] for name in self.policy}
 

@@ -88,7 +88,16 @@ class BackboneConfig:
         return int(2 ** (len(self.channels) - 1)) if self.kind == "unet" else self.patch_size
 
 
-PRESETS = ("tiny", "small", "base", "dit_tiny")
+DITS = {
+    "dit_nano": (64, 4, 16),
+    "dit_tiny": (128, 6, 32),
+    "dit_s": (384, 12, 64),
+    "dit_b": (768, 12, 64),
+    "dit_l": (1024, 24, 64),
+    "dit_xl": (1152, 28, 72),
+}
+"""Width, depth and width of a head of each DiT preset; S to XL as in Peebles and Xie 2023, table 1."""
+PRESETS = ("tiny", "small", "base", *DITS)
 """Names that `backbone_preset` knows."""
 
 
@@ -100,7 +109,9 @@ def backbone_preset(name: str, image_size: int) -> BackboneConfig:
     | tiny | U-Net, 48 channels at full size, 96 below | 1.2 M at 8 px |
     | small | U-Net, 64 channels at full size, 128 below | 2.1 M at 16 px |
     | base | U-Net of the ImageNet-64 class; at 32 px the wider one of the PaGoDA code | 266 M at 64 px |
+    | dit_nano | DiT, patch 2, 4 blocks of width 64 | 0.4 M |
     | dit_tiny | DiT, patch 2, 6 blocks of width 128 | 2.1 M |
+    | dit_s, dit_b, dit_l, dit_xl | DiT, patch 2, of the paper's sizes; every block has its own time embedder here | 35 M to 0.72 B |
 
     Args:
         image_size: Side of the images in pixels.
@@ -113,8 +124,9 @@ def backbone_preset(name: str, image_size: int) -> BackboneConfig:
         raise ConfigError(f"unknown backbone preset {name!r}. {did_you_mean(name, PRESETS)}")
     if image_size < 4 or image_size % 2:
         raise ShapeError(f"image_size={image_size}: presets take even sizes from 4 px.")
-    if name == "dit_tiny":
-        return BackboneConfig(kind="dit", patch_size=2, hidden_size=128, depth=6, head_dim=32)
+    if name in DITS:
+        width, depth, head_dim = DITS[name]
+        return BackboneConfig(kind="dit", patch_size=2, hidden_size=width, depth=depth, head_dim=head_dim)
     levels = _count_levels(image_size)
     if name == "base":
         if image_size < 32:

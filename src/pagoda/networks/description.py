@@ -9,6 +9,7 @@ from torch import nn
 
 from pagoda.errors import ConfigError, did_you_mean
 from pagoda.networks.calling import SUPPORTED_MODELS, check_supported, config_of, disable_label_dropout
+from pagoda.networks.extended import EXTENDED_MODELS
 
 
 def describe_model(model: nn.Module) -> dict[str, Any]:
@@ -28,7 +29,7 @@ def build_model(description: dict[str, Any]) -> nn.Module:
     Raises:
         ConfigError: an unknown class.
     """
-    kinds = {kind.__name__: kind for kind in SUPPORTED_MODELS}
+    kinds = {kind.__name__: kind for kind in (*SUPPORTED_MODELS, *EXTENDED_MODELS)}
     name = str(description.get("_class_name", "(none)"))
     if name not in kinds:
         raise ConfigError(f"unknown model class `{name}`. {did_you_mean(name, kinds)}")
