@@ -1,0 +1,226 @@
+"""Wall time against multiply-adds on a U-Net of Stable Diffusion's topology, and side by side with the released package DeepCache.
+
+The network has Stable Diffusion's blocks at two fifths of its width: 138 M parameters, random weights, latents of 32 x 32, guidance in
+one batch. Speed does not depend on the weights. In each arm the plain pipeline and the others run in turn, so that a
+machine that slows down slows all of them.
+
+The package is not installed by pagoda: pip install --no-deps DeepCache==0.1.1
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from functools import cache, partial
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from torch import Tensor
+
+import pagoda
+from benchmarks.harness import Arm, PassLine, benchmark
+from pagoda.acceleration import DeepCache, FasterDiffusion, Plan
+from pagoda.errors import import_extra
+
+WIDTHS = (128, 256, 512, 512)
+STEPS = (20, 50)
+PLANS: dict[str, Plan] = {
+    "deepcache-n5-b0": DeepCache(interval=5, branch=0),
+    "deepcache-n5-b1": DeepCache(interval=5, branch=1),
+    "deepcache-n3-b0": DeepCache(interval=3, branch=0),
+    "faster-one-by-one": FasterDiffusion(parallel=False),
+    "faster-parallel": FasterDiffusion(max_parallel=5),
+}
+SIDE_BY_SIDE = ((5, 0), (5, 1), (3, 0))
+
+
+@cache
+def pipeline(width_share: float) -> StableDiffusionPipeline:
+    """Random weights, made once."""
+    torch.manual_seed(0)
+    unet = UNet2DConditionModel(
+        sample_size=32,
+        in_channels=4,
+        out_channels=4,
+        block_out_channels=tuple(max(32, int(w * width_share) // 32 * 32) for w in WIDTHS),
+        down_block_types=("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
+        up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
+        layers_per_block=2,
+        cross_attention_dim=768,
+        attention_head_dim=8,
+    )
+    made = StableDiffusionPipeline(
+        AutoencoderKL(block_out_channels=(32, 32, 32, 32), down_block_types=("DownEncoderBlock2D",) * 4,
+                      up_block_types=("UpDecoderBlock2D",) * 4, latent_channels=4),
+        text_encoder=None,
+        tokenizer=None,
+        unet=unet.eval().requires_grad_(False),
+        scheduler=DDIMScheduler(clip_sample=False, steps_offset=1),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )  # fmt: skip
+    made.set_progress_bar_config(disable=True)
+    return made
+
+
+def run_once(pipe: StableDiffusionPipeline, steps: int, seed: int) -> Tensor:
+    """Final latents of one run with guidance."""
+    generator = torch.Generator().manual_seed(seed)
+    embeddings = [torch.randn(1, 77, 768, generator=torch.Generator().manual_seed(k)) for k in (1, 2)]
+    latents: Tensor = pipe(
+        prompt_embeds=embeddings[0],
+        negative_prompt_embeds=embeddings[1],
+        num_inference_steps=steps,
+        height=256,
+        width=256,
+        generator=generator,
+        output_type="latent",
+    ).images
+    return latents
+
+
+def timed(function: Callable[[], Tensor]) -> tuple[Tensor, float]:
+    """Result and seconds."""
+    start = time.perf_counter()
+    result = function()
+    return result, time.perf_counter() - start
+
+
+def against_plain(plan: Plan, steps: int, share: float, rounds: int, seed: int) -> dict[str, float]:
+    """Share of time saved over the share of multiply-adds saved, plain and accelerated runs in turn after a warm-up of both."""
+    pipe, plain, fast, facts = pipeline(share), [], [], {}
+    for number in range(rounds + 1):
+        expected, seconds = timed(partial(run_once, pipe, steps, seed))
+        plain.append(seconds)
+        with pagoda.accelerate(pipe, plan) as run:
+            run_once(
+                pipe, max(6, steps // 4), seed
+            )  # the first call of each sort is also counted, which costs a little
+            found, seconds = timed(partial(run_once, pipe, steps, seed))
+        fast.append(seconds)
+        facts = run.ledgers[0].facts()
+        if number == 0:
+            plain.clear()
+            fast.clear()
+    before, after = statistics.median(plain), statistics.median(fast)
+    saved = facts["multiply_adds_saved"]
+    return {
+        "parameters_m": sum(p.numel() for p in pipe.unet.parameters()) / 1e6,
+        "seconds_plain": before,
+        "seconds": after,
+        "speedup": before / after,
+        "multiply_adds_saved": saved,
+        "time_saved": 1 - after / before,
+        "share_of_theory": (1 - after / before) / saved,
+        "held_mib": facts["bytes_held"] / 2**20,
+        "deviation": float((found - expected).norm() / expected.norm()),
+    }
+
+
+def beside_package(interval: int, branch: int, steps: int, share: float, rounds: int, seed: int) -> dict[str, float]:
+    """Ours and the released package on the same pipeline, in turn."""
+    helper_class: Any = import_extra("DeepCache", "dev").DeepCacheSDHelper
+    pipe, ours, theirs = pipeline(share), [], []
+    held_theirs = held_ours = 0
+    plan = DeepCache(interval=interval, branch=branch)
+    for number in range(rounds + 1):
+        with pagoda.accelerate(pipe, plan) as run:
+            run_once(pipe, max(6, interval + 1), seed)
+            mine, seconds = timed(partial(run_once, pipe, steps, seed))
+            held_ours = run.ledgers[0].bytes_held
+        ours.append(seconds)
+        helper = helper_class(pipe=pipe)
+        helper.set_params(cache_interval=interval, cache_branch_id=branch)
+        helper.enable()
+        run_once(pipe, max(6, interval + 1), seed)
+        helper.reset_states()
+        other, seconds = timed(partial(run_once, pipe, steps, seed))
+        held_theirs = storage_bytes(helper.cached_output)
+        helper.disable()
+        theirs.append(seconds)
+        if number == 0:
+            ours.clear()
+            theirs.clear()
+    return {
+        "seconds_ours": statistics.median(ours),
+        "seconds_package": statistics.median(theirs),
+        "time_ratio": statistics.median(ours) / statistics.median(theirs),
+        "largest_difference": float((mine - other).abs().max()),
+        "held_mib_ours": held_ours / 2**20,
+        "held_mib_package": held_theirs / 2**20,
+        "memory_ratio": held_ours / held_theirs,
+    }
+
+
+def storage_bytes(value: Any) -> int:
+    """Memory of all different tensors in a nest."""
+    found: dict[int, int] = {}
+
+    def look(item: Any) -> None:
+        if isinstance(item, Tensor):
+            found[item.data_ptr()] = item.numel() * item.element_size()
+        elif isinstance(item, dict):
+            for part in item.values():
+                look(part)
+        elif isinstance(item, tuple | list):
+            for part in item:
+                look(part)
+
+    look(value)
+    return sum(found.values())
+
+
+@benchmark(
+    "acceleration_speed",
+    question=(
+        "How much of the multiply-adds that a plan saves is saved in wall time, on a U-Net of Stable Diffusion's topology with 138 M "
+        "parameters? And how do speed, outputs and memory compare to the released package DeepCache? `share_of_theory` is the share "
+        "of time saved over the share of multiply-adds saved."
+    ),
+    passes=[
+        *(
+            PassLine(
+                f"{name}, {steps} steps: at least 90 % of the saving in multiply-adds is saved in time",
+                lambda r, name=name, steps=steps: r.median(f"{name}-{steps}", "share_of_theory"),
+                at_least=0.9,
+            )
+            for name in ("deepcache-n5-b0", "deepcache-n5-b1", "faster-one-by-one")
+            for steps in STEPS
+        ),
+        *(
+            line
+            for interval, branch in SIDE_BY_SIDE
+            for line in (
+                PassLine(
+                    f"interval {interval}, branch {branch}: at least as fast as the package (within 2 %)",
+                    lambda r, arm=f"package-n{interval}-b{branch}": r.median(arm, "time_ratio"),
+                    at_most=1.02,
+                ),
+                PassLine(
+                    f"interval {interval}, branch {branch}: outputs equal to 1e-5",
+                    lambda r, arm=f"package-n{interval}-b{branch}": r.max(arm, "largest_difference"),
+                    at_most=1e-5,
+                ),
+                PassLine(
+                    f"interval {interval}, branch {branch}: at most half of the package's kept memory",
+                    lambda r, arm=f"package-n{interval}-b{branch}": r.max(arm, "memory_ratio"),
+                    at_most=0.5,
+                ),
+            )
+        ),
+    ],
+)
+def acceleration_speed(budget: float) -> dict[str, Arm]:
+    """Every plan at 20 and 50 steps, and the package at 20; a smaller budget takes a narrower network."""
+    share, rounds = (1.0, 2) if budget >= 1 else (max(0.25, budget**0.5), 1)
+    arms: dict[str, Arm] = {
+        f"{name}-{steps}": partial(against_plain, plan, steps, share, rounds)
+        for steps in STEPS
+        for name, plan in PLANS.items()
+    }
+    for interval, branch in SIDE_BY_SIDE:
+        arms[f"package-n{interval}-b{branch}"] = partial(beside_package, interval, branch, 20, share, rounds)
+    return arms
