@@ -3,10 +3,13 @@
 from pagoda.training.checkpoint import TrainState, list_checkpoints, load_checkpoint, save_checkpoint
 from pagoda.training.health import HealthGuard, HealthWarning, win_rate
 from pagoda.training.loop import LoopConfig, Trainer
+from pagoda.training.noise import NoiseLaw
 from pagoda.training.objective import Losses, Objective, Trainable
 from pagoda.training.optim import EMA, OptimizerConfig
 from pagoda.training.randomness import StepRandom, derive_seed, noise_of_seeds, seeded_generator
 from pagoda.training.runtime import Runtime, single_process
+from pagoda.training.schedule import ScheduledEvaluation
+from pagoda.training.technique import NoisyInputs, Penalty, Setup, Technique, Techniques, TechniqueStep
 from pagoda.training.tracking import MetricLog, StatusLine, clock, peak_memory_mib
 
 __all__ = [
@@ -16,11 +19,19 @@ __all__ = [
     "LoopConfig",
     "Losses",
     "MetricLog",
+    "NoiseLaw",
+    "NoisyInputs",
     "Objective",
     "OptimizerConfig",
+    "Penalty",
     "Runtime",
+    "ScheduledEvaluation",
+    "Setup",
     "StatusLine",
     "StepRandom",
+    "Technique",
+    "TechniqueStep",
+    "Techniques",
     "TrainState",
     "Trainable",
     "Trainer",

@@ -20,6 +20,7 @@ from pagoda.training.objective import BatchT, Objective, Trainable
 from pagoda.training.optim import EMA
 from pagoda.training.randomness import StepRandom, derive_seed
 from pagoda.training.runtime import Runtime
+from pagoda.training.schedule import ScheduledEvaluation
 from pagoda.training.tracking import MetricLog, StatusLine, clock, peak_memory_mib
 
 
@@ -67,6 +68,7 @@ class Trainer(Generic[BatchT]):
         fingerprint: Identifies what is being trained; a checkpoint of another fingerprint is refused.
         status: The line for people.
         preview: Called with (step, "raw" | "ema", images) to write a grid.
+        evaluation: What is measured of the averaged networks now and then, beside training; on the main process alone.
     """
 
     def __init__(
@@ -83,6 +85,7 @@ class Trainer(Generic[BatchT]):
         fingerprint: str = "",
         status: StatusLine | None = None,
         preview: Callable[[int, str, Tensor], None] | None = None,
+        evaluation: ScheduledEvaluation | None = None,
     ) -> None:
         self.objective = objective
         self.config = config
@@ -95,6 +98,7 @@ class Trainer(Generic[BatchT]):
         self.fingerprint = fingerprint
         self.status = status or StatusLine(quiet=True)
         self.preview = preview
+        self.evaluation = evaluation if runtime.is_main else None
         self.health = HealthGuard()
         self.step = 0
         self.seconds = 0.0
@@ -107,6 +111,7 @@ class Trainer(Generic[BatchT]):
             )
             for name, trainable in self._configs.items()
         }
+        objective.receive_averages({name: s.ema.module for name, s in self.states.items() if s.ema is not None})
         rows = runtime.rows(config.batch_size)
         share = rows.stop - rows.start
         if share % config.micro_batches:
@@ -182,12 +187,27 @@ class Trainer(Generic[BatchT]):
                 logged_at, logged_step = now, self.step
             if config.preview_every and (self.step % config.preview_every == 0 or last):
                 self._show_preview()
-            if self.step % config.checkpoint_every == 0 or last:
+            if self.evaluation is not None and self.evaluation.is_due(self.step, last):
+                self._log_evaluations(wait=True)  # one at a time, so that measuring cannot pile up
+                self.evaluation.start(self.step, self.averaged())
+            checkpoint = self.step % config.checkpoint_every == 0 or last
+            self._log_evaluations(wait=checkpoint)  # a checkpoint vouches for everything that was measured before it
+            if checkpoint:
                 self.seconds = spent + time.monotonic() - started
                 self.save()
+        if self.evaluation is not None:
+            self.evaluation.close()
         self.status.done()
         if self.log is not None:
             self.log.close()
+
+    def _log_evaluations(self, *, wait: bool) -> None:
+        """Log what has been measured since; the figures carry the step that they belong to."""
+        if self.evaluation is None:
+            return
+        for step, figures in self.evaluation.collect(wait=wait):
+            if self.log is not None:
+                self.log.write(step, figures)
 
     def save(self) -> None:
         """Write a checkpoint of this moment."""

@@ -63,6 +63,9 @@ class Objective(ABC, Generic[BatchT]):
     def losses(self, name: str, batch: BatchT, random: StepRandom, runtime: Runtime) -> Losses | None:
         """The losses of network `name` on this process's rows; None leaves the network as it is in this step."""
 
+    def receive_averages(self, averages: Mapping[str, nn.Module]) -> None:
+        """Called once by the loop with the averages that it keeps, by name of the network; most objectives need none."""
+
     def preview(self, averaged: Mapping[str, nn.Module]) -> Tensor | None:
         """Images (N, C, H, W) in [-1, 1] on fixed noise, from the given (raw or averaged) networks; None shows nothing."""
         return None

@@ -102,6 +102,28 @@ class Runtime:
         torch.distributed.all_reduce(total)
         return total / self.world_size
 
+    def gather(self, tensor: Tensor) -> Tensor:
+        """The rows of all processes, in the order of their ranks, without gradient; the same tensor for a single process."""
+        if self.world_size == 1:
+            return tensor
+        parts = [torch.empty_like(tensor) for _ in range(self.world_size)]
+        torch.distributed.all_gather(parts, tensor.detach().contiguous())
+        return torch.cat(parts)
+
+    def all_gather(self, tensor: Tensor) -> list[Tensor]:
+        """The tensors of all processes, in order, on the CPU; they may differ in their first length."""
+        if self.world_size == 1:
+            return [tensor]
+        length = torch.tensor([len(tensor)], device=self.device)
+        lengths = [torch.zeros_like(length) for _ in range(self.world_size)]
+        torch.distributed.all_gather(lengths, length)
+        longest = max(int(n) for n in lengths)
+        padded = torch.zeros(longest, *tensor.shape[1:], dtype=tensor.dtype, device=self.device)
+        padded[: len(tensor)] = tensor.to(self.device)
+        parts = [torch.zeros_like(padded) for _ in range(self.world_size)]
+        torch.distributed.all_gather(parts, padded)
+        return [part[: int(n)].cpu() for part, n in zip(parts, lengths, strict=True)]
+
     def mean_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
         """Average the gradients over processes in place, in one message."""
         if self.world_size == 1:

@@ -1,0 +1,161 @@
+"""What a training step with a technique costs over the plain DiT of the same size: block by block in turn, in one process."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from torch import Tensor
+
+from benchmarks.harness import Arm, PassLine, Results, benchmark
+from pagoda.data.order import batch_indices
+from pagoda.diffusion import Condition, EDMDenoiser
+from pagoda.networks import BackboneConfig, DiffusersNetwork, build_backbone
+from pagoda.pretraining import (
+    CepConfig,
+    DdaePlusConfig,
+    DitMoeConfig,
+    DtrConfig,
+    RepaConfig,
+    SwitchDitConfig,
+    TechniqueConfig,
+    build_techniques,
+)
+from pagoda.training import LoopConfig, NoiseLaw, OptimizerConfig, Runtime, Setup, Trainable, Trainer
+from pagoda.training.denoising import DenoisingObjective
+
+WIDTH, DEPTH, SIZE, BATCH, COUNT, ROUNDS = 192, 12, 16, 8, 128, 9
+TOKENS = (SIZE // 2) ** 2
+LAW = NoiseLaw()
+CONFIGS: dict[str, TechniqueConfig] = {
+    "repa": RepaConfig(encoders=("random",)),
+    "dtr": DtrConfig(),
+    "switch_dit": SwitchDitConfig(),
+    "dit_moe": DitMoeConfig(),
+    "cep": CepConfig(),
+    "ddae_plus": DdaePlusConfig(),
+}
+
+
+def multiply_adds(name: str = "plain") -> float:
+    """Of one image forward, per block and token: attention and feed-forward as in the plain network, and what is added."""
+    attention = 4 * WIDTH**2 + 2 * TOKENS * WIDTH
+    dense = 8 * WIDTH**2
+    if name == "switch_dit":
+        return attention + dense + 2 * WIDTH**2  # two of three experts
+    if name == "dit_moe":
+        return attention + (2 * 12 + 6) * WIDTH**2  # two SwiGLU experts of width 4 D, a shared one of width 2 D
+    return attention + dense
+
+
+def make_step(config: TechniqueConfig | None, folder: Path, seed: int) -> Callable[[int], float]:
+    """A function that trains some steps and returns the seconds that one took."""
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.rand(COUNT, 3, SIZE, SIZE, generator=generator) * 2 - 1
+
+    def load(indices: Tensor, flips: Tensor) -> tuple[Tensor, Condition]:
+        return images[indices], Condition.of_labels(indices % 10)
+
+    runtime = Runtime("cpu")
+    setup = Setup(
+        image_size=SIZE,
+        channels=3,
+        num_classes=10,
+        steps=10**6,
+        seed=seed,
+        noise=LAW,
+        noise_scale=25.0,
+        sigma_data=0.5,
+        count=COUNT,
+        load=load,
+        mirror=False,
+        runtime=runtime,
+    )
+    torch.manual_seed(seed)
+    backbone = BackboneConfig(kind="dit", patch_size=2, hidden_size=WIDTH, depth=DEPTH, head_dim=64)
+    network = DiffusersNetwork(build_backbone(backbone, image_size=SIZE, num_classes=10))
+    techniques = build_techniques([] if config is None else [config])
+    network = techniques.prepare(network, setup)
+    objective = DenoisingObjective(
+        EDMDenoiser(network, noise_scale=25.0),
+        Trainable(techniques.together(network), OptimizerConfig(lr=1e-4), 0.99),
+        load,
+        noise=LAW,
+        mirror=False,
+        techniques=techniques,
+    )
+    trainer = Trainer(
+        objective,
+        LoopConfig(steps=1, batch_size=BATCH, preview_every=0, checkpoint_every=10**9, log_every=10**9),
+        runtime=runtime,
+        folder=folder,
+        stage="cost",
+        seed=seed,
+        order=lambda step, count: batch_indices(seed, step, count, COUNT),
+    )
+    trainer.save = lambda: None  # type: ignore[method-assign]  # a checkpoint every few hundred steps is not a step's cost
+
+    def run(steps: int) -> float:
+        trainer.step = 0
+        trainer.config = LoopConfig(
+            steps=steps, batch_size=BATCH, preview_every=0, checkpoint_every=10**9, log_every=10**9
+        )
+        start = time.perf_counter()
+        trainer._train()
+        return (time.perf_counter() - start) / steps
+
+    return run
+
+
+def compare(name: str, steps: int, rounds: int) -> Arm:
+    """Median over rounds of the ratio of a technique's step and the plain one's right beside it."""
+
+    def measure(seed: int) -> dict[str, float]:
+        with TemporaryDirectory() as folder:
+            plain = make_step(None, Path(folder) / "plain", seed)
+            other = make_step(CONFIGS[name], Path(folder) / name, seed)
+            plain(1), other(1)
+            pairs = []
+            for index in range(rounds):  # in turn, the other one first every second time
+                first, second = (plain, other) if index % 2 == 0 else (other, plain)
+                a, b = first(steps), second(steps)
+                pairs.append((a, b) if index % 2 == 0 else (b, a))
+        ratios = sorted(b / a for a, b in pairs)
+        work = multiply_adds(name) / multiply_adds()
+        return {
+            "ms_plain": 1e3 * min(a for a, _ in pairs),
+            "ms": 1e3 * min(b for _, b in pairs),
+            "ratio": ratios[len(ratios) // 2],
+            "work": work,
+            "over_work": ratios[len(ratios) // 2] / work,
+        }
+
+    return measure
+
+
+def median(arm: str, metric: str = "ratio") -> Callable[[Results], float]:
+    """Of a figure over the seeds."""
+    return lambda results: results.median(arm, metric)
+
+
+@benchmark(
+    "technique_cost",
+    question="What does a training step with each technique cost over the plain DiT of the same size?",
+    passes=[
+        PassLine("dtr: at most 2 % more", median("dtr"), at_most=1.02),
+        PassLine("cep: at most 1 % more", median("cep"), at_most=1.01),
+        PassLine("repa with cached targets: at most 10 % more", median("repa"), at_most=1.10),
+        PassLine(
+            "switch_dit: at most 10 % over its added multiply-adds", median("switch_dit", "over_work"), at_most=1.10
+        ),
+        PassLine("dit_moe: at most 15 % over its active multiply-adds", median("dit_moe", "over_work"), at_most=1.15),
+        PassLine("ddae_plus, self-conditioning alone: at most 2 % more", median("ddae_plus"), at_most=1.02),
+    ],
+)
+def technique_cost(budget: float) -> dict[str, Arm]:
+    """A DiT of 12 blocks, half as wide as S, at 16 px."""
+    steps, rounds = max(1, round(10 * budget)), max(3, round(ROUNDS * budget))
+    return {name: compare(name, steps, rounds) for name in CONFIGS}
