@@ -28,6 +28,7 @@ from pagoda.diffusion import (
 )
 from pagoda.errors import ShapeError
 from pagoda.networks import DiffusersNetwork
+from pagoda.understanding import LowRankDenoiser, LowRankMixture
 
 BATCH, SIZE, CLASSES = 3, 8, 4
 LABELS = torch.tensor([0, 3, -1])
@@ -120,6 +121,15 @@ CASES: dict[str, Callable[[], Case]] = {
     ),
     "gaussian": lambda: Case(GaussianDenoiser(0.2, 0.5), BOTH, Condition()),
     "gaussian-mixture": lambda: Case(mixture(), BOTH, LABELLED),
+    "low-rank-mixture": lambda: Case(
+        LowRankMixture.random((3, SIZE, SIZE), [2, 3, 4, 5], torch.Generator().manual_seed(3), noise=0.3),
+        BOTH,
+        LABELLED,
+    ),
+    # Of full rank, because a lower one does not leave an image as it is at any noise level.
+    "low-rank": lambda: Case(
+        LowRankDenoiser((3, SIZE, SIZE), 2, 3 * SIZE * SIZE, torch.Generator().manual_seed(3)), BOTH, Condition()
+    ),
 }
 
 

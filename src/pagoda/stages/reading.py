@@ -1,0 +1,173 @@
+"""A trained model as something to be read: a run, a teacher's folder, or a diffusers pipeline, with the images that suit it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pagoda.data import (
+    Downsampler,
+    DownsamplerKind,
+    ImageDataset,
+    SourceConfig,
+    check_source,
+    open_source,
+    prepare_images,
+)
+from pagoda.diffusion import Denoiser, EDMDenoiser, ScheduledDenoiser, schedule_from_scheduler
+from pagoda.errors import ArtifactError, ConfigError
+from pagoda.networks import DiffusersNetwork, model_hash
+from pagoda.networks.loading import load_model
+from pagoda.stages.config import override
+from pagoda.stages.context import load_teacher
+from pagoda.stages.run_folder import RunFolder
+from pagoda.training import Runtime
+
+
+@dataclass(frozen=True)
+class ReadableModel:
+    """A frozen denoiser and what images it knows.
+
+    Attributes:
+        denoiser: In evaluation mode, without gradients.
+        size: Side of its images in pixels.
+        channels: 1 or 3.
+        class_names: One name per class, or None without classes.
+        source: How its own images were opened; other images are opened alike.
+        downsampler: Kernel that made its images smaller.
+        encode: Images -> latents, for a model of latents.
+        sigma_max: Largest noise level that it is read at; None = as far as its schedule goes.
+    """
+
+    denoiser: Denoiser
+    size: int
+    channels: int
+    class_names: list[str] | None
+    source: SourceConfig
+    downsampler: DownsamplerKind
+    encode: Callable[[Tensor], Tensor] | None = None
+    sigma_max: float | None = None
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return next(self.denoiser.parameters()).device
+
+    @property
+    def hash(self) -> str:
+        """Hash of the network's weights."""
+        network: Any = self.denoiser
+        return model_hash(network.network)
+
+    def images(self, data: str, settings: Mapping[str, Any] | None = None, *, progress: bool = False) -> ImageDataset:
+        """Other images, opened and reduced as the model's own were.
+
+        Args:
+            data: Folder, zip, IDX folder, parquet file, hub name, or `shapes`.
+            settings: Dotted settings of the source on top of the model's own, such as `{"source.split": "test"}`.
+
+        Raises:
+            ConfigError: settings of anything else.
+            DataError: images that cannot be read or are too small; all of them are named.
+        """
+        given = dict(settings or {})
+        foreign = [key for key in given if not key.startswith("source.")]
+        if foreign:
+            raise ConfigError(f"only settings of the source are read here, such as source.pad; got {foreign}.")
+        options = SourceConfig() if data.split(":")[0] == "shapes" else replace(
+            self.source, filter=None, mode="grey" if self.channels == 1 else "rgb"
+        )  # fmt: skip
+        options = override(options, {key.removeprefix("source."): value for key, value in given.items()})
+        source = open_source(data, options=options)
+        check_source(source, size=self.size, min_images=1, progress=progress).raise_if_bad()
+        return prepare_images(
+            source, sizes=(self.size,), downsampler=Downsampler(self.downsampler), cache_dir=None, progress=progress
+        )
+
+
+def open_readable(path: Path | str, *, device: str = "auto") -> ReadableModel:
+    """The denoiser in a folder: a run of pagoda (its teacher), a teacher's folder, or a diffusers pipeline.
+
+    Raises:
+        ArtifactError: none of these, or weights that are not those that were written.
+        ConfigError: a network or a scheduler that pagoda cannot read.
+    """
+    path = Path(path)
+    target = Runtime(device).device
+    if (path / "config.yaml").is_file():
+        run = RunFolder.open(path)
+        run.require("teach", f"pagoda teach DATA --out {path}")
+        config = run.config()
+        model = _open_teacher(run.teacher)
+        source = SourceConfig() if config.data.split(":")[0] == "shapes" else config.source
+        model = replace(model, source=source, downsampler=config.downsampler)
+    elif (path / "denoiser.json").is_file():
+        model = _open_teacher(path)
+    elif (path / "model_index.json").is_file():
+        model = _open_pipeline(path)
+    else:
+        raise ArtifactError(
+            f"{path} is neither a run (config.yaml), nor a teacher (denoiser.json), nor a diffusers pipeline (model_index.json). "
+            "Make a run with `pagoda teach DATA --out RUN`."
+        )
+    model.denoiser.to(target).eval().requires_grad_(False)
+    return model
+
+
+def _open_teacher(path: Path) -> ReadableModel:
+    denoiser, facts = load_teacher(path)
+    known: Any = facts
+    return ReadableModel(
+        denoiser,
+        size=int(known["image_size"]),
+        channels=int(known["channels"]),
+        class_names=known.get("class_names"),
+        source=SourceConfig(),
+        downsampler=Downsampler().kind,
+        sigma_max=float(known["sigma_max"]),
+    )
+
+
+def _open_pipeline(path: Path) -> ReadableModel:
+    index = json.loads((path / "model_index.json").read_text(encoding="utf-8"))
+    part = next((name for name in ("unet", "transformer", "model") if name in index), None)
+    if part is None or "scheduler" not in index:
+        raise ArtifactError(f"{path} names no `unet` or `transformer` with a `scheduler`; it has {sorted(index)}.")
+    network = DiffusersNetwork(load_model(path / part))
+    scheduler = json.loads((path / "scheduler" / "scheduler_config.json").read_text(encoding="utf-8"))
+    schedule, prediction = schedule_from_scheduler(scheduler)
+    denoiser: Denoiser
+    if prediction == "edm":
+        denoiser = EDMDenoiser(network, sigma_data=float(scheduler["sigma_data"]), noise_scale=0.25)
+    else:
+        denoiser = ScheduledDenoiser(network, schedule, prediction)
+    side = network.sample_size
+    if side is None:
+        raise ConfigError(f"{path / part} does not say its `sample_size`; add it to its config.json.")
+    vae, stride, channels = None, 1, network.in_channels
+    if index.get("vae"):
+        vae, stride, channels = _open_vae(path / "vae")
+    names = [str(k) for k in range(network.num_classes)] if network.num_classes else None
+    return ReadableModel(denoiser, side * stride, channels, names, SourceConfig(), Downsampler().kind, encode=vae)
+
+
+def _open_vae(path: Path) -> tuple[Callable[[Tensor], Tensor], int, int]:
+    """The mean of the posterior times the scale, the factor by which latents are smaller, and the channels of the images."""
+    from diffusers.models import AutoencoderKL
+
+    vae: Any = AutoencoderKL.from_pretrained(path, use_safetensors=True, local_files_only=True)
+    vae.eval().requires_grad_(False)
+    config = vae.config
+
+    def encode(images: Tensor) -> Tensor:
+        nn.Module.to(vae, images.device)
+        mean: Tensor = vae.encode(images).latent_dist.mean
+        return (mean - (config.shift_factor or 0.0)) * config.scaling_factor
+
+    return encode, 2 ** (len(config.block_out_channels) - 1), int(config.in_channels)
