@@ -1,4 +1,4 @@
-"""The command line: `python -m benchmarks list | run NAME | table FILE...`."""
+"""The command line: `python -m benchmarks list | run NAME | all | table FILE...`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from benchmarks.harness.runner import load_result
 from pagoda.errors import ConfigError, PagodaError, did_you_mean
 from pagoda.files import write_text_atomic
 
-_HELPERS = ("__main__", "harness", "heart", "metrics", "real_sets")
+_HELPERS = ("__main__", "harness", "heart", "metrics", "peer_loops", "probed_teachers", "real_sets", "technique_runs")
 
 
 def names() -> list[str]:
@@ -58,9 +58,30 @@ def parser() -> argparse.ArgumentParser:
     )
     one.add_argument("--budget", type=float, default=1.0, metavar="SHARE", help="share of the full run (default 1)")
     one.add_argument("--fresh", action="store_true", help="start over instead of continuing FILE")
+    every = commands.add_parser(
+        "all", help="run every benchmark into FOLDER/NAME.json; the same command again continues"
+    )
+    every.add_argument("--seeds", type=int, default=3, metavar="N", help="seeds 0 to N-1 (default 3)")
+    every.add_argument("--folder", type=Path, default=Path("docs/results"), metavar="FOLDER", help="where results go")
+    every.add_argument("--budget", type=float, default=1.0, metavar="SHARE", help="share of the full run (default 1)")
+    every.add_argument("--fresh", action="store_true", help="start over instead of continuing")
     table = commands.add_parser("table", help="render FILE.md again from each FILE.json")
     table.add_argument("files", type=Path, nargs="+", metavar="FILE")
     return top
+
+
+def run_all(options: argparse.Namespace) -> int:
+    """Every benchmark after the other; one that cannot run is named and does not keep the others from running."""
+    failed = []
+    for name in names():
+        path = options.folder / f"{name}.json"
+        words = ["run", name, "--seeds", str(options.seeds), "--json", str(path)]
+        words += [] if options.budget == 1.0 else ["--budget", str(options.budget)]
+        status = main([*words, *(["--fresh"] if options.fresh else [])])
+        failed += [name] if status else []
+    if failed:
+        print(f"did not run: {', '.join(failed)}", file=sys.stderr)
+    return 1 if failed else 0
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -71,6 +92,8 @@ def main(arguments: list[str] | None = None) -> int:
         if options.command == "list":
             for name in names():
                 print(f"{name}: {find(name).question}")
+        elif options.command == "all":
+            return run_all(options)
         elif options.command == "table":
             for path in options.files:
                 write_text_atomic(path.with_suffix(".md"), render(load_result(path)))

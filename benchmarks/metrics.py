@@ -11,7 +11,8 @@ from pathlib import Path
 from torch import Tensor
 
 from pagoda.errors import TrainingError
-from pagoda.evaluation import FeatureExtractor, contrast, score_frechet, sharpness
+from pagoda.evaluation import FeatureExtractor, ScoreOptions, contrast, sharpness
+from pagoda.evaluation import score_images as scores_of
 
 
 def score_images(
@@ -38,10 +39,19 @@ def score_images(
         generated / real) and `sharpness_ratio` (mean absolute Laplacian, generated / real).
 
     Raises:
-        ShapeError, DataError: as `pagoda.evaluation.score_frechet`.
+        ShapeError, DataError: as `pagoda.evaluation.score_images`.
     """
-    report = score_frechet(extractor, real_images, real_labels, fake_images, seed=floor_split_seed, per_class=per_class)
+    (report,) = scores_of(
+        extractor,
+        real_images,
+        real_labels,
+        fake_images,
+        seed=floor_split_seed,
+        per_class=per_class,
+        options=ScoreOptions(resamples=0),
+    )
     real, fake = _as_float(real_images), _as_float(fake_images)
+    assert report.floor is not None, "real images stand in for the generated ones"
     return {
         "distance": report.value,
         "floor": report.floor,

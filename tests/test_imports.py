@@ -17,6 +17,7 @@ SOURCE = Path(pagoda.__file__).parent
 LEVELS = {
     "version": 0,
     "errors": 0,
+    "threads": 0,
     "files": 1,
     "images": 2,
     "diffusion": 3,
@@ -24,14 +25,17 @@ LEVELS = {
     "data": 5,
     "training": 5,
     "evaluation": 5,
-    "stages": 6,
-    "pipelines": 7,
-    "api": 7,
-    "cli": 8,
+    "acceleration": 6,
+    "pretraining": 6,
+    "understanding": 6,
+    "stages": 7,
+    "pipelines": 8,
+    "api": 8,
+    "cli": 9,
 }
 """A module imports from lower levels, or from its own room."""
-OPTIONAL = {"datasets", "tensorboard", "transformers"}
-ROOMS = ("data", "diffusion", "evaluation", "networks", "training")
+OPTIONAL = {"datasets", "matplotlib", "tensorboard", "transformers"}
+ROOMS = ("acceleration", "data", "diffusion", "evaluation", "networks", "pretraining", "training", "understanding")
 
 
 def modules() -> Iterator[tuple[Path, ast.Module]]:
@@ -93,7 +97,7 @@ def public_names(tree: ast.Module) -> set[str]:
 
 def kind_order(name: str) -> tuple[int, str]:
     """Constants, then classes, then functions, each by name."""
-    return (0 if name.isupper() and len(name) > 3 else 1 if name[:1].isupper() else 2, name)
+    return (0 if name.isupper() and len(name) > 1 else 1 if name[:1].isupper() else 2, name)
 
 
 @pytest.mark.parametrize("room", ROOMS)

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from pagoda.version import __version__
 
 if TYPE_CHECKING:
+    from pagoda.acceleration import accelerate
     from pagoda.api import Generator, Teacher, distill, grow, teach
     from pagoda.networks.generator import OneStepGenerator
     from pagoda.pipelines import PagodaPipeline, PagodaPipelineOutput
@@ -31,6 +32,7 @@ _LAZY = {
     "PagodaPipeline": "pagoda.pipelines",
     "PagodaPipelineOutput": "pagoda.pipelines",
     "Teacher": "pagoda.api",
+    "accelerate": "pagoda.acceleration",
     "distill": "pagoda.api",
     "grow": "pagoda.api",
     "teach": "pagoda.api",
@@ -44,6 +46,7 @@ __all__ = [
     "PagodaPipelineOutput",
     "Teacher",
     "__version__",
+    "accelerate",
     "distill",
     "grow",
     "teach",

@@ -13,17 +13,20 @@ from __future__ import annotations
 import shutil
 import tempfile
 import weakref
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
+from pagoda.acceleration import Plan, accelerate
 from pagoda.diffusion import Condition, sample
 from pagoda.errors import ConfigError
 from pagoda.images import to_pil
 from pagoda.networks import OneStepGenerator
+from pagoda.pretraining import TechniqueConfig
 from pagoda.stages.config import RunConfig, override
 from pagoda.stages.context import load_teacher
 from pagoda.stages.presets import preset_config
@@ -57,8 +60,12 @@ class Teacher:
         """Side of its images in pixels."""
         return self.run.config().base
 
-    def sample(self, n: int = 1, *, label: int | None = None, seed: int = 0) -> list[Image.Image]:
+    def sample(
+        self, n: int = 1, *, label: int | None = None, seed: int = 0, plans: Sequence[Plan] = ()
+    ) -> list[Image.Image]:
         """Images by Heun's method at 18 noise levels (35 network calls): slow, for comparison.
+
+        `plans` make it cheaper, see `pagoda.acceleration`: e.g. `plans=[DeepCache(interval=2)]`.
 
         Raises:
             ConfigError: a label out of range.
@@ -68,7 +75,9 @@ class Teacher:
         num_classes, channels = int(str(facts["num_classes"])), int(str(facts["channels"]))
         labels = check_labels(None if label is None else [label] * n, seeds, num_classes)
         z = noise_of_seeds(seeds, (channels, self.size, self.size))
-        return to_pil(sample(denoiser, z, condition=Condition.of_labels(labels)).clamp(-1, 1))
+        condition = Condition.of_labels(labels)
+        with accelerate(denoiser, *plans) if plans else nullcontext():
+            return to_pil(sample(denoiser, z, condition=condition).clamp(-1, 1))
 
 
 @dataclass(frozen=True)
@@ -115,6 +124,7 @@ def teach(
     out: str | Path | None = None,
     preset: str = "small",
     settings: Mapping[str, Any] | None = None,
+    techniques: Sequence[str | TechniqueConfig | Mapping[str, Any]] = (),
     quiet: bool = False,
 ) -> Teacher:
     """Train a diffusion model of the down-sampled images.
@@ -125,6 +135,7 @@ def teach(
         out: Run folder, continued when it is there; a temporary one when None.
         preset: tiny, small or base.
         settings: Single settings by dotted key, e.g. `{"teach.loop.steps": 500}`; those of later stages too.
+        techniques: What changes the training: names, configurations, or names with options (see `pagoda techniques`).
         quiet: Print nothing.
 
     Raises:
@@ -132,7 +143,8 @@ def teach(
     """
     kept = _TemporaryFolder() if out is None else None
     folder = kept.path / "run" if kept is not None else Path(str(out))
-    config = override(preset_config(preset, str(data), base=size, size=size), dict(settings or {}))
+    chosen = {"techniques": list(techniques)} if techniques else {}
+    config = override(preset_config(preset, str(data), base=size, size=size), {**(settings or {}), **chosen})
     if (folder / "config.yaml").exists():  # a run that has grown since keeps its final size
         config = override(config, {"size": max(config.size, RunFolder(folder).config().size)})
     return Teacher(train(config, str(folder), until="teach", quiet=quiet), kept)

@@ -34,6 +34,19 @@ def test_run_writes_both_files_and_table_renders_the_same_page(
     assert str(path.with_suffix(".md")) in capsys.readouterr().out
 
 
+def test_all_runs_every_benchmark_and_names_those_that_cannot_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(command_line, "names", lambda: ["emoji", "oracle_inversion"])
+    monkeypatch.delenv("PAGODA_DATA", raising=False)
+    arguments = ["all", "--seeds", "1", "--folder", str(tmp_path), "--budget", "0.02"]
+    assert command_line.main(arguments) == 1
+    assert json.loads((tmp_path / "oracle_inversion.json").read_text())["complete"] is True
+    told = capsys.readouterr().err
+    assert "did not run: emoji" in told
+    assert "PAGODA_DATA" in told
+
+
 def test_mistakes_are_one_sentence_and_a_status(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert command_line.main(["run", "oracle_invertion", "--json", str(tmp_path / "x.json")]) == 1
     assert "Did you mean `oracle_inversion`?" in capsys.readouterr().err

@@ -16,7 +16,7 @@ from pagoda.errors import TrainingError
 class Pooled:
     """Mean colour of each quarter of the image."""
 
-    name, dim, input_size, fingerprint = "pooled", 12, 2, "0" * 16
+    name, dim, input_size, resize, fingerprint = "pooled", 12, 2, "mean", "0" * 16
 
     def __call__(self, images: Tensor) -> Tensor:
         return torch.nn.functional.adaptive_avg_pool2d(images, 2).flatten(1).float()

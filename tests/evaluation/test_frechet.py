@@ -77,6 +77,23 @@ def test_distance_agrees_with_the_matrix_square_root(dim: int) -> None:
     assert frechet_distance(a, b) == pytest.approx(expected, rel=1e-8)
 
 
+def test_distance_agrees_with_torchmetrics_on_the_same_features() -> None:
+    fid = pytest.importorskip("torchmetrics.image.fid")
+    a, b = (FeatureMoments.from_features(features(300, seed, 64)) for seed in (0, 1))
+    theirs = float(fid._compute_fid(a.mean, a.covariance(), b.mean, b.covariance()))
+    assert frechet_distance(a, b) == pytest.approx(theirs, rel=1e-8)
+
+
+@pytest.mark.parametrize("count", [400, 50])
+def test_distance_is_that_of_the_features_own_singular_values(count: int) -> None:
+    # tr (S_a S_b)^{1/2} is the nuclear norm of A B^T / sqrt((n - 1) (m - 1)) of the centred features: no covariance is formed.
+    a, b = features(count, 0, 64), features(count + 20, 1, 64)
+    centred_a, centred_b = a - a.mean(0), b - b.mean(0)
+    trace = torch.linalg.svdvals(centred_a @ centred_b.T).sum() / ((count - 1) * (count + 19)) ** 0.5
+    expected = (a.mean(0) - b.mean(0)).square().sum() + a.var(0).sum() + b.var(0).sum() - 2 * trace
+    assert distance(a, b) == pytest.approx(float(expected), rel=1e-8)
+
+
 def test_fewer_samples_than_dimensions_give_a_finite_distance_that_equals_that_of_the_spanned_space() -> None:
     # Ten samples in 40 dimensions span ten of them; a rotation into these leaves nothing singular about the rest.
     a, b = features(6, 0, 40), features(5, 1, 40)

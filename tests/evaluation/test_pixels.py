@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pagoda.errors import ShapeError
-from pagoda.evaluation import contrast, psnr, sharpness
+from pagoda.evaluation import contrast, psnr, sharpness, ssim
 
 
 def images(seed: int = 0) -> Tensor:
@@ -61,3 +61,36 @@ def test_foreign_shapes_are_refused() -> None:
         contrast(images()[0])
     with pytest.raises(ShapeError, match="3 x 3"):
         sharpness(images()[..., :2])
+
+
+def large(seed: int = 0) -> Tensor:
+    return torch.rand(3, 3, 20, 17, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+
+
+def test_ssim_of_equal_images_is_one_and_it_is_symmetric() -> None:
+    assert ssim(large(), large()) == pytest.approx(1, abs=1e-12)
+    assert ssim(large(), large(1)) == pytest.approx(ssim(large(1), large()), rel=1e-12)
+    assert ssim(large(), -large()) < 0
+
+
+def test_ssim_of_flat_images_is_its_luminance_term() -> None:
+    a, b = torch.full((1, 1, 11, 11), 0.5), torch.full((1, 1, 11, 11), 0.2)
+    x, y, c = 0.75, 0.6, 0.01**2  # the same pixels in [0, 1]
+    assert ssim(a, b) == pytest.approx((2 * x * y + c) / (x**2 + y**2 + c), rel=1e-5)
+
+
+def test_ssim_falls_with_noise_and_agrees_with_torchmetrics() -> None:
+    functional = pytest.importorskip("torchmetrics.functional.image")
+    noise = torch.randn(large().shape, generator=torch.Generator().manual_seed(2))
+    values = [ssim(large() + level * noise, large()) for level in (0.0, 0.1, 0.3, 1.0)]
+    assert values == sorted(values, reverse=True)
+    _, theirs = functional.structural_similarity_index_measure(
+        (large() + 0.3 * noise).double() / 2 + 0.5, large().double() / 2 + 0.5, data_range=1.0, return_full_image=True
+    )
+    inside = theirs[..., 5:-5, 5:-5]  # windows that reach over the edge are filled by reflection there
+    assert values[2] == pytest.approx(float(inside.mean()), rel=1e-10)
+
+
+def test_ssim_needs_images_as_large_as_its_window() -> None:
+    with pytest.raises(ShapeError, match="at least 11 pixels"):
+        ssim(images(), images())

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
-import yaml
 
+from pagoda.cli.settings import Settings, parse_settings
 from pagoda.errors import ConfigError
 
 if TYPE_CHECKING:
     from pagoda.stages.config import RunConfig
-
-Settings = Annotated[tuple[str, ...], tyro.conf.arg(metavar="KEY=VALUE ...", name="set")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -302,22 +299,35 @@ class CheckData:
         report.raise_if_bad()
 
 
-def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
-    """`key=value` texts as dotted settings; values are read as YAML.
+@dataclass(frozen=True, kw_only=True)
+class ListTechniques:
+    """What can change the training of the diffusion model: one line each, with what it needs.
 
-    Raises:
-        ConfigError: a text without `=`, or a value that is not YAML.
+    Examples:
+      pagoda techniques
+      pagoda techniques --options
     """
-    values = {}
-    for setting in settings:
-        key, equals, text = setting.partition("=")
-        if not equals:
-            raise ConfigError(f"--set takes key=value, got {setting!r}. Example: --set teach.loop.steps=500")
-        try:
-            values[key.strip()] = "" if text == "" else yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise ConfigError(f"--set {setting!r}: the value cannot be read as YAML ({error}).") from error
-    return values
+
+    options: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """List the options of each, with their defaults."""
+
+    def run(self) -> None:
+        """Print the list."""
+        import dataclasses
+
+        from pagoda.pretraining import TECHNIQUES
+
+        width = max(len(name) for name in TECHNIQUES)
+        for name, kind in TECHNIQUES.items():
+            print(f"{name:<{width}}  {kind.title}; needs {kind.needs} ({kind.paper})")
+            others = kind().build().conflicts
+            if others:
+                print(f"{'':<{width}}  not together with {', '.join(sorted(others))}")
+            for field in dataclasses.fields(kind) if self.options else ():  # type: ignore[arg-type]
+                print(f"{'':<{width}}    {field.name} = {field.default!r}")
+        print(
+            "\nUse them with `--set techniques=[NAME,...]`, or in a file: techniques: [NAME, {NAME: {OPTION: VALUE}}]"
+        )
 
 
 def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

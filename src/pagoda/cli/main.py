@@ -12,15 +12,19 @@ from typing import Annotated, Any
 
 import tyro
 
+from pagoda.cli.accelerating import AccelerateTune
 from pagoda.cli.commands import (
     CheckData,
     Distill,
     Encode,
     Grow,
+    ListTechniques,
     Sample,
     Teach,
     Train,
 )
+from pagoda.cli.evaluation import Compare, Evaluate, Report
+from pagoda.cli.understanding import Classify, ProbeFit, ProbePredict, ProbeRank
 from pagoda.errors import PagodaError
 from pagoda.threads import spin_shortly
 from pagoda.version import __version__
@@ -32,7 +36,16 @@ COMMANDS: dict[str, type[Any]] = {
     "distill": Distill,
     "grow": Grow,
     "sample": Sample,
+    "evaluate": Evaluate,
+    "compare": Compare,
+    "report": Report,
+    "classify": Classify,
+    "probe fit": ProbeFit,
+    "probe predict": ProbePredict,
+    "probe rank": ProbeRank,
     "data check": CheckData,
+    "accelerate tune": AccelerateTune,
+    "techniques": ListTechniques,
 }
 
 DESCRIPTION = """Train small, distil once, grow tall.
@@ -85,8 +98,8 @@ def main(arguments: list[str] | None = None) -> int:
     if arguments == ["--version"]:
         print(f"pagoda {__version__}")
         return 0
-    if arguments[:2] == ["data", "check"]:  # written as two words, parsed as one
-        arguments[:2] = ["data check"]
+    if " ".join(arguments[:2]) in COMMANDS:  # `data check` is written as two words and parsed as one
+        arguments[:2] = [" ".join(arguments[:2])]
     warnings.filterwarnings("default", module="pagoda")
     try:
         command = tyro.cli(

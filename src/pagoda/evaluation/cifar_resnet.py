@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pagoda.errors import ArtifactError, ConfigError, did_you_mean
-from pagoda.evaluation.extractors import check_images, hash_weights, resize_images
+from pagoda.evaluation.extractors import RESIZE, check_images, hash_weights, resize_images
 from pagoda.files import hash_json, load_tensors
 
 _STAGE_WIDTHS = (16, 32, 64)
@@ -135,12 +135,21 @@ class CIFARResNetFeatures:
         return 32
 
     @property
+    def resize(self) -> str:
+        return RESIZE
+
+    @property
     def fingerprint(self) -> str:
         return hash_json([self._mean.flatten().tolist(), self._std.flatten().tolist(), hash_weights(self.network)])
 
-    @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
+        return self.features_and_logits(images)[0]
+
+    @torch.no_grad()
+    def features_and_logits(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Features (B, 64) and logits (B, 10)."""
         check_images(images)
         device = self.network.linear.weight.device
         pixels = resize_images(images.float(), self.input_size).expand(-1, 3, -1, -1) / 2 + 0.5
-        return self.network.features(((pixels - self._mean) / self._std).to(device))
+        features = self.network.features(((pixels - self._mean) / self._std).to(device))
+        return features, self.network.linear(features)

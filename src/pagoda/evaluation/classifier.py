@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pagoda.errors import ArtifactError, ConfigError, DataError, ShapeError
-from pagoda.evaluation.extractors import check_images, hash_weights, resize_images
+from pagoda.evaluation.extractors import RESIZE, check_images, hash_weights, resize_images
 from pagoda.evaluation.frechet import count_labels
 from pagoda.files import hash_json, load_tensors, save_tensors, write_text_atomic
 
@@ -85,7 +85,11 @@ class SmallClassifier(nn.Module):
         self.head = nn.Linear(widths[-1], config.num_classes)
 
     def features(self, images: Tensor) -> Tensor:
-        """Pooled features (B, widths[-1]) of images (B, C, H, W) in [-1, 1] of any square size.
+        """Pooled features (B, widths[-1]) of images (B, C, H, W) in [-1, 1] of any square size; raises like `maps`."""
+        return self.maps(images).mean((2, 3))
+
+    def maps(self, images: Tensor) -> Tensor:
+        """Features before pooling (B, widths[-1], h, w) of images (B, C, H, W) in [-1, 1] of any square size.
 
         Raises:
             ShapeError: another number of channels than the classifier was trained on.
@@ -97,7 +101,7 @@ class SmallClassifier(nn.Module):
         h = self.stem(resize_images(images, self.config.input_size))
         for stage in self.stages:
             h = stage(h)
-        return F.silu(self.norm(h)).mean((2, 3))
+        return F.silu(self.norm(h))
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (B, num_classes)."""
@@ -158,13 +162,22 @@ class ClassifierFeatures:
         return self.classifier.config.input_size
 
     @property
+    def resize(self) -> str:
+        return RESIZE
+
+    @property
     def fingerprint(self) -> str:
         return hash_json([asdict(self.classifier.config), hash_weights(self.classifier)])
 
-    @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
+        return self.features_and_logits(images)[0]
+
+    @torch.no_grad()
+    def features_and_logits(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Features (B, dim) and logits (B, num_classes)."""
         check_images(images)
-        return self.classifier.features(images.to(self.classifier.head.weight.device, torch.float32))
+        features = self.classifier.features(images.to(self.classifier.head.weight.device, torch.float32))
+        return features, self.classifier.head(features)
 
 
 def train_classifier(

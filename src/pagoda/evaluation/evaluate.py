@@ -1,92 +1,20 @@
-"""From images to a score that carries its provenance: features, halves of the real data, distance and floor."""
+"""From features to scores that carry their provenance: halves of the real data, metrics, floors and intervals."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from pagoda.errors import DataError, ShapeError
+from pagoda.errors import ConfigError, DataError, ShapeError
+from pagoda.evaluation.collect import Features, collect_features
 from pagoda.evaluation.extractors import FeatureExtractor
-from pagoda.evaluation.frechet import FeatureMoments, class_balanced, frechet_bias, frechet_distance
-
-
-@dataclass(frozen=True, kw_only=True)
-class ScoreReport:
-    """One score and everything that decides whether it may stand beside another one."""
-
-    metric: str
-    """What was measured, with the extractor in its name: "FD[classifier]"."""
-    value: float
-    """The score of the generated images."""
-    floor: float
-    """The same metric between two disjoint sets of real images, at the same counts."""
-    count_real: int
-    """Number of real images in the reference."""
-    count_fake: int
-    """Number of generated images, and of the real ones that stand in for them in the floor."""
-    extractor: str
-    """Name of the feature extractor."""
-    extractor_fingerprint: str
-    """Hash of its weights and settings."""
-    reference_fingerprint: str
-    """Hash of the moments of the reference."""
-    image_size: int
-    """Height and width of the images that were compared, in pixels."""
-    seed: int
-    """Decides how the real images were split and which generated ones were taken."""
-    notes: tuple[str, ...] = ()
-    """What a reader should know before trusting the value."""
-
-    def to_json(self) -> str:
-        """The report as one JSON object."""
-        return json.dumps(asdict(self), indent=2)
-
-    def comparable_with(self, other: ScoreReport) -> bool:
-        """Whether the two values may stand in one table: same metric, features, reference, size and counts."""
-        names = (
-            "metric",
-            "count_real",
-            "count_fake",
-            "extractor",
-            "extractor_fingerprint",
-            "reference_fingerprint",
-            "image_size",
-        )
-        return all(getattr(self, name) == getattr(other, name) for name in names)
-
-
-def image_batches(images: Tensor, batch_size: int = 256) -> Iterable[Tensor]:
-    """Pieces of a tensor of images (N, C, H, W); 8-bit ones become floats in [-1, 1]."""
-    for piece in images.split(batch_size):
-        yield piece.float() / 127.5 - 1 if piece.dtype == torch.uint8 else piece
-
-
-def extract_features(
-    extractor: FeatureExtractor, batches: Iterable[Tensor], *, progress: Callable[[int], None] | None = None
-) -> Tensor:
-    """Features (N, dim) float32 of all images, on the CPU.
-
-    Args:
-        batches: Images (B, C, S, S) in [-1, 1], batch after batch.
-        progress: Called with the number of images done after each batch.
-
-    Raises:
-        DataError: there is no image, or images that the extractor refuses.
-    """
-    features: list[Tensor] = []
-    done = 0
-    for batch in batches:
-        features.append(extractor(batch).float().cpu())
-        done += len(batch)
-        if progress is not None:
-            progress(done)
-    if done == 0:
-        raise DataError("there are no images to take features of.")
-    return torch.cat(features)
+from pagoda.evaluation.frechet import FeatureMoments, class_balanced
+from pagoda.evaluation.intervals import interval
+from pagoda.evaluation.measures import METRICS, ScoreOptions, Sides, metric_name, notes_of
+from pagoda.evaluation.scores import Score
 
 
 def split_real(labels: Tensor, *, seed: int, per_class: int | None = None) -> tuple[Tensor, Tensor]:
@@ -119,19 +47,89 @@ def split_real(labels: Tensor, *, seed: int, per_class: int | None = None) -> tu
     return torch.cat(first), torch.cat(second)
 
 
-def score_frechet(
+def score_features(
+    metrics: Sequence[str],
+    extractor: FeatureExtractor,
+    reference: Features,
+    fake: Features,
+    stand_in: Features,
+    *,
+    image_size: int,
+    seed: int = 0,
+    options: ScoreOptions | None = None,
+    made_by: Mapping[str, Any] | None = None,
+) -> list[Score]:
+    """Scores of generated images from the features of three sets.
+
+    Args:
+        metrics: Names of `METRICS`.
+        extractor: What made the features; only its facts are read.
+        reference: Real images that both others are compared with.
+        fake: Generated images.
+        stand_in: Other real images; the first `len(fake)` of them make the floor. At least as many as the generated ones.
+        image_size: Side of the images in pixels.
+        seed: For the record, and for the resampling.
+        options: Settings of the metrics.
+        made_by: What made the generated images, for the record.
+
+    Raises:
+        ConfigError: an unknown metric, or one that needs a classifier.
+        DataError: too few images, or fewer stand-ins than generated ones.
+    """
+    if len(stand_in) < len(fake):
+        raise DataError(
+            f"{len(stand_in)} real images cannot stand in for {len(fake)} generated ones: the floor must be at the same count. "
+            f"Score {len(stand_in)} generated images, or give more real ones."
+        )
+    sides = Sides(extractor, reference, fake, stand_in[torch.arange(len(fake))], options or ScoreOptions(), seed)
+    names = [metric_name(metric, extractor.name) for metric in metrics]
+    for metric in metrics:
+        if METRICS[metric].needs_logits and fake.logits is None:
+            raise ConfigError(f"`{metric}` needs features of a classifier; `{extractor.name}` gives no logits.")
+    fingerprint = FeatureMoments.from_features(reference.values).fingerprint()
+    scores = []
+    for metric, name in zip(metrics, names, strict=True):
+        found = METRICS[metric].measure(sides)
+        low, high = (None, None) if found.error is None else interval(found.value, found.error)
+        scores.append(
+            Score(
+                metric=name,
+                value=found.value,
+                floor=found.floor,
+                low=low,
+                high=high,
+                better=METRICS[metric].better,
+                count_real=len(reference),
+                count_fake=len(fake),
+                extractor=extractor.name,
+                extractor_fingerprint=extractor.fingerprint,
+                resize=extractor.resize,
+                reference_fingerprint=fingerprint,
+                image_size=image_size,
+                seed=seed,
+                settings=found.settings,
+                made_by=made_by or {},
+                notes=notes_of(metric, sides),
+            )
+        )
+    return scores
+
+
+def score_images(
     extractor: FeatureExtractor,
     real: Tensor,
     real_labels: Tensor,
     fake: Tensor,
     *,
+    metrics: Sequence[str] = ("fd",),
     seed: int = 0,
     per_class: int | None = None,
+    options: ScoreOptions | None = None,
     progress: Callable[[int], None] | None = None,
-) -> ScoreReport:
-    """Fréchet distance of generated images to real ones, with its real-versus-real floor at the same counts.
+) -> list[Score]:
+    """Scores of generated images, with their real-versus-real floors at the same counts.
 
-    The real images are split into a reference and a stand-in of equal size. The distance and the floor both go to the same
+    The real images are split into a reference and a stand-in of equal size. Score and floor both go to the same
     reference, from the same number of images: that of the stand-in, or of the generated images when they are fewer. Ideally
     generate as many images as `split_real` gives, with the same number of each class.
 
@@ -139,13 +137,16 @@ def score_frechet(
         real: Real images (N, C, S, S), uint8 or floats in [-1, 1].
         real_labels: (N,) integers from 0; all 0 for data without classes.
         fake: Generated images of the same shape, uint8 or floats in [-1, 1].
+        metrics: Names of `METRICS`.
         seed: Decides the split, and which images are taken from the larger side.
         per_class: Real images per class in each half; see `split_real`.
+        options: Settings of the metrics.
         progress: Called with the number of images done.
 
     Raises:
         ShapeError: real and generated images have different sizes or channels, or labels another number.
         DataError: too few images, or images that the extractor refuses.
+        ConfigError: an unknown metric.
     """
     if real.shape[1:] != fake.shape[1:]:
         raise ShapeError(
@@ -159,36 +160,20 @@ def score_frechet(
     generator = torch.Generator().manual_seed(seed + 1)
     other_rows = other_rows[torch.randperm(len(other_rows), generator=generator)[:count]]
     fake_rows = torch.randperm(len(fake), generator=generator)[:count]
-
     done = 0
 
-    def moments(images: Tensor) -> FeatureMoments:
+    def features(images: Tensor) -> Features:
         nonlocal done
         start = done
         report = None if progress is None else (lambda n: progress(start + n))
-        features = extract_features(extractor, image_batches(images), progress=report)
         done += len(images)
-        return FeatureMoments.from_features(features)
+        return collect_features(extractor, lambda rows: as_floats(images[rows]), len(images), progress=report)
 
-    reference = moments(real[reference_rows])
-    value = frechet_distance(reference, moments(fake[fake_rows]))
-    floor = frechet_distance(reference, moments(real[other_rows]))
-    notes = []
-    if count <= extractor.dim or reference.count <= extractor.dim:
-        notes.append(
-            f"{reference.count} real and {count} generated images are few for {extractor.dim} features: the distance is "
-            f"biased upwards by about {frechet_bias(extractor.dim, count):.2g} feature variances; read it beside the floor."
-        )
-    return ScoreReport(
-        metric=f"FD[{extractor.name}]",
-        value=value,
-        floor=floor,
-        count_real=reference.count,
-        count_fake=count,
-        extractor=extractor.name,
-        extractor_fingerprint=extractor.fingerprint,
-        reference_fingerprint=reference.fingerprint(),
-        image_size=real.shape[-1],
-        seed=seed,
-        notes=tuple(notes),
-    )
+    reference, made, other = (features(x) for x in (real[reference_rows], fake[fake_rows], real[other_rows]))
+    size = real.shape[-1]
+    return score_features(metrics, extractor, reference, made, other, image_size=size, seed=seed, options=options)
+
+
+def as_floats(images: Tensor) -> Tensor:
+    """Images in [-1, 1]; 8-bit ones are converted."""
+    return images.float() / 127.5 - 1 if images.dtype == torch.uint8 else images

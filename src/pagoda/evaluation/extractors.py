@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Protocol
+import itertools
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pagoda.errors import DataError, ShapeError
+from pagoda.files import hash_json
+from pagoda.networks import FeatureStack
 
 _RANGE_SLACK = 1e-3  # rounding of image files and of half precision
 
@@ -27,7 +30,11 @@ class FeatureExtractor(Protocol):
 
     @property
     def input_size(self) -> int:
-        """Height and width that images are resized to before they enter the network."""
+        """Height and width that images are resized to before they enter the network; 0 where they keep their own."""
+
+    @property
+    def resize(self) -> str:
+        """The kernel that resizes, by library: "torch bicubic, antialiased", or "none"."""
 
     @property
     def fingerprint(self) -> str:
@@ -35,6 +42,63 @@ class FeatureExtractor(Protocol):
 
     def __call__(self, images: Tensor) -> Tensor:
         """Features of a batch."""
+
+
+@runtime_checkable
+class ClassifyingExtractor(FeatureExtractor, Protocol):
+    """An extractor that also classifies, which the Inception Score needs."""
+
+    def features_and_logits(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Features (B, dim) and logits (B, classes) of a batch."""
+
+
+RESIZE = "torch bicubic, antialiased"
+"""What `resize_images` is called in provenance."""
+
+
+class StackFeatures:
+    """A stack of feature maps (the teacher's, a fixed random network's) as an extractor: the mean of each map over space.
+
+    Args:
+        stack: The stack; put in evaluation mode.
+        name: For tables, such as "teacher" or "random".
+        input_size: Side that images are resized to; None leaves each image its own size.
+    """
+
+    def __init__(self, stack: FeatureStack, *, name: str, input_size: int | None = None) -> None:
+        self.stack = stack.eval()
+        self._name, self._input_size = name, input_size
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    @property
+    def dim(self) -> int:
+        return sum(self.stack.channels)
+
+    @property
+    def input_size(self) -> int:
+        return self._input_size or 0
+
+    @property
+    def resize(self) -> str:
+        return RESIZE if self._input_size else "none"
+
+    @property
+    def fingerprint(self) -> str:
+        return hash_json([self._name, self._input_size, self.stack.fingerprint])
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> Tensor:
+        check_images(images)
+        if images.shape[1] != self.stack.in_channels:
+            raise ShapeError(
+                f"`{self._name}` reads images of {self.stack.in_channels} channel(s), got {images.shape[1]}."
+            )
+        like = next(itertools.chain(self.stack.parameters(), self.stack.buffers()))
+        pixels = images if self._input_size is None else resize_images(images.float(), self._input_size)
+        return torch.cat([maps.mean((2, 3)) for maps in self.stack(pixels.to(like))], 1).float()
 
 
 def check_images(images: Tensor) -> None:

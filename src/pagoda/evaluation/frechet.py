@@ -15,6 +15,9 @@ from torch import Tensor
 
 from pagoda.errors import ConfigError, DataError, ShapeError
 
+_PIECE = 4096
+"""Rows that are held in float64 at a time."""
+
 
 @dataclass(eq=False)
 class FeatureMoments:
@@ -45,21 +48,16 @@ class FeatureMoments:
             ShapeError: not a matrix.
             DataError: a feature is not finite.
         """
-        if features.ndim != 2:
-            raise ShapeError(f"features must be a matrix (N, d), got shape {tuple(features.shape)}.")
-        features = features.detach().cpu().double()
-        bad = (~torch.isfinite(features)).any(1)
-        if bool(bad.any()):
-            first = int(bad.nonzero()[0])
-            raise DataError(
-                f"{int(bad.sum())} of {len(features)} feature rows hold NaN or infinity, the first is row {first}. "
-                "Look at the images of those rows: a generator that has diverged makes such images."
-            )
+        check_features(features)
+        moments = cls.empty(features.shape[1])
         if len(features) == 0:
-            return cls.empty(features.shape[1])
-        mean = features.mean(0)
-        centred = features - mean
-        return cls(len(features), mean, centred.T @ centred)
+            return moments
+        for piece in features.detach().cpu().split(_PIECE):  # in pieces, so that the float64 copy stays small
+            mean = piece.double().mean(0)
+            centred = piece.double() - mean
+            more = cls(len(piece), mean, centred.T @ centred)
+            moments = moments.merge(more) if moments.count else more
+        return moments
 
     @property
     def dim(self) -> int:
@@ -108,11 +106,29 @@ class FeatureMoments:
         return digest.hexdigest()[:16]
 
 
+def check_features(features: Tensor) -> None:
+    """Refuse what is not a matrix of finite features.
+
+    Raises:
+        ShapeError: not (N, d).
+        DataError: a feature is not finite.
+    """
+    if features.ndim != 2:
+        raise ShapeError(f"features must be a matrix (N, d), got shape {tuple(features.shape)}.")
+    bad = (~torch.isfinite(features)).any(1)
+    if bool(bad.any()):
+        first = int(bad.nonzero()[0])
+        raise DataError(
+            f"{int(bad.sum())} of {len(features)} feature rows hold NaN or infinity, the first is row {first}. "
+            "Look at the images of those rows: a generator that has diverged makes such images."
+        )
+
+
 def frechet_distance(a: FeatureMoments, b: FeatureMoments) -> float:
     """Squared Fréchet distance of the Gaussians with these moments, in float64; 0 for equal moments.
 
     |mu_a - mu_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^{1/2}). The trace of the root is the sum of the singular values of
-    S_a^{1/2} S_b^{1/2}, which stays real and loses no digits to squaring, also when there are fewer samples than dimensions.
+    L_a^T L_b with S = L L^T, which stays real and loses no digits to squaring, also when there are fewer samples than dimensions.
 
     Args:
         a, b: Moments of features of the same extractor. Use equal counts in everything that is to be compared (see the
@@ -127,15 +143,22 @@ def frechet_distance(a: FeatureMoments, b: FeatureMoments) -> float:
     if a.dim != b.dim:
         raise ShapeError(f"features of {a.dim} and {b.dim} values have no distance; use one extractor for both.")
     S_a, S_b = a.covariance(), b.covariance()
-    trace_of_root = torch.linalg.svdvals(_symmetric_root(S_a) @ _symmetric_root(S_b)).sum()
+    trace_of_root = torch.linalg.svdvals(_factor(S_a).T @ _factor(S_b)).sum()
     distance = (a.mean - b.mean).square().sum() + S_a.trace() + S_b.trace() - 2 * trace_of_root
     return max(0.0, float(distance))  # equal moments may give -1e-15
 
 
-def _symmetric_root(S: Tensor) -> Tensor:
-    """Square root of a covariance; eigenvalues below 0 are rounding and count as 0."""
+def _factor(S: Tensor) -> Tensor:
+    """L with L L^T = S: Cholesky's, or near singular S from its eigenvalues, where rounding counts as 0.
+
+    Any two factors differ by a rotation, which leaves the singular values of L_a^T L_b as they are.
+    """
+    factor, failed = torch.linalg.cholesky_ex(S)
+    if not failed and factor.diagonal().min() > 1e-6 * factor.diagonal().max():
+        return factor
     values, vectors = torch.linalg.eigh(S)
-    return (vectors * values.clamp(min=0).sqrt()) @ vectors.T
+    rounding = len(S) * torch.finfo(S.dtype).eps * values.max()
+    return vectors * torch.where(values > rounding, values, 0.0).sqrt()
 
 
 def frechet_bias(dim: int, count: int) -> float:

@@ -1,4 +1,4 @@
-"""Figures read off the pixels alone, in float64: fidelity of a reconstruction, contrast, sharpness."""
+"""Figures read off the pixels alone, in float64: fidelity of a reconstruction (PSNR, SSIM), contrast, sharpness."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pagoda.errors import ShapeError
+
+_WINDOW = 11  # pixels a side that SSIM looks at
 
 
 class Contrast(NamedTuple):
@@ -38,6 +40,41 @@ def psnr(images: Tensor, references: Tensor) -> float:
         )
     errors = (images.double() - references.double()).square().mean((1, 2, 3)).tolist()
     return sum(10 * math.log10(4 / e) if e > 0 else math.inf for e in errors) / len(errors)
+
+
+def ssim(images: Tensor, references: Tensor) -> float:
+    """Structural similarity, mean over images, channels and pixels, in [-1, 1]; 1 when the images are equal.
+
+    Gaussian window of 11 x 11 pixels with standard deviation 1.5, K_1 = 0.01, K_2 = 0.03, over windows that lie inside; pixels and
+    peak are those of [0, 1].
+
+    Args:
+        images, references: (B, C, H, W) in [-1, 1], at least 11 pixels a side.
+
+    Raises:
+        ShapeError: different shapes, no image, or images smaller than the window.
+
+    Source: Wang et al. 2004, Image quality assessment: from error visibility to structural similarity, eq. 13.
+    """
+    if images.shape != references.shape or images.ndim != 4 or len(images) == 0 or min(images.shape[2:]) < _WINDOW:
+        raise ShapeError(
+            f"SSIM compares images of one shape (B, C, H, W), at least {_WINDOW} pixels a side, got {tuple(images.shape)} and "
+            f"{tuple(references.shape)}."
+        )
+    x, y = ((batch.double() + 1).div(2).reshape(-1, 1, *batch.shape[2:]) for batch in (images, references))
+    offsets = torch.arange(_WINDOW, dtype=torch.float64, device=x.device) - _WINDOW // 2
+    profile = torch.exp(-offsets.square() / (2 * 1.5**2))
+    profile /= profile.sum()
+
+    def blur(pixels: Tensor) -> Tensor:
+        return F.conv2d(F.conv2d(pixels, profile[None, None, :, None]), profile[None, None, None, :])
+
+    mean_x, mean_y = blur(x), blur(y)
+    var_x, var_y = blur(x * x) - mean_x**2, blur(y * y) - mean_y**2
+    covariance = blur(x * y) - mean_x * mean_y
+    c_1, c_2 = 0.01**2, 0.03**2
+    likeness = (2 * mean_x * mean_y + c_1) * (2 * covariance + c_2)
+    return float((likeness / ((mean_x**2 + mean_y**2 + c_1) * (var_x + var_y + c_2))).mean())
 
 
 def contrast(images: Tensor) -> Contrast:

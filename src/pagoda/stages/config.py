@@ -8,14 +8,16 @@ import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import yaml
 
 from pagoda.data import DownsamplerKind, SourceConfig
 from pagoda.diffusion import build_solver
 from pagoda.errors import ConfigError, did_you_mean
-from pagoda.networks import BackboneConfig
+from pagoda.evaluation import METRICS
+from pagoda.networks import BackboneConfig, backbone_preset
+from pagoda.pretraining import TECHNIQUES, TechniqueConfig, build_techniques
 from pagoda.training import LoopConfig, OptimizerConfig
 from pagoda.training.denoising import NoiseLaw
 
@@ -33,6 +35,14 @@ class TeachConfig:
     noise: NoiseLaw = NoiseLaw()
     condition_dropout: float = 0.1
     """Chance per sample to train without its label, so that the model can be guided."""
+    weighting: Literal["edm", "flow"] = "edm"
+    """Weights of the noise levels: EDM's, or flow matching's (with `noise: {mean: 0, std: 1}` its logit-normal law)."""
+    wrong_labels: float = 0.0
+    """Share of the images that are trained with another class than their own, for studies of slight corruption."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.wrong_labels <= 1:
+            raise ConfigError(f"teach.wrong_labels is a share in [0, 1], got {self.wrong_labels}.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,6 +190,35 @@ class GrowConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """Evaluation while training: it watches a run and changes nothing in it."""
+
+    every: int = 0
+    """Steps between evaluations of the averaged weights, in every stage that trains; 0 evaluates never."""
+    count: int = 256
+    """Images that are sampled and scored; the real ones are as many, or half of the data."""
+    metrics: tuple[str, ...] = ("fd",)
+    """Names of scores; () measures the validation loss of the teacher alone."""
+    features: str = "auto"
+    """auto (a classifier of the real images where they have labels, else a fixed random network), random, classifier:FOLDER, ..."""
+    data: str = ""
+    """Images to compare with, best held-out ones; the training images when empty."""
+    levels: tuple[float, ...] = (0.05, 0.2, 0.5, 1.0, 3.0, 10.0)
+    """Noise levels at which the teacher's validation loss is measured."""
+
+    def __post_init__(self) -> None:
+        if self.every < 0:
+            raise ConfigError(f"evaluation.every must be >= 0, got {self.every}.")
+        if self.count < 8:
+            raise ConfigError(f"evaluation.count must be 8 or more, got {self.count}.")
+        if any(level <= 0 for level in self.levels):
+            raise ConfigError(f"evaluation.levels must be > 0, got {self.levels}.")
+        for metric in self.metrics:
+            if metric not in METRICS:
+                raise ConfigError(f"evaluation.metrics: unknown metric {metric!r}. {did_you_mean(metric, METRICS)}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """Everything that a run is made from."""
 
@@ -203,10 +242,14 @@ class RunConfig:
     noise_scale: float = 25.0
     """The network is told noise_scale * ln(sigma). Measured after 300 steps at 8 px: 25 denoises 2-10 % better than the official 250."""
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    """The network. `--set backbone=dit_s` takes a preset: tiny, small, base, dit_nano, dit_tiny, dit_s, dit_b, dit_l, dit_xl."""
     teach: TeachConfig = TeachConfig()
+    techniques: tuple[TechniqueConfig, ...] = ()
+    """What changes the training of the diffusion model: names, or a name with options, as in `[repa, {cep: {gamma: 0.5}}]`."""
     encode: EncodeConfig = EncodeConfig()
     distill: DistillConfig = DistillConfig()
     grow: GrowConfig = GrowConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
     device: str = "auto"
     """auto, cpu or cuda."""
     precision: str = "float32"
@@ -229,6 +272,7 @@ class RunConfig:
             raise ConfigError(
                 f"encode.sigma_min must lie between 0 and sigma_max {self.sigma_max}, got {self.encode.sigma_min}."
             )
+        build_techniques(self.techniques)  # refuses pairs that cannot be combined
 
     @property
     def sizes(self) -> list[int]:
@@ -240,6 +284,9 @@ def to_dict(config: Any) -> dict[str, Any]:
     """A configuration as plain data for YAML and JSON; tuples become lists."""
 
     def plain(value: Any) -> Any:
+        if isinstance(value, TechniqueConfig):
+            options = {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}  # type: ignore[arg-type]
+            return {value.name: options}
         if dataclasses.is_dataclass(value) and not isinstance(value, type):
             return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
         return [plain(v) for v in value] if isinstance(value, tuple | list) else value
@@ -262,7 +309,31 @@ def from_dict(kind: type[ConfigT], values: Mapping[str, Any], *, where: str = ""
     return kind(**{key: _read(hints[key], value, f"{where}{key}") for key, value in values.items()})
 
 
+def read_technique(value: Any, *, where: str = "techniques") -> TechniqueConfig:
+    """A technique's configuration from its name, from `{name: {option: value}}`, or from itself.
+
+    Raises:
+        ConfigError: an unknown name or option, or something else.
+    """
+    if isinstance(value, TechniqueConfig):
+        return value
+    name: Any = value if isinstance(value, str) else None
+    options: Any = {}
+    if isinstance(value, Mapping) and len(value) == 1:
+        name, options = next(iter(value.items()))
+        options = {} if options is None else options
+    if name is None or not isinstance(options, Mapping):
+        raise ConfigError(
+            f"`{where}` lists names, or a name with its options as in {{cep: {{gamma: 0.5}}}}; got {value!r}."
+        )
+    if name not in TECHNIQUES:
+        raise ConfigError(f"unknown technique `{name}`. {did_you_mean(str(name), TECHNIQUES)}")
+    return from_dict(TECHNIQUES[name], options, where=f"{name}.")
+
+
 def _read(hint: Any, value: Any, where: str) -> Any:
+    if hint is TechniqueConfig:
+        return read_technique(value, where=where)
     origin = typing.get_origin(hint)
     if origin in (typing.Union, types.UnionType):
         options = [a for a in typing.get_args(hint) if a is not type(None)]
@@ -293,12 +364,16 @@ def _read(hint: Any, value: Any, where: str) -> Any:
 
 
 def override(config: ConfigT, settings: Mapping[str, Any]) -> ConfigT:
-    """The configuration with dotted keys replaced, e.g. `{"teach.loop.steps": 500}`.
+    """The configuration with dotted keys replaced, e.g. `{"teach.loop.steps": 500}`; `backbone` may be a preset's name.
 
     Raises:
         ConfigError: an unknown key, or a value of another type.
     """
     values = to_dict(config)
+    settings = dict(settings)
+    if isinstance(settings.get("backbone"), str):
+        preset = backbone_preset(settings.pop("backbone"), settings.get("base", values["base"]))
+        settings = {"backbone": to_dict(preset), **settings}
     for dotted, value in settings.items():
         node, parts = values, dotted.split(".")
         for depth, part in enumerate(parts):

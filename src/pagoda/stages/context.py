@@ -23,7 +23,17 @@ from pagoda.networks import DiffusersNetwork, model_hash
 from pagoda.networks.loading import load_model
 from pagoda.stages.config import RunConfig
 from pagoda.stages.run_folder import RunFolder
-from pagoda.training import LoopConfig, MetricLog, Objective, Runtime, StatusLine, Trainer, derive_seed, noise_of_seeds
+from pagoda.training import (
+    LoopConfig,
+    MetricLog,
+    Objective,
+    Runtime,
+    ScheduledEvaluation,
+    StatusLine,
+    Trainer,
+    derive_seed,
+    noise_of_seeds,
+)
 from pagoda.training.objective import BatchT
 
 PREVIEWS = 32
@@ -95,7 +105,12 @@ class StageContext:
 
 
 def build_trainer(
-    context: StageContext, stage: str, objective: Objective[BatchT], loop: LoopConfig, fingerprint: str
+    context: StageContext,
+    stage: str,
+    objective: Objective[BatchT],
+    loop: LoopConfig,
+    fingerprint: str,
+    evaluation: ScheduledEvaluation | None = None,
 ) -> Trainer[BatchT]:
     """The loop of a stage in this run: its folder, order, logs, status line and grids."""
     return Trainer(
@@ -110,6 +125,7 @@ def build_trainer(
         fingerprint=fingerprint,
         status=context.status(),
         preview=context.preview_writer(stage),
+        evaluation=evaluation,
     )
 
 

@@ -20,6 +20,7 @@ from pagoda.stages.context import StageContext, build_trainer, load_teacher
 from pagoda.stages.objective import GeneratorBatch, GeneratorInputs, GeneratorObjective
 from pagoda.stages.run_folder import stage_settings
 from pagoda.stages.teacher_pairs import STAGE, make_teacher_pairs
+from pagoda.stages.watching import build_evaluation
 from pagoda.training import StepRandom, Trainer, derive_seed
 
 __all__ = ["STAGE", "LatentInputs", "build_critics", "distill", "export_generator", "open_latents"]
@@ -126,7 +127,8 @@ def distill(context: StageContext) -> None:
         teacher_pairs=None if mode == "rec" else make_teacher_pairs(context),
         pair_share=1.0 if mode == "dstl" else config.distill.teacher_pairs.share,
     )
-    trainer = build_trainer(context, STAGE, objective, config.distill.loop, fingerprint)
+    evaluation = build_evaluation(context, config.base)
+    trainer = build_trainer(context, STAGE, objective, config.distill.loop, fingerprint, evaluation)
     averaged = trainer.run()["generator"]
     export_generator(context, STAGE, averaged, config.base, trainer)
 

@@ -20,6 +20,7 @@ from pagoda.stages.distill import LatentInputs, build_critics, export_generator,
 from pagoda.stages.objective import GeneratorInputs, GeneratorObjective
 from pagoda.stages.run_folder import stage_settings
 from pagoda.stages.sampling import load_generator
+from pagoda.stages.watching import build_evaluation
 from pagoda.training import StepRandom, derive_seed, seeded_generator
 
 
@@ -110,7 +111,8 @@ def grow(context: StageContext, size: int) -> None:
         ema=config.grow.ema,
         preview=context.preview_inputs(),
     )
-    trainer = build_trainer(context, stage, objective, loop, fingerprint)
+    evaluation = build_evaluation(context, size)
+    trainer = build_trainer(context, stage, objective, loop, fingerprint, evaluation)
     averaged = trainer.run()["generator"]
     assert isinstance(averaged, OneStepGenerator)
     assert model_hash(averaged.base) == model_hash(lower.base), "a frozen level moved"

@@ -9,6 +9,8 @@
     checkpoints/<stage>/   what a stage needs to continue
     samples/<stage>/       grids drawn while training
     metrics.jsonl          every figure that was logged
+    evaluation/            scores, the judge that was trained for them, the nearest training images
+    report.html            all of it on one page
     stages/<stage>.json    what a stage was made from, whether it is done, and what it cost
 
 A stage's artefact appears under its name only when it is whole. `stages/<stage>.json` holds the settings and the inputs that the
@@ -134,6 +136,11 @@ class RunFolder:
     def metrics(self) -> Path:
         """Every figure that was logged."""
         return self.path / "metrics.jsonl"
+
+    @property
+    def evaluation(self) -> Path:
+        """Scores with their provenance, and who judged."""
+        return self.path / "evaluation"
 
     def generator(self, size: int) -> Path:
         """The generator that makes images of `size` pixels."""
@@ -317,6 +324,14 @@ def stage_settings(config: RunConfig, stage: str) -> dict[str, Any]:
     shared = ["seed", "mirror", "precision"]
     shared += ["base", "sigma_data", "noise_scale", "backbone"] if stage == "teach" else ["sigma_max"]
     settings = {stage: values[stage], **{key: values[key] for key in shared}}
+    if stage == "teach":
+        # Absent where they change nothing: runs of earlier versions have no such keys.
+        neutral = {"wrong_labels": 0.0, "weighting": "edm"}
+        settings["teach"] = {k: v for k, v in values["teach"].items() if k not in neutral or v != neutral[k]}
+        if config.techniques:  # by name, so that a message says which differ, whatever their order
+            settings["techniques"] = {
+                name: options for entry in values["techniques"] for name, options in entry.items()
+            }
     if stage == "distill" and config.distill.mode == "rec":  # absent where they change nothing, as in earlier versions
         settings["distill"] = {k: v for k, v in values["distill"].items() if k not in ("mode", "teacher_pairs")}
     return settings

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
+from torch import Tensor
 
 from pagoda.data import Downsampler
-from pagoda.diffusion import EDMDenoiser
-from pagoda.errors import DataError
+from pagoda.diffusion import Condition, EDMDenoiser
+from pagoda.errors import ConfigError, DataError
 from pagoda.networks import DiffusersNetwork, build_backbone
+from pagoda.pretraining import build_techniques, corrupt_labels
+from pagoda.stages.config import to_dict
 from pagoda.stages.context import StageContext, build_trainer, save_teacher
 from pagoda.stages.run_folder import stage_settings
-from pagoda.training import Trainable, derive_seed
+from pagoda.stages.watching import build_evaluation
+from pagoda.training import Setup, Trainable, derive_seed
 from pagoda.training.denoising import DenoisingObjective
+from pagoda.training.technique import network_of
 
 STAGE = "teach"
 
@@ -34,23 +41,42 @@ def teach(context: StageContext) -> None:
         config.backbone, image_size=config.base, in_channels=data.channels, num_classes=data.num_classes
     )
     network = DiffusersNetwork(model).to(runtime.device)
-    denoiser = EDMDenoiser(
-        network, sigma_data=config.sigma_data or measure_std(context), noise_scale=config.noise_scale
+    load, noise_law = training_loader(context), config.teach.noise
+    techniques = build_techniques(config.techniques)
+    sigma_data = config.sigma_data or measure_std(context)
+    setup = Setup(
+        image_size=config.base,
+        channels=data.channels,
+        num_classes=data.num_classes,
+        steps=config.teach.loop.steps,
+        seed=config.seed,
+        noise=noise_law,
+        noise_scale=config.noise_scale,
+        sigma_data=sigma_data,
+        count=len(data),
+        load=load,
+        mirror=config.mirror,
+        runtime=runtime,
+        folder=run.work(STAGE) / "techniques",
     )
+    network = techniques.prepare(network, setup)
+    denoiser = EDMDenoiser(network, sigma_data=sigma_data, noise_scale=config.noise_scale)
     noise, condition = context.preview_inputs()
     objective = DenoisingObjective(
         denoiser,
-        Trainable(network, config.teach.optimizer, config.teach.ema),
-        context.loader(config.base),
-        noise=config.teach.noise,
+        Trainable(techniques.together(network), config.teach.optimizer, config.teach.ema),
+        load,
+        noise=noise_law,
         condition_dropout=config.teach.condition_dropout,
         mirror=config.mirror,
+        weighting=config.teach.weighting,
         preview_noise=noise,
         preview_condition=condition,
+        techniques=techniques,
     )
-    trainer = build_trainer(context, STAGE, objective, config.teach.loop, fingerprint)
-    averaged = trainer.run()["teacher"]
-    assert isinstance(averaged, DiffusersNetwork)
+    evaluation = build_evaluation(context, config.base, denoiser)
+    trainer = build_trainer(context, STAGE, objective, config.teach.loop, fingerprint, evaluation)
+    averaged = network_of(trainer.run()["teacher"])  # without what techniques trained beside it
     if runtime.is_main:
         facts: dict[str, object] = {
             "image_size": config.base,
@@ -61,10 +87,32 @@ def teach(context: StageContext) -> None:
             "downsampler": Downsampler(config.downsampler).fingerprint,
             "data": data.fingerprint,
         }
+        if config.techniques:
+            facts["techniques"] = to_dict(config)["techniques"]
         with run.artifact(run.teacher) as folder:
             digest = save_teacher(folder, denoiser, averaged, facts)
         run.finish(STAGE, {"hash": digest, "seconds": trainer.seconds, "steps": trainer.step})
     runtime.barrier()
+
+
+def training_loader(context: StageContext) -> Callable[[Tensor, Tensor], tuple[Tensor, Condition]]:
+    """Images of base size and what they are trained with: their own labels, apart from `teach.wrong_labels` of them.
+
+    Raises:
+        ConfigError: wrong labels are asked for and there are no labels.
+    """
+    config, data = context.config, context.data
+    if not config.teach.wrong_labels:
+        return context.loader(config.base)
+    own = data.labels(torch.arange(len(data)))
+    if own is None:
+        raise ConfigError("teach.wrong_labels needs labels, and this run has none; leave it at 0.")
+    labels, _ = corrupt_labels(own, config.teach.wrong_labels, seed=config.seed)
+
+    def load(indices: Tensor, flips: Tensor) -> tuple[Tensor, Condition]:
+        return data.images(indices, config.base, flips), Condition.of_labels(labels[indices])
+
+    return load
 
 
 def measure_std(context: StageContext) -> float:

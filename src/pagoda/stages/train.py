@@ -9,10 +9,13 @@ from collections.abc import Callable, Sequence
 import torch
 from torch.nn import functional as F
 
+from pagoda.data import LatentStore
+from pagoda.diffusion import Condition
 from pagoda.errors import ArtifactError, ConfigError
+from pagoda.evaluation import psnr
 from pagoda.files import check_disk
 from pagoda.images import make_grid, save_image
-from pagoda.networks import model_hash
+from pagoda.networks import OneStepGenerator, model_hash
 from pagoda.stages.config import RunConfig
 from pagoda.stages.context import StageContext, open_context
 from pagoda.stages.distill import distill
@@ -72,7 +75,7 @@ def train(config: RunConfig, out: str, *, until: str = "grow", quiet: bool = Fal
         if context.runtime.is_main and STAGES.index(until) >= 2:
             draw_samples(context)
         if context.runtime.is_main:
-            write_report(run, config, stages_of(config))
+            write_report(run, config)
         context.say(f"done in {clock(time.monotonic() - started)}: {run.path}")
     return run
 
@@ -90,7 +93,32 @@ def draw_samples(context: StageContext) -> None:
     few, few_labels = seeds[:columns], None if labels is None else labels[:columns]
     rows = [sample_images(generator, few, labels=few_labels, resolution=size) for size in generator.sizes]
     enlarged = torch.cat([F.interpolate(row, size=(generator.size, generator.size), mode="nearest") for row in rows])
-    save_image(make_grid(enlarged, columns=columns), run.path / "samples" / "octaves.png", metadata=facts)
+    octaves = {**facts, "seeds": few, "labels": few_labels, "sizes": list(generator.sizes)}
+    save_image(make_grid(enlarged, columns=columns), run.path / "samples" / "octaves.png", metadata=octaves)
+    draw_reconstructions(context, generator)
+
+
+@torch.no_grad()
+def draw_reconstructions(context: StageContext, generator: OneStepGenerator, count: int = 10) -> None:
+    """Write, at base and at full size, training images above what the generator makes of their own latents.
+
+    A finished run may have lost its latents, which it needs no more; the pictures that it has then stay.
+    """
+    run, data = context.run, context.data
+    if not run.latents.is_dir():
+        context.say(f"no reconstructions drawn: {run.latents} is gone")
+        return
+    store = LatentStore.open(run.latents)
+    indices = torch.linspace(0, len(data) - 1, min(count, len(data))).long()
+    flips = torch.zeros_like(indices)
+    device = next(generator.parameters()).device
+    latents, condition = store.get(indices, flips).to(device), Condition.of_labels(data.labels(indices)).to(device)
+    for size in dict.fromkeys((generator.base_size, generator.size)):
+        originals = data.images(indices, size)
+        rebuilt = generator(latents, condition, resolution=size).float().clamp(-1, 1).cpu()
+        facts = {"model": model_hash(generator), "rows": indices.tolist(), "psnr": psnr(rebuilt, originals)}
+        grid = make_grid(torch.cat([originals, rebuilt]), columns=len(indices), scale=max(1, 32 // size))
+        save_image(grid, run.path / "samples" / f"reconstructions-{size}.png", metadata=facts)
 
 
 def stages_of(config: RunConfig, until: str = "grow") -> list[str]:

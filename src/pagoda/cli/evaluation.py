@@ -1,0 +1,125 @@
+"""`pagoda evaluate`, `pagoda compare`, `pagoda report`: what a run is worth, in figures that say what they are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from pagoda.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluate:
+    """Score a run's images against real ones, with floors, intervals and everything that decides what they compare with.
+
+    Examples:
+      pagoda evaluate runs/photos --data photos/
+      pagoda evaluate runs/photos --data photos/ --model teacher --features dinov2:models/dinov2-large --metrics fd kd
+    """
+
+    run_dir: tyro.conf.Positional[str]
+    """Run folder."""
+    data: str | None = None
+    """Real images, best ones that the run was not trained on; its own training images when not given."""
+    model: Literal["generator", "teacher"] = "generator"
+    """The one-step generator, or the diffusion model with Heun at 18 levels."""
+    size: int | None = None
+    """Side in pixels at which images are compared; the largest when not given."""
+    n: int = 2000
+    """Images to score at most; never more than half of the real ones."""
+    metrics: tuple[str, ...] = ()
+    """fd, fd_inf, kd, precision, recall, density, coverage, is, memorised; the first seven when not given."""
+    features: str = "auto"
+    """auto, judge, teacher, random, classifier:FOLDER, cifar10-resnet20:FOLDER, inception-2015, dinov2:FOLDER, clip:FOLDER."""
+    neighbours: int = 5
+    """k of precision, recall, density and coverage."""
+    resamples: int | None = None
+    """Random halves behind each interval; 0 estimates none."""
+    seed: int = 0
+    """Decides how the real images are halved, and the resampling."""
+    allow_download: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Fetch weights of the hub that are not here."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to compute; a GPU when there is one."""
+
+    def run(self) -> None:
+        """Score, print, and write the run's report anew."""
+        from pagoda.evaluation import ScoreOptions
+        from pagoda.stages.evaluate import describe_scores, evaluate_run
+        from pagoda.stages.report import write_report
+        from pagoda.stages.run_folder import RunFolder
+        from pagoda.training import Runtime
+
+        if self.n < 8:
+            raise ConfigError(f"--n must be 8 or more, got {self.n}.")
+        run = RunFolder.open(self.run_dir)
+        runtime = Runtime(self.device)
+        scores = evaluate_run(
+            run,
+            runtime,
+            data=self.data,
+            model=self.model,
+            size=self.size,
+            count=self.n,
+            metrics=self.metrics or None,
+            features=self.features,
+            options=ScoreOptions(neighbours=self.neighbours, resamples=self.resamples),
+            seed=self.seed,
+            allow_download=self.allow_download,
+        )
+        if runtime.is_main:
+            first = scores[0]
+            print(
+                f"{first.count_fake} images of {first.image_size} px against {first.count_real} real ones, "
+                f"features {first.extractor} ({first.extractor_fingerprint})"
+            )
+            print(describe_scores(scores))
+            print(write_report(run))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compare:
+    """Runs side by side: their scores, as far as these compare, and what they cost.
+
+    Examples:
+      pagoda compare runs/a runs/b
+      pagoda compare runs/a runs/b runs/c --out comparison.md
+    """
+
+    run_dirs: tyro.conf.Positional[tuple[str, ...]]
+    """Run folders that were evaluated, two or more."""
+    out: Path | None = None
+    """Write the tables there too."""
+
+    def run(self) -> None:
+        """Print the tables."""
+        from pagoda.files import write_text_atomic
+        from pagoda.stages.evaluate import compare_runs
+
+        text = compare_runs(self.run_dirs)
+        print(text, end="")
+        if self.out is not None:
+            write_text_atomic(self.out, text)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """Write a run's `report.html` anew, as far as the run has come.
+
+    Examples:
+      pagoda report runs/photos
+      pagoda report runs/emoji
+    """
+
+    run_dir: tyro.conf.Positional[str]
+    """Run folder."""
+
+    def run(self) -> None:
+        """Write it and say where."""
+        from pagoda.stages.report import write_report
+        from pagoda.stages.run_folder import RunFolder
+
+        print(write_report(RunFolder.open(self.run_dir)))

@@ -1,0 +1,96 @@
+"""Weights of published networks: where they are looked for, and whether they are the published ones. Nothing is downloaded.
+
+Published files are pickles, which are never opened here. They are converted once, where they are trusted, to safetensors that carry
+the SHA-256 of the original in their metadata; `convert_line` is the command.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from pagoda.errors import ArtifactError, ConfigError, did_you_mean
+from pagoda.files import load_tensors
+
+WEIGHTS_DIR = "PAGODA_WEIGHTS_DIR"
+"""Environment variable that names the folder of the weights."""
+
+
+@dataclass(frozen=True)
+class PublishedWeights:
+    """Weights that papers' figures were made with."""
+
+    file: str
+    """Name in the folder of the weights."""
+    sha256: str
+    """First characters of the SHA-256 of the original file, as its publisher writes them into its name."""
+    url: str
+    """Where the original is."""
+    licence: str
+    """Of the weights."""
+
+    def convert_line(self) -> str:
+        """The command that converts the original; it opens a pickle, so run it only on a file that you trust."""
+        original = self.url.rsplit("/", 1)[1]
+        return (
+            'python -c "import hashlib, torch; from safetensors.torch import save_file; '
+            f"p = '{original}'; h = hashlib.sha256(open(p, 'rb').read()).hexdigest(); "
+            "w = torch.load(p, weights_only=True); "
+            f"save_file({{k: v.contiguous() for k, v in w.items()}}, '{self.file}', {{'sha256': h}})\""
+        )
+
+
+PUBLISHED = {
+    "inception-2015": PublishedWeights(
+        "inception-2015.safetensors",
+        "6726825d",
+        "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth",
+        "Apache-2.0",
+    ),
+    "vgg16": PublishedWeights(
+        "vgg16.safetensors", "397923af", "https://download.pytorch.org/models/vgg16-397923af.pth", "BSD-3-Clause"
+    ),
+    "alexnet": PublishedWeights(
+        "alexnet.safetensors",
+        "7be5be79",
+        "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth",
+        "BSD-3-Clause",
+    ),
+}
+"""By name. The linear layers of LPIPS come from the package `lpips`; they are small and have no published hash."""
+
+
+def load_published(name: str, path: Path | str | None = None) -> dict[str, Tensor]:
+    """The tensors of published weights.
+
+    Args:
+        name: A key of `PUBLISHED`.
+        path: The file; looked for in the folder that PAGODA_WEIGHTS_DIR names when None.
+
+    Raises:
+        ConfigError: an unknown name.
+        ArtifactError: the file is missing, or was not converted from the published one.
+    """
+    if name not in PUBLISHED:
+        raise ConfigError(f"no published weights are called {name!r}. {did_you_mean(name, PUBLISHED)}")
+    known = PUBLISHED[name]
+    folder = os.environ.get(WEIGHTS_DIR, "")
+    target = Path(path) if path is not None else Path(folder) / known.file
+    how = (
+        f"Get {known.url} ({known.licence}; its SHA-256 begins with {known.sha256}), convert it where you trust it:\n  "
+        f"{known.convert_line()}\nand put {known.file} into the folder that {WEIGHTS_DIR} names."
+    )
+    if (path is None and not folder) or not target.is_file():
+        where = f"{WEIGHTS_DIR} is not set" if path is None and not folder else f"there is no file `{target}`"
+        raise ArtifactError(f"the weights of `{name}` are missing: {where}. Nothing is downloaded. {how}")
+    tensors, metadata = load_tensors(target)
+    found = metadata.get("sha256", "")
+    if not found.startswith(known.sha256):
+        raise ArtifactError(
+            f"`{target}` was converted from a file with the SHA-256 {found[:16] or '(none noted)'}, expected is {known.sha256}...: "
+            f"scores with other weights must not carry the published name. {how}"
+        )
+    return tensors
