@@ -13,6 +13,8 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	# torch first and pinned: a looser requirement would pull a CUDA build of several gigabytes.
 	$(BIN)/pip install --quiet --disable-pip-version-check "$$(grep '^torch==' constraints.txt)"
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
+	# Apart from the others: its package wants torchvision, and torchmetrics would take it for complete. Its Inception is tested.
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(VENV)/alone "$$(grep '^torch-fidelity==' constraints.txt)"
 	touch $@
 
 demo: install

@@ -17,9 +17,8 @@ import yaml
 from benchmarks.__main__ import names as benchmark_names
 from benchmarks.__main__ import parser as benchmark_parser
 
-from pagoda.cli import commands
 from pagoda.cli.commands import parse_settings
-from pagoda.cli.main import main
+from pagoda.cli.main import COMMANDS, main
 from pagoda.stages.config import RunConfig, from_dict, override, to_dict
 from pagoda.stages.presets import preset_config
 from pagoda.stages.run_folder import RunFolder
@@ -120,10 +119,9 @@ def check_command(
     arguments: list[str], line: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Through the real command line, with `run` taken out; what starts a run is then resolved by `--dry-run`."""
-    kinds = [kind for kind in vars(commands).values() if dataclasses.is_dataclass(kind) and hasattr(kind, "run")]
     seen: list[Any] = []
     with monkeypatch.context() as patch:
-        for kind in kinds:
+        for kind in COMMANDS.values():
             patch.setattr(kind, "run", lambda command: seen.append(command))
         try:
             status = main(arguments)
@@ -144,7 +142,7 @@ def check_install(line: str) -> None:
     offered = metadata.metadata("pagoda").get_all("Provides-Extra") or []
     for extras in re.findall(r"\[([\w,]+)\]", line):
         assert set(extras.split(",")) <= set(offered), line
-    for pin in re.findall(r"\w+==[\d.]+", line):
+    for pin in re.findall(r"[\w-]+==[\d.]+", line):
         assert pin in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines(), line
 
 
