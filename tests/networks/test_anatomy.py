@@ -162,7 +162,7 @@ def test_unknown_part_names_the_nearest(unet):
 
 
 def test_networks_without_anatomy_are_named():
-    with pytest.raises(ConfigError, match="`Linear` has no anatomy; these have: .*`UNet2DModel`"):
+    with pytest.raises(ConfigError, match=r"`Linear` has no anatomy; these have: .*`UNet2DModel`"):
         anatomy(torch.nn.Linear(2, 2))
     skipping = UNet2DModel(
         block_out_channels=(4, 4),
