@@ -6,6 +6,7 @@ forward passes and adaptive weights then need no special care, and two processes
 
 from __future__ import annotations
 
+import atexit
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
@@ -49,6 +50,8 @@ class Runtime:
                 f"the processes of this run communicate for {self._device.type} already; device={device} needs a new start."
             )
         self.precision = precision
+        if not alone:
+            _leave_at_exit()
 
     @property
     def device(self) -> torch.device:
@@ -134,6 +137,17 @@ class Runtime:
         flat = self.mean(torch.cat([g.flatten() for g in gradients]))
         for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
             gradient.copy_(part.view_as(gradient))
+
+
+@lru_cache(maxsize=1)
+def _leave_at_exit() -> None:
+    """Leave the group before the interpreter ends: threads of it that live longer abort the process, now and then."""
+
+    def leave() -> None:
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+
+    atexit.register(leave)
 
 
 @lru_cache(maxsize=1)
