@@ -11,30 +11,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
 from pagoda.acceleration.plan import KINDS
-
-_ATTENTION = ("_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_fused_attention_overrideable")
-
-
-class MultiplyAdds(TorchDispatchMode):
-    """Counts the multiply-adds of matrix products, convolutions and attention that run within it; changes nothing."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.total = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        result = func(*args, **kwargs)
-        packet = func._overloadpacket
-        if packet.__name__ in _ATTENTION:  # PyTorch's own counter does not know these
-            self.total += sdpa_flop_count(args[0].shape, args[1].shape, args[2].shape) // 2
-        elif packet in flop_registry:
-            self.total += flop_registry[packet](*args, **kwargs, out_val=result) // 2
-        return result
 
 
 @dataclass

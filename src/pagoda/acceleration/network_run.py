@@ -11,7 +11,7 @@ import torch
 from diffusers.utils import USE_PEFT_BACKEND, scale_lora_layers, unscale_lora_layers
 from torch import Tensor, nn
 
-from pagoda.acceleration.accounting import Call, Ledger, MultiplyAdds, num_bytes
+from pagoda.acceleration.accounting import Call, Ledger, num_bytes
 from pagoda.acceleration.clock import Clock
 from pagoda.acceleration.faster_diffusion import FasterDiffusion
 from pagoda.acceleration.plan import Layout, Plan, PlannedStep, lay_out
@@ -19,7 +19,7 @@ from pagoda.acceleration.ras import RAS
 from pagoda.acceleration.sparse import SparseNetwork, TokenChoice
 from pagoda.acceleration.split import Compile, Kept, Reads, SplitNetwork, later_reads, run_split
 from pagoda.errors import ConfigError
-from pagoda.networks import Anatomy, TransformerAnatomy, anatomy
+from pagoda.networks import Anatomy, MultiplyAdds, TransformerAnatomy, anatomy
 
 ATTENTION_ARGUMENTS = ("cross_attention_kwargs", "joint_attention_kwargs")
 

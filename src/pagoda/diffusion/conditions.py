@@ -42,8 +42,9 @@ class Condition:
     guidance: Tensor | None = None
 
     def __post_init__(self) -> None:
-        sizes = {name: len(value) for name, value in self.slots().items()}
-        if len(set(sizes.values())) > 1:
+        # Not `len`, here and in networks: exported graphs would take it for a constant.
+        sizes = {name: value.shape[0] for name, value in self.slots().items()}
+        if any(size != next(iter(sizes.values())) for size in sizes.values()):
             raise ShapeError(f"the slots of a condition must share one batch size, got {sizes}.")
 
     def slots(self) -> dict[str, Tensor]:
@@ -54,7 +55,7 @@ class Condition:
     @property
     def batch_size(self) -> int | None:
         """Number of samples, or None when nothing is set (any batch size fits)."""
-        return next((len(value) for value in self.slots().values()), None)
+        return next((value.shape[0] for value in self.slots().values()), None)
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Condition:
         """The condition with `function` applied to every slot that is set."""

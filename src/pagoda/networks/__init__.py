@@ -4,6 +4,7 @@ calling        diffusers models as the network callable of a denoiser
 anatomy        named parts, taps and split runs of U-Nets and DiTs
 backbones      presets by name
 generator      the one-step generator; `growth` is one octave of it
+counting       multiply-adds, kept memory and parameters of what runs
 features       frozen feature stacks, shared by losses and discriminators
 discriminator  multi-scale heads on a feature stack; `augment` makes their inputs differ
 """
@@ -12,6 +13,7 @@ from pagoda.networks.anatomy import anatomy
 from pagoda.networks.augment import DiffAugment
 from pagoda.networks.backbones import PRESETS, BackboneConfig, backbone_preset, build_backbone
 from pagoda.networks.calling import SUPPORTED_MODELS, DiffusersNetwork, model_hash
+from pagoda.networks.counting import MultiplyAdds, SavedMemory, num_parameters
 from pagoda.networks.discriminator import Discriminator, ProjectedDiscriminator
 from pagoda.networks.features import FeatureStack, RandomFeatures, TeacherFeatures, feature_distance
 from pagoda.networks.generator import OneStepGenerator
@@ -37,10 +39,12 @@ __all__ = [
     "JointTokens",
     "KeptAttention",
     "LevelConfig",
+    "MultiplyAdds",
     "OneStepGenerator",
     "ProjectedDiscriminator",
     "RandomFeatures",
     "Residuals",
+    "SavedMemory",
     "TeacherFeatures",
     "TokenRows",
     "TransformerAnatomy",
@@ -51,4 +55,5 @@ __all__ = [
     "feature_distance",
     "load_model",
     "model_hash",
+    "num_parameters",
 ]

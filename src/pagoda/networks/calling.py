@@ -170,7 +170,11 @@ def resolve_labels(label: Tensor | None, num_classes: int, batch: int, device: t
     if label.is_floating_point():
         raise ConfigError(f"labels must be integers, got {label.dtype}.")
     wrong = (label < NULL_LABEL) | (label >= num_classes)
-    if bool(wrong.any()):
+    if (
+        torch.compiler.is_compiling()
+    ):  # a graph cannot look at values: it asks for a row that the table lacks, and fails there
+        label = torch.where(wrong, num_classes + 1, label)
+    elif bool(wrong.any()):
         value = int(label[wrong][0])
         if num_classes == 0:
             raise ConfigError(f"label {value} was given to a network without classes; leave the label out.")

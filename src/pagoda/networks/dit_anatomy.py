@@ -26,7 +26,7 @@ class DiTAnatomy(TransformerAnatomy):
         return [self._net.norm_out, self._net.proj_out_1, self._net.proj_out_2]
 
     def embed(self, t: Tensor, condition: Condition = UNCONDITIONAL) -> Context:
-        labels = resolve_condition(self.model, condition, len(t), t.device).labels
+        labels = resolve_condition(self.model, condition, t.shape[0], t.device).labels
         dtype = self._net.proj_out_2.weight.dtype
         embedding = self._net.transformer_blocks[0].norm1.emb(t, labels, hidden_dtype=dtype)
         return Context(time=t, labels=labels, embedding=embedding)

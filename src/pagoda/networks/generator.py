@@ -261,7 +261,7 @@ class OneStepGenerator(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffus
         expected = (self.channels, self.base_size, self.base_size)
         if z.ndim != 4 or tuple(z.shape[1:]) != expected:
             raise ShapeError(f"noise must have shape (B, {', '.join(map(str, expected))}), got {tuple(z.shape)}.")
-        sigma = torch.full((len(z),), self.sigma_max, dtype=z.dtype, device=z.device)
+        sigma = torch.full((z.shape[0],), self.sigma_max, dtype=z.dtype, device=z.device)
         c_skip, c_out, c_in = (c[:, None, None, None] for c in self._edm.scalings(sigma))
         x = sigma[:, None, None, None] * z
         parts = self._parts

@@ -177,7 +177,7 @@ class UNetAnatomy(Anatomy):
         return self.stride if name == "middle" else 1
 
     def embed(self, t: Tensor, condition: Condition = UNCONDITIONAL) -> Context:
-        inputs = resolve_condition(self.model, condition, len(t), t.device)
+        inputs = resolve_condition(self.model, condition, t.shape[0], t.device)
         config = config_of(self.model)
         kinds = (
             getattr(config, "addition_embed_type", None),
@@ -190,7 +190,7 @@ class UNetAnatomy(Anatomy):
                 f"embeddings of kind {next(kind for kind in kinds if kind)!r} have no slot in a condition; "
                 "use `enter` with the model's own arguments."
             )
-        like = self._net.conv_in.weight.new_empty((len(t), 0), device=t.device)
+        like = self._net.conv_in.weight.new_empty((t.shape[0], 0), device=t.device)
         return self.context(
             {
                 "sample": like,
@@ -235,7 +235,9 @@ class UNetAnatomy(Anatomy):
         """Context of a `UNet2DModel`."""
         sample, labels = arguments["sample"], arguments.get("class_labels")
         time = torch.as_tensor(arguments["timestep"], device=sample.device)
-        time = (time[None] if time.ndim == 0 else time) * torch.ones(len(sample), dtype=time.dtype, device=time.device)
+        time = (time[None] if time.ndim == 0 else time) * torch.ones(
+            sample.shape[0], dtype=time.dtype, device=time.device
+        )
         dtype = self._net.dtype
         embedding = self._net.time_embedding(self._net.time_proj(time).to(dtype))
         if labels is not None:
