@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from pagoda.data import LatentStore
-from pagoda.diffusion import Condition
+from pagoda.diffusion import Condition, EDMDenoiser
 from pagoda.files import hash_json
 from pagoda.networks import (
     DiffusersNetwork,
@@ -19,11 +19,11 @@ from pagoda.stages.config import LossConfig
 from pagoda.stages.context import StageContext, build_trainer, load_teacher
 from pagoda.stages.objective import GeneratorBatch, GeneratorInputs, GeneratorObjective
 from pagoda.stages.run_folder import stage_settings
-from pagoda.stages.teacher_pairs import STAGE, make_teacher_pairs
+from pagoda.stages.teacher_pairs import STAGE, TeacherPairs, make_teacher_pairs
 from pagoda.stages.watching import build_evaluation
 from pagoda.training import StepRandom, Trainer, derive_seed
 
-__all__ = ["STAGE", "LatentInputs", "build_critics", "distill", "export_generator", "open_latents"]
+__all__ = ["STAGE", "LatentInputs", "build_critics", "build_objective", "distill", "export_generator", "open_latents"]
 
 
 class LatentInputs(GeneratorInputs):
@@ -43,15 +43,16 @@ class LatentInputs(GeneratorInputs):
 
 
 def build_critics(
-    context: StageContext, loss: LossConfig, size: int, seed_name: str
+    context: StageContext, loss: LossConfig, size: int, seed_name: str, denoiser: EDMDenoiser | None = None
 ) -> tuple[Discriminator | None, TeacherFeatures | None]:
     """A fresh discriminator for images of `size` and the feature stack of the distance, as far as the weights ask for them.
 
-    Both read the teacher's own encoder: no outside weights, any domain.
+    Both read the teacher's own encoder: no outside weights, any domain. `denoiser` is the teacher; None loads the run's.
     """
     if loss.adversarial == 0 and loss.feature == 0:
         return None, None
-    denoiser, _ = load_teacher(context.run.teacher)
+    if denoiser is None:
+        denoiser, _ = load_teacher(context.run.teacher)
     assert isinstance(denoiser.network, DiffusersNetwork)
     features = TeacherFeatures(
         denoiser.network.model, sigma_data=denoiser.sigma_data, noise_scale=denoiser.noise_scale
@@ -82,6 +83,44 @@ def open_latents(context: StageContext) -> LatentStore:
     return store
 
 
+def build_objective(
+    context: StageContext, denoiser: EDMDenoiser, inputs: GeneratorInputs, pairs: TeacherPairs | None
+) -> GeneratorObjective:
+    """What the stage trains: a copy of the teacher, and what judges it.
+
+    Args:
+        denoiser: The teacher.
+        inputs: Where the generator's inputs come from.
+        pairs: What the teacher made of fresh noise; None where the mode is `rec`.
+    """
+    config, runtime = context.config, context.runtime
+    assert isinstance(denoiser.network, DiffusersNetwork)
+    generator = OneStepGenerator.from_teacher(
+        denoiser.network,
+        output=config.distill.output,  # type: ignore[arg-type]
+        sigma_max=config.sigma_max,
+        sigma_data=denoiser.sigma_data,
+        noise_scale=denoiser.noise_scale,
+    ).to(runtime.device)
+    generator.requires_grad_(True).train()
+    discriminator, features = build_critics(context, config.distill.loss, config.base, STAGE, denoiser)
+    return GeneratorObjective(
+        generator,
+        discriminator,
+        features,
+        inputs,
+        load=context.loader(config.base),
+        config=config.distill.loss,
+        steps=config.distill.loop.steps,
+        mirror=config.mirror,
+        optimizers=(config.distill.optimizer, config.distill.discriminator),
+        ema=config.distill.ema,
+        preview=context.preview_inputs(),
+        teacher_pairs=pairs,
+        pair_share=1.0 if config.distill.mode == "dstl" else config.distill.teacher_pairs.share,
+    )
+
+
 def distill(context: StageContext) -> None:
     """Train the generator of base size and write it to `generator-<base>/`; continues where it stopped.
 
@@ -101,32 +140,8 @@ def distill(context: StageContext) -> None:
     if run.is_done(STAGE):
         context.say("distill: done already")
         return
-    assert isinstance(denoiser.network, DiffusersNetwork)
-    generator = OneStepGenerator.from_teacher(
-        denoiser.network,
-        output=config.distill.output,  # type: ignore[arg-type]
-        sigma_max=config.sigma_max,
-        sigma_data=denoiser.sigma_data,
-        noise_scale=denoiser.noise_scale,
-    ).to(runtime.device)
-    generator.requires_grad_(True).train()
-    discriminator, features = build_critics(context, config.distill.loss, config.base, STAGE)
-    mode = config.distill.mode
-    objective = GeneratorObjective(
-        generator,
-        discriminator,
-        features,
-        LatentInputs(store),
-        load=context.loader(config.base),
-        config=config.distill.loss,
-        steps=config.distill.loop.steps,
-        mirror=config.mirror,
-        optimizers=(config.distill.optimizer, config.distill.discriminator),
-        ema=config.distill.ema,
-        preview=context.preview_inputs(),
-        teacher_pairs=None if mode == "rec" else make_teacher_pairs(context),
-        pair_share=1.0 if mode == "dstl" else config.distill.teacher_pairs.share,
-    )
+    pairs = None if config.distill.mode == "rec" else make_teacher_pairs(context)
+    objective = build_objective(context, denoiser, LatentInputs(store), pairs)
     evaluation = build_evaluation(context, config.base)
     trainer = build_trainer(context, STAGE, objective, config.distill.loop, fingerprint, evaluation)
     averaged = trainer.run()["generator"]

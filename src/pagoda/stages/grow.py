@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pagoda.data import LatentStore
-from pagoda.diffusion import Condition
+from pagoda.diffusion import Condition, EDMDenoiser
 from pagoda.errors import ConfigError
 from pagoda.files import hash_json
 from pagoda.networks import OneStepGenerator, model_hash
@@ -88,29 +88,9 @@ def grow(context: StageContext, size: int) -> None:
         context.say(f"{stage}: done already")
         return
     lower = load_generator(run, size // 2, device=runtime.device)
-    torch.manual_seed(derive_seed(config.seed, stage, "init"))
-    generator = lower.grow(
-        channels=values["channels"],
-        num_blocks=config.grow.num_blocks,
-        head_init=config.grow.head_init,  # type: ignore[arg-type]
-    )
-    generator.freeze_below(size)
-    generator.train()
-    discriminator, features = build_critics(context, config.grow.loss, size, stage)
+    generator = add_octave(context, lower, size)
     loop = dataclasses.replace(config.grow.loop, steps=values["steps"], batch_size=values["batch_size"])
-    objective = GeneratorObjective(
-        generator,
-        discriminator,
-        features,
-        cache_inputs(context, generator, store, stage),
-        load=context.loader(size),
-        config=config.grow.loss,
-        steps=loop.steps,
-        mirror=config.mirror,
-        optimizers=(config.grow.optimizer, config.grow.discriminator),
-        ema=config.grow.ema,
-        preview=context.preview_inputs(),
-    )
+    objective = build_objective(context, generator, cache_inputs(context, generator, store, stage), size)
     evaluation = build_evaluation(context, size)
     trainer = build_trainer(context, stage, objective, loop, fingerprint, evaluation)
     averaged = trainer.run()["generator"]
@@ -119,16 +99,52 @@ def grow(context: StageContext, size: int) -> None:
     export_generator(context, stage, averaged, size, trainer)
 
 
+def add_octave(context: StageContext, lower: OneStepGenerator, size: int) -> OneStepGenerator:
+    """The generator with a fresh level for `size` on top, everything below it frozen."""
+    config = context.config
+    values = config.grow.octave(config.sizes.index(size) - 1)
+    torch.manual_seed(derive_seed(config.seed, stage_name(size), "init"))
+    generator = lower.grow(
+        channels=values["channels"],
+        num_blocks=config.grow.num_blocks,
+        head_init=config.grow.head_init,  # type: ignore[arg-type]
+    )
+    generator.freeze_below(size)
+    generator.train()
+    return generator
+
+
+def build_objective(
+    context: StageContext,
+    generator: OneStepGenerator,
+    inputs: GeneratorInputs,
+    size: int,
+    denoiser: EDMDenoiser | None = None,
+) -> GeneratorObjective:
+    """What the octave of `size` trains: the grown generator, and what judges it (`denoiser`: the teacher; None loads the run's)."""
+    config = context.config
+    discriminator, features = build_critics(context, config.grow.loss, size, stage_name(size), denoiser)
+    return GeneratorObjective(
+        generator,
+        discriminator,
+        features,
+        inputs,
+        load=context.loader(size),
+        config=config.grow.loss,
+        steps=config.grow.octave(config.sizes.index(size) - 1)["steps"],
+        mirror=config.mirror,
+        optimizers=(config.grow.optimizer, config.grow.discriminator),
+        ema=config.grow.ema,
+        preview=context.preview_inputs(),
+    )
+
+
 def cache_inputs(context: StageContext, generator: OneStepGenerator, store: LatentStore, stage: str) -> GeneratorInputs:
     """The frozen levels' outputs in memory when they fit in `grow.cache_gib`; else the latents, run through each step."""
     config, data = context.config, context.data
     rows = len(data) * (2 if config.mirror else 1)
     pool = config.grow.fakes if config.grow.loss.adversarial > 0 else 0
-    with torch.no_grad():
-        probe = _outputs(
-            context, generator, torch.zeros(1, *store.shape), Condition.of_labels(data.labels(torch.zeros(1).long()))
-        )
-    needed = (rows + pool) * sum(part[0].numel() * 2 for part in probe)
+    needed = (rows + pool) * cached_bytes(context, generator)
     if needed > config.grow.cache_gib * 2**30:
         context.say(
             f"{stage}: the frozen levels' outputs need {needed / 2**30:.1f} GiB, more than grow.cache_gib "
@@ -144,6 +160,14 @@ def cache_inputs(context: StageContext, generator: OneStepGenerator, store: Late
     labels = data.labels(torch.randint(len(data), (pool,), generator=draws))  # labels as often as in the data
     fakes = _cache(context, generator, lambda part: noise[part], labels, pool) if pool else pairs
     return CachedInputs(pairs, fakes, Condition.of_labels(labels), flips=config.mirror)
+
+
+def cached_bytes(context: StageContext, generator: OneStepGenerator) -> int:
+    """Memory of one latent's outputs of the frozen levels, in half precision."""
+    z = torch.zeros(1, generator.channels, generator.base_size, generator.base_size)
+    with torch.no_grad():
+        outputs = _outputs(context, generator, z, Condition.of_labels(context.data.labels(torch.zeros(1).long())))
+    return sum(part[0].numel() * 2 for part in outputs)
 
 
 def _outputs(context: StageContext, generator: OneStepGenerator, z: Tensor, condition: Condition) -> tuple[Tensor, ...]:

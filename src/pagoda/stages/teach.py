@@ -36,6 +36,31 @@ def teach(context: StageContext) -> None:
     if run.is_done(STAGE):
         context.say("teach: done already")
         return
+    denoiser, objective = build_objective(context)
+    evaluation = build_evaluation(context, config.base, denoiser)
+    trainer = build_trainer(context, STAGE, objective, config.teach.loop, fingerprint, evaluation)
+    averaged = network_of(trainer.run()["teacher"])  # without what techniques trained beside it
+    if runtime.is_main:
+        facts: dict[str, object] = {
+            "image_size": config.base,
+            "channels": data.channels,
+            "num_classes": data.num_classes,
+            "class_names": data.class_names,
+            "sigma_max": config.sigma_max,
+            "downsampler": Downsampler(config.downsampler).fingerprint,
+            "data": data.fingerprint,
+        }
+        if config.techniques:
+            facts["techniques"] = to_dict(config)["techniques"]
+        with run.artifact(run.teacher) as folder:
+            digest = save_teacher(folder, denoiser, averaged, facts)
+        run.finish(STAGE, {"hash": digest, "seconds": trainer.seconds, "steps": trainer.step})
+    runtime.barrier()
+
+
+def build_objective(context: StageContext) -> tuple[EDMDenoiser, DenoisingObjective]:
+    """What the stage trains: a fresh network, and the objective with the run's techniques, which have prepared."""
+    run, config, runtime, data = context.run, context.config, context.runtime, context.data
     torch.manual_seed(derive_seed(config.seed, STAGE, "init"))
     model = build_backbone(
         config.backbone, image_size=config.base, in_channels=data.channels, num_classes=data.num_classes
@@ -62,7 +87,7 @@ def teach(context: StageContext) -> None:
     network = techniques.prepare(network, setup)
     denoiser = EDMDenoiser(network, sigma_data=sigma_data, noise_scale=config.noise_scale)
     noise, condition = context.preview_inputs()
-    objective = DenoisingObjective(
+    return denoiser, DenoisingObjective(
         denoiser,
         Trainable(techniques.together(network), config.teach.optimizer, config.teach.ema),
         load,
@@ -74,25 +99,6 @@ def teach(context: StageContext) -> None:
         preview_condition=condition,
         techniques=techniques,
     )
-    evaluation = build_evaluation(context, config.base, denoiser)
-    trainer = build_trainer(context, STAGE, objective, config.teach.loop, fingerprint, evaluation)
-    averaged = network_of(trainer.run()["teacher"])  # without what techniques trained beside it
-    if runtime.is_main:
-        facts: dict[str, object] = {
-            "image_size": config.base,
-            "channels": data.channels,
-            "num_classes": data.num_classes,
-            "class_names": data.class_names,
-            "sigma_max": config.sigma_max,
-            "downsampler": Downsampler(config.downsampler).fingerprint,
-            "data": data.fingerprint,
-        }
-        if config.techniques:
-            facts["techniques"] = to_dict(config)["techniques"]
-        with run.artifact(run.teacher) as folder:
-            digest = save_teacher(folder, denoiser, averaged, facts)
-        run.finish(STAGE, {"hash": digest, "seconds": trainer.seconds, "steps": trainer.step})
-    runtime.barrier()
 
 
 def training_loader(context: StageContext) -> Callable[[Tensor, Tensor], tuple[Tensor, Condition]]:

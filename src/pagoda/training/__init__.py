@@ -6,6 +6,7 @@ from pagoda.training.loop import LoopConfig, Trainer
 from pagoda.training.noise import NoiseLaw
 from pagoda.training.objective import Losses, Objective, Trainable
 from pagoda.training.optim import EMA, OptimizerConfig
+from pagoda.training.probing import StepCost, measure_step
 from pagoda.training.randomness import StepRandom, derive_seed, noise_of_seeds, seeded_generator
 from pagoda.training.runtime import Runtime, single_process
 from pagoda.training.schedule import ScheduledEvaluation
@@ -28,6 +29,7 @@ __all__ = [
     "ScheduledEvaluation",
     "Setup",
     "StatusLine",
+    "StepCost",
     "StepRandom",
     "Technique",
     "TechniqueStep",
@@ -39,6 +41,7 @@ __all__ = [
     "derive_seed",
     "list_checkpoints",
     "load_checkpoint",
+    "measure_step",
     "noise_of_seeds",
     "peak_memory_mib",
     "save_checkpoint",

@@ -174,7 +174,7 @@ class Trainer(Generic[BatchT]):
         batches = self._batches()
         self._show_preview()
         while self.step < config.steps:
-            figures = self._train_step(next(batches))
+            figures = self.train_step(next(batches))
             self.step += 1
             now = time.monotonic()
             last = self.step == config.steps
@@ -239,7 +239,8 @@ class Trainer(Generic[BatchT]):
                     ahead = pool.submit(make, step + 1)
                 yield ready
 
-    def _train_step(self, parts: list[tuple[BatchT, StepRandom]]) -> dict[str, Any]:
+    def train_step(self, parts: list[tuple[BatchT, StepRandom]]) -> dict[str, Any]:
+        """Update every network once on the micro-batches of this step; returns the figures to log."""
         figures: dict[str, Any] = {}
         # Objectives draw from `StepRandom`; this covers layers that draw from the global generator, such as dropout.
         torch.manual_seed(derive_seed(self.seed, self.stage, self.step, self.runtime.rank))
