@@ -18,6 +18,7 @@ from pagoda.errors import PagodaError
 from pagoda.images import make_grid, save_image
 from pagoda.stages.config import RunConfig, override
 from pagoda.stages.presets import preset_config
+from pagoda.stages.provenance import sample_facts
 from pagoda.stages.sampling import load_generator, sample_images
 from pagoda.stages.train import train
 
@@ -43,7 +44,8 @@ def main() -> int:
     images = sample_images(generator, range(1000), labels=[i % 10 for i in range(1000)])
     seconds = time.perf_counter() - started
     grid = options.out / "grid.png"
-    save_image(make_grid(images[:80], columns=10, scale=2), grid, metadata={"seeds": list(range(80))})
+    facts = sample_facts(generator, "grid", range(80), [i % 10 for i in range(80)], columns=10, scale=2)
+    save_image(make_grid(images[:80], columns=10, scale=2), grid, metadata=facts)
     print(f"1,000 images of {generator.size} px in {seconds:.1f} s")
     print(f"grid    {grid}")
     print(f"report  {run.path / 'report.html'}")

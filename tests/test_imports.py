@@ -31,11 +31,22 @@ LEVELS = {
     "stages": 7,
     "pipelines": 8,
     "api": 8,
-    "cli": 9,
+    "export": 9,
+    "cli": 10,
 }
 """A module imports from lower levels, or from its own room."""
-OPTIONAL = {"datasets", "matplotlib", "tensorboard", "transformers"}
-ROOMS = ("acceleration", "data", "diffusion", "evaluation", "networks", "pretraining", "training", "understanding")
+OPTIONAL = {"datasets", "matplotlib", "onnx", "onnxruntime", "onnxscript", "tensorboard", "transformers"}
+ROOMS = (
+    "acceleration",
+    "data",
+    "diffusion",
+    "evaluation",
+    "export",
+    "networks",
+    "pretraining",
+    "training",
+    "understanding",
+)
 
 
 def modules() -> Iterator[tuple[Path, ast.Module]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 from collections.abc import Mapping
@@ -13,12 +14,17 @@ import torch
 from PIL import Image, PngImagePlugin
 from torch import Tensor
 
-from pagoda.errors import ShapeError
+from pagoda.errors import ArtifactError, ConfigError, ShapeError
 from pagoda.files import atomic_path
 from pagoda.version import __version__
 
 METADATA_KEY = "pagoda"
-"""Name of the PNG text chunk that holds what made an image, as JSON."""
+"""Name of the PNG text chunk that holds what made an image, as JSON. WebP and JPEG hold it in EXIF's UserComment."""
+FORMATS = {".png": "PNG", ".webp": "WEBP", ".jpg": "JPEG", ".jpeg": "JPEG"}
+"""Endings of the files that are written, and their formats."""
+_EXIF_IFD, _USER_COMMENT, _SOFTWARE = 0x8769, 0x9286, 0x0131
+_ASCII = b"ASCII\0\0\0"
+_JPEG_LIMIT = 65533 - 6
 
 
 def to_uint8(images: Tensor) -> Tensor:
@@ -58,22 +64,98 @@ def make_grid(images: Tensor, *, columns: int | None = None, gap: int = 1, scale
     return Image.fromarray(canvas.repeat(scale, 0).repeat(scale, 1))
 
 
-def save_image(image: Image.Image, path: Path | str, *, metadata: Mapping[str, Any] | None = None) -> None:
-    """Write a PNG whole or not at all, with what made it in its metadata.
+def save_image(
+    image: Image.Image, path: Path | str, *, metadata: Mapping[str, Any] | None = None, quality: int = 95
+) -> None:
+    """Write a PNG, a lossless WebP or a JPEG, by the name's ending, whole or not at all, with what made it in its metadata.
 
     Args:
-        metadata: JSON-able facts: model hash, seeds, condition, settings.
+        metadata: JSON-able facts: model hash, seeds, condition, settings. The version is added to them.
+        quality: Of a JPEG, 1 to 100.
+
+    Raises:
+        ConfigError: another ending, or facts that a JPEG cannot hold.
     """
     path = Path(path)
+    content = encode_image(image, image_format(path), metadata=metadata, quality=quality)
     path.parent.mkdir(parents=True, exist_ok=True)
-    info = PngImagePlugin.PngInfo()
-    info.add_itxt(METADATA_KEY, json.dumps({"version": __version__, **(metadata or {})}))
     with atomic_path(path) as part:
-        image.save(part, format="PNG", pnginfo=info)
+        part.write_bytes(content)
+
+
+def image_format(path: Path | str) -> str:
+    """PNG, WEBP or JPEG, by the ending of a name.
+
+    Raises:
+        ConfigError: another ending.
+    """
+    ending = Path(path).suffix.lower()
+    if ending not in FORMATS:
+        raise ConfigError(f"images are written as {', '.join(sorted(FORMATS))}, got the name {Path(path).name!r}.")
+    return FORMATS[ending]
+
+
+def encode_image(
+    image: Image.Image, format: str, *, metadata: Mapping[str, Any] | None = None, quality: int = 95
+) -> bytes:
+    """The bytes of an image file, see `save_image`.
+
+    Raises:
+        ConfigError: facts that a JPEG cannot hold.
+    """
+    facts = {"version": __version__, **(metadata or {})}
+    options: dict[str, Any] = {}
+    if format == "PNG":
+        info = PngImagePlugin.PngInfo()
+        info.add_itxt(METADATA_KEY, json.dumps(facts))
+        options = {"pnginfo": info}
+    else:
+        if format == "JPEG":
+            facts["quality"] = quality
+        text = json.dumps(facts).encode("ascii")
+        exif = Image.Exif()
+        exif[_SOFTWARE] = f"{METADATA_KEY} {__version__}"
+        exif.get_ifd(_EXIF_IFD)[_USER_COMMENT] = _ASCII + text
+        block = exif.tobytes()
+        if format == "JPEG" and len(block) > _JPEG_LIMIT:
+            raise ConfigError(
+                f"what made this image takes {len(block)} bytes, a JPEG holds {_JPEG_LIMIT}; write .png or .webp, or fewer images."
+            )
+        options = {"exif": block, **({"quality": quality} if format == "JPEG" else {"lossless": True})}
+    buffer = io.BytesIO()
+    image.save(buffer, format=format, **options)
+    return buffer.getvalue()
 
 
 def read_metadata(path: Path | str) -> dict[str, Any] | None:
-    """What made an image, as `save_image` wrote it; None for an image without it."""
-    with Image.open(path) as image:
-        text = image.info.get(METADATA_KEY)
-    return None if text is None else dict(json.loads(text))
+    """What made an image, as `save_image` wrote it; None for an image without it.
+
+    Raises:
+        ArtifactError: the file is no image, or its metadata was damaged.
+    """
+    try:
+        with Image.open(path) as image:
+            text = _metadata_text(image)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ArtifactError(f"{path} cannot be read as an image ({error}). Give a PNG, WebP or JPEG file.") from error
+    if text is None:
+        return None
+    try:
+        facts = json.loads(text)
+    except ValueError as error:
+        raise ArtifactError(
+            f"{path} says what made it in words that are no JSON ({error}): it was tampered with."
+        ) from error
+    if not isinstance(facts, dict):
+        raise ArtifactError(f"{path} says what made it as {type(facts).__name__}, not by name: it was tampered with.")
+    return facts
+
+
+def _metadata_text(image: Image.Image) -> str | None:
+    text = image.info.get(METADATA_KEY)
+    if text is not None:
+        return str(text)
+    comment = image.getexif().get_ifd(_EXIF_IFD).get(_USER_COMMENT)
+    if not isinstance(comment, bytes) or not comment.startswith(_ASCII + b"{"):
+        return None  # a photograph's own comment, or none
+    return comment.removeprefix(_ASCII).decode("ascii", errors="replace")

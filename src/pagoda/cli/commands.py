@@ -17,13 +17,11 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Start:
-    """Options of every command that may start a run."""
+class Configure:
+    """Options that say what a run is."""
 
     data: tyro.conf.Positional[str]
     """Folder of images, zip, IDX folder, parquet file, hub name, or `shapes` (drawn on the spot)."""
-    out: str
-    """Run folder; made when missing, continued when it is there."""
     base: int | None = None
     """Side of the diffusion model's images, in pixels; 32 when neither given nor in the file."""
     size: int | None = None
@@ -44,10 +42,6 @@ class _Start:
     """Metadata column of the labels; `label` when not given and there."""
     caption_column: str | None = None
     """Metadata column of the captions; `text` or `caption` when not given and there."""
-    dry_run: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Print the resolved configuration and stop."""
-    quiet: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Print nothing but errors."""
 
     def resolve(self) -> RunConfig:
         """Preset, then the file, then single settings, then named options."""
@@ -72,6 +66,18 @@ class _Start:
             "source.caption_column": self.caption_column,
         }
         return override(config, {k: v for k, v in named.items() if v is not None})
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Start(Configure):
+    """Options of every command that may start a run."""
+
+    out: str
+    """Run folder; made when missing, continued when it is there."""
+    dry_run: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Print the resolved configuration and stop."""
+    quiet: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Print nothing but errors."""
 
     def start(self, until: str) -> None:
         """Run the stages up to `until`."""
@@ -207,6 +213,8 @@ class Sample:
     """Grid to write; `RUN/samples/grid-<size>-seed<seed>.png` when not given."""
     each: Path | None = None
     """Folder to write every image into as a file of its own."""
+    format: Literal["png", "webp", "jpg"] = "png"
+    """Of the files that are not named by --out; webp is lossless, jpg is not."""
     columns: int | None = None
     """Images a row of the grid."""
     batch_size: int = 64
@@ -216,8 +224,9 @@ class Sample:
 
     def run(self) -> None:
         """Sample and write."""
-        from pagoda.images import make_grid, save_image, to_pil
+        from pagoda.images import image_format, make_grid, save_image, to_pil
         from pagoda.networks import model_hash
+        from pagoda.stages.provenance import sample_facts
         from pagoda.stages.run_folder import RunFolder
         from pagoda.stages.sampling import load_generator, sample_images
         from pagoda.training import Runtime
@@ -225,6 +234,8 @@ class Sample:
         for name, value in (("n", self.n), ("columns", self.columns)):
             if value is not None and value < 1:
                 raise ConfigError(f"--{name} must be >= 1, got {value}.")
+        ending = "." + self.format
+        image_format(self.out or f"grid{ending}")
         run = RunFolder.open(self.run_dir)
         generator = load_generator(run, device=Runtime(self.device).device)
         seeds = list(range(self.seed, self.seed + self.n))
@@ -233,17 +244,16 @@ class Sample:
         size = images.shape[-1]
         if labels is None and generator.num_classes:
             labels = [seed % generator.num_classes for seed in seeds]
-        facts = {"model": model_hash(generator), "resolution": size}
-        target = self.out or run.path / "samples" / f"grid-{size}-seed{self.seed}.png"
+        common: dict[str, Any] = {"resolution": size, "batch_size": self.batch_size, "model": model_hash(generator)}
+        target = self.out or run.path / "samples" / f"grid-{size}-seed{self.seed}{ending}"
         grid = make_grid(images, columns=self.columns)
-        save_image(grid, target, metadata={**facts, "seeds": seeds, "labels": labels})
+        facts = sample_facts(generator, "grid", seeds, labels, columns=self.columns, **common)
+        save_image(grid, target, metadata=facts)
         print(target)
         if self.each is not None:
             for i, image in enumerate(to_pil(images)):
-                label = None if labels is None else labels[i]
-                save_image(
-                    image, self.each / f"{seeds[i]:06d}.png", metadata={**facts, "seed": seeds[i], "label": label}
-                )
+                facts = sample_facts(generator, "sample", seeds, labels, row=i, **common)
+                save_image(image, self.each / f"{seeds[i]:06d}{ending}", metadata=facts)
             print(f"{self.n} images in {self.each}")
 
 

@@ -24,12 +24,15 @@ from pagoda.cli.commands import (
     Train,
 )
 from pagoda.cli.evaluation import Compare, Evaluate, Report
+from pagoda.cli.exporting import Export, Inspect
+from pagoda.cli.planning import Plan
 from pagoda.cli.understanding import Classify, ProbeFit, ProbePredict, ProbeRank
 from pagoda.errors import PagodaError
 from pagoda.threads import spin_shortly
 from pagoda.version import __version__
 
 COMMANDS: dict[str, type[Any]] = {
+    "plan": Plan,
     "train": Train,
     "teach": Teach,
     "encode": Encode,
@@ -39,6 +42,8 @@ COMMANDS: dict[str, type[Any]] = {
     "evaluate": Evaluate,
     "compare": Compare,
     "report": Report,
+    "export": Export,
+    "inspect": Inspect,
     "classify": Classify,
     "probe fit": ProbeFit,
     "probe predict": ProbePredict,

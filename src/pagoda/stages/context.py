@@ -98,7 +98,13 @@ class StageContext:
         def write(step: int, kind: str, images: Tensor) -> None:
             scale = max(1, 64 // images.shape[-1])
             path = self.run.samples(stage) / f"{kind}-{step:06d}.png"
-            metadata = {"stage": stage, "step": step, "weights": kind, "seeds": list(range(len(images)))}
+            metadata = {
+                "kind": "preview",
+                "stage": stage,
+                "step": step,
+                "weights": kind,
+                "seeds": list(range(len(images))),
+            }
             save_image(make_grid(images, columns=8, scale=scale), path, metadata=metadata)
 
         return write

@@ -207,7 +207,12 @@ def _draw_nearest(
     seeds = [FIRST_SEED + i for i in rows.tolist()]
     fakes = make(seeds, None if labels is None else labels[rows].tolist())
     originals = real.images(real.reference[nearest[rows]])
-    facts = {"seeds": seeds, "rows": real.reference[nearest[rows]].tolist(), "distances": distances[rows].tolist()}
+    facts = {
+        "kind": "nearest",
+        "seeds": seeds,
+        "rows": real.reference[nearest[rows]].tolist(),
+        "distances": distances[rows].tolist(),
+    }
     path = run.evaluation / f"nearest-{model}-{real.size}.png"
     save_image(make_grid(torch.cat([fakes, originals]), columns=len(rows)), path, metadata=facts)
 

@@ -256,7 +256,11 @@ class RunFolder:
         part = target.with_name(f".writing-{target.name}")
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
-        yield part
+        try:
+            yield part
+        except BaseException:
+            shutil.rmtree(part, ignore_errors=True)
+            raise
         for file in part.rglob("*"):
             if file.is_file():
                 with file.open("rb") as handle:

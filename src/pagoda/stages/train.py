@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Sequence
 
 import torch
-from torch.nn import functional as F
 
 from pagoda.data import LatentStore
 from pagoda.diffusion import Condition
@@ -21,6 +20,7 @@ from pagoda.stages.context import StageContext, open_context
 from pagoda.stages.distill import distill
 from pagoda.stages.encode import encode
 from pagoda.stages.grow import grow, octave_settings, stage_name
+from pagoda.stages.provenance import draw_octaves, sample_facts
 from pagoda.stages.report import write_report
 from pagoda.stages.run_folder import RunFolder, stage_settings
 from pagoda.stages.sampling import load_generator, sample_images
@@ -88,13 +88,14 @@ def draw_samples(context: StageContext) -> None:
     seeds = list(range(8 * columns))
     labels = [seed % num_classes for seed in seeds] if num_classes else None
     images = sample_images(generator, seeds, labels=labels)
-    facts = {"model": model_hash(generator), "seeds": seeds, "labels": labels}
+    digest = model_hash(generator)
+    facts = sample_facts(generator, "grid", seeds, labels, columns=columns, model=digest)
     save_image(make_grid(images, columns=columns), run.path / "samples" / f"final-{generator.size}.png", metadata=facts)
     few, few_labels = seeds[:columns], None if labels is None else labels[:columns]
-    rows = [sample_images(generator, few, labels=few_labels, resolution=size) for size in generator.sizes]
-    enlarged = torch.cat([F.interpolate(row, size=(generator.size, generator.size), mode="nearest") for row in rows])
-    octaves = {**facts, "seeds": few, "labels": few_labels, "sizes": list(generator.sizes)}
-    save_image(make_grid(enlarged, columns=columns), run.path / "samples" / "octaves.png", metadata=octaves)
+    sizes = list(generator.sizes)
+    octaves = sample_facts(generator, "octaves", few, few_labels, columns=columns, sizes=sizes, model=digest)
+    picture = draw_octaves(generator, few, few_labels, columns=columns)
+    save_image(picture, run.path / "samples" / "octaves.png", metadata=octaves)
     draw_reconstructions(context, generator)
 
 
@@ -116,7 +117,12 @@ def draw_reconstructions(context: StageContext, generator: OneStepGenerator, cou
     for size in dict.fromkeys((generator.base_size, generator.size)):
         originals = data.images(indices, size)
         rebuilt = generator(latents, condition, resolution=size).float().clamp(-1, 1).cpu()
-        facts = {"model": model_hash(generator), "rows": indices.tolist(), "psnr": psnr(rebuilt, originals)}
+        facts = {
+            "kind": "reconstructions",
+            "model": model_hash(generator),
+            "rows": indices.tolist(),
+            "psnr": psnr(rebuilt, originals),
+        }
         grid = make_grid(torch.cat([originals, rebuilt]), columns=len(indices), scale=max(1, 32 // size))
         save_image(grid, run.path / "samples" / f"reconstructions-{size}.png", metadata=facts)
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pagoda.errors import import_extra
 from pagoda.files import atomic_path
+from pagoda.images import METADATA_KEY
 from pagoda.understanding.search import SearchResult
+from pagoda.version import __version__
 
 
 def draw_heat_map(result: SearchResult, path: Path | str, *, title: str = "") -> None:
@@ -79,5 +82,6 @@ def _pyplot() -> Any:
 
 def _save(figure: Any, path: Path | str) -> None:
     with atomic_path(path) as part:
-        figure.savefig(part, format="png", dpi=110)
+        facts = json.dumps({"version": __version__, "kind": "chart"})
+        figure.savefig(part, format="png", dpi=110, metadata={METADATA_KEY: facts})
     _pyplot().close(figure)

@@ -1,0 +1,98 @@
+"""`pagoda export` and `pagoda inspect`: models for others, and images that say where they come from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from pagoda.errors import ArtifactError, ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Export:
+    """A run's generator for others: a diffusers folder, an ONNX graph, or a program of torch.export.
+
+    Examples:
+      pagoda export runs/photos --to diffusers --licence cc-by-4.0
+      pagoda export runs/photos --to onnx --size 64 --weights float16
+      pagoda export runs/photos --to program --out photos.pt2
+    """
+
+    run_dir: tyro.conf.Positional[str]
+    """Run folder."""
+    to: Literal["diffusers", "onnx", "program"]
+    """What to write."""
+    out: Path | None = None
+    """File or folder to write; `RUN/export/<kind>-<size>...` when not given."""
+    size: int | None = None
+    """Side of the images in pixels; the largest when not given."""
+    weights: Literal["float32", "float16", "int8"] | None = None
+    """Of ONNX only: float32 when not given; float16 is half as large, int8 a quarter for most of it."""
+    licence: str | None = None
+    """Of diffusers only: licence of the weights for the model card, e.g. `cc-by-4.0`."""
+
+    def run(self) -> None:
+        """Export and say how far it is from PyTorch."""
+        if self.weights is not None and self.to != "onnx":
+            raise ConfigError(f"--weights is for --to onnx; --to {self.to} keeps the weights as they are.")
+        if self.licence is not None and self.to != "diffusers":
+            raise ConfigError(f"--licence goes into a model card, which --to {self.to} has none of.")
+        from pagoda.export import export_folder, export_onnx, export_program
+        from pagoda.stages.run_folder import RunFolder
+        from pagoda.stages.sampling import load_generator
+
+        run = RunFolder.open(self.run_dir)
+        if self.to == "diffusers":
+            sizes = run.generator_sizes()
+            size = self.size or (sizes[-1] if sizes else 0)
+            target = self.out or run.path / "export" / f"diffusers-{size}"
+            print(export_folder(run, target, size=self.size, licence=self.licence))
+            return
+        generator = load_generator(run)
+        size = self.size or generator.size
+        if self.to == "program":
+            target = self.out or run.path / "export" / f"program-{size}.pt2"
+            print(export_program(generator, target, size=self.size))
+            return
+        weights = self.weights or "float32"
+        target = self.out or run.path / "export" / f"onnx-{size}-{weights}.onnx"
+        print(export_onnx(generator, target, size=self.size, weights=weights))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inspect:
+    """What made an image, and, given the run, whether it makes the same pixels again; ends with 1 when it does not.
+
+    Examples:
+      pagoda inspect grid.png
+      pagoda inspect grid.png --run runs/photos
+    """
+
+    image: tyro.conf.Positional[Path]
+    """PNG, WebP or JPEG file."""
+    run_dir: Annotated[str | None, tyro.conf.arg(name="run")] = None
+    """Run folder, or a folder of `pagoda export --to diffusers`, that is asked to make the image again."""
+
+    def run(self) -> None:
+        """Print the facts; compare."""
+        import json
+
+        from pagoda.images import read_metadata
+        from pagoda.stages.provenance import compare_with_run
+
+        facts = read_metadata(self.image)
+        if facts is None:
+            raise ArtifactError(
+                f"{self.image} does not say what made it: it is not an image of pagoda, or its metadata was removed."
+            )
+        for key, value in facts.items():
+            print(f"{key:<12}{json.dumps(value)}")
+        if self.run_dir is None:
+            return
+        found = compare_with_run(self.image, self.run_dir)
+        if not found.equal:
+            raise ArtifactError(f"{self.image} is {found}. It was changed, or made under other circumstances.")
+        print(found)

@@ -1,0 +1,130 @@
+"""The generator as a graph: noise and labels in, images of one size out, any batch."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from diffusers.models.upsampling import Upsample2D
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+from pagoda.diffusion import Condition
+from pagoda.errors import ArtifactError
+from pagoda.networks import OneStepGenerator
+from pagoda.training import noise_of_seeds
+
+CHECKED_BATCHES = (1, 3)
+"""Batch sizes at which a graph is compared with PyTorch when it is made."""
+
+Graph = Callable[[tuple[Tensor, ...]], Tensor]
+"""What is compared: (z,) or (z, labels) -> images."""
+
+
+class ImageMaker(nn.Module):
+    """A generator with its size chosen: z (B, C, b, b) of unit variance, labels (B,) int64 (-1 = none) -> (B, C, r, r).
+
+    Args:
+        generator: Copied, to the CPU and float32; levels above `size` are left out.
+        size: Side of the images, in pixels; the largest when None.
+
+    Raises:
+        ShapeError: the generator has no level of that size.
+    """
+
+    def __init__(self, generator: OneStepGenerator, size: int | None = None) -> None:
+        super().__init__()
+        levels = generator._index(generator.size if size is None else size)
+        self.generator = copy.deepcopy(generator)
+        nn.Module.to(self.generator, device="cpu", dtype=torch.float32)
+        del self.generator.octaves[levels:]
+        self.generator.requires_grad_(False)
+        _free_batch(self.generator)
+        self.eval()
+
+    def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Images (B, C, r, r), nominally in [-1, 1] and not clamped."""
+        return cast(Tensor, self.generator(z, Condition(label=labels)))
+
+    def inputs(self, batch: int, first_seed: int = 0) -> tuple[Tensor, ...]:
+        """Noise of successive seeds, with labels in turn, the null label among them, where there are classes."""
+        g = self.generator
+        seeds = list(range(first_seed, first_seed + batch))
+        z = noise_of_seeds(seeds, (g.channels, g.base_size, g.base_size))
+        if g.num_classes == 0:
+            return (z,)
+        return z, torch.tensor([(seed - 1) % (g.num_classes + 1) - 1 for seed in seeds], dtype=torch.int64)
+
+
+class _Enlarge(nn.Module):
+    """What diffusers' `Upsample2D` does, without its question whether the batch is 64 or larger.
+
+    A graph would take the answer for a bound on the batch.
+    """
+
+    def __init__(self, upsampler: Upsample2D) -> None:
+        super().__init__()
+        conv = upsampler.conv if upsampler.name == "conv" else upsampler.Conv2d_0
+        self.conv: nn.Module = nn.Identity() if conv is None or not upsampler.use_conv else conv
+
+    def forward(self, hidden: Tensor, output_size: Any = None) -> Tensor:
+        size = [2 * side for side in hidden.shape[-2:]] if output_size is None else output_size
+        return cast(Tensor, self.conv(F.interpolate(hidden, size=size, mode="nearest")))
+
+
+def _free_batch(module: nn.Module) -> None:
+    for parent in list(module.modules()):
+        for name, child in parent.named_children():
+            # Those that enlarge in another way keep the question, and a graph of them a batch below 64.
+            if isinstance(child, Upsample2D) and child.interpolate and child.norm is None:
+                setattr(parent, name, _Enlarge(child))
+
+
+def trace(maker: ImageMaker) -> ExportedProgram:
+    """The graph of a generator, with a batch of any size.
+
+    A label out of range asks for a row that the table of classes lacks, so the graph fails on it.
+    """
+    batch = Dim("batch")
+    inputs = maker.inputs(2)
+    names = ("z", "labels")[: len(inputs)]
+    with quiet_pytrees(), torch.no_grad():
+        return torch.export.export(maker, inputs, dynamic_shapes={name: {0: batch} for name in names})
+
+
+@torch.no_grad()
+def largest_difference(
+    maker: ImageMaker, graph: Graph, batches: Sequence[int] = CHECKED_BATCHES
+) -> tuple[float, float]:
+    """Largest absolute difference of a graph from PyTorch over some batches, and its PSNR in dB (peak to peak 2).
+
+    Raises:
+        ArtifactError: images of another shape, or values that are not finite.
+    """
+    largest, squares, count = 0.0, 0.0, 0
+    for number, batch in enumerate(batches):
+        inputs = maker.inputs(batch, first_seed=1000 * number)
+        wanted, made = maker(*inputs), graph(inputs)
+        if made.shape != wanted.shape or not bool(made.isfinite().all()):
+            raise ArtifactError(
+                f"the exported graph gives {tuple(made.shape)} where PyTorch gives {tuple(wanted.shape)}, or values "
+                "that are not finite. Nothing was written; try the versions in constraints.txt."
+            )
+        error = (made.double() - wanted.double()).abs()
+        largest = max(largest, float(error.max()))
+        squares, count = squares + float(error.square().sum()), count + error.numel()
+    mean = squares / count
+    return largest, float("inf") if mean == 0 else float(10 * torch.tensor(4 / mean, dtype=torch.float64).log10())
+
+
+@contextmanager
+def quiet_pytrees() -> Iterator[None]:
+    """PyTorch's exporters use a deprecated part of PyTorch; nobody here can change that."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r"`isinstance\(treespec", category=FutureWarning)
+        yield

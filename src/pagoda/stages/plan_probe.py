@@ -1,0 +1,305 @@
+"""What each stage takes, found by building it as the stage does and running a few of its steps."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from pagoda.data import ImageSource
+from pagoda.diffusion import Condition, Denoiser, EDMDenoiser, GaussianDenoiser, build_solver, invert, sample
+from pagoda.files import write_bytes_atomic
+from pagoda.networks import MultiplyAdds, OneStepGenerator, num_parameters
+from pagoda.stages.config import RunConfig
+from pagoda.stages.context import PREVIEWS, StageContext
+from pagoda.stages.distill import LatentInputs
+from pagoda.stages.distill import build_objective as build_distill
+from pagoda.stages.encode import encode_batch, inversion_grid
+from pagoda.stages.grow import add_octave, cache_inputs, cached_bytes
+from pagoda.stages.grow import build_objective as build_grow
+from pagoda.stages.objective import GeneratorObjective
+from pagoda.stages.plan_standin import drawn_latents, drawn_pairs, stand_in
+from pagoda.stages.teach import build_objective as build_teach
+from pagoda.stages.teacher_pairs import sampling_grid, teacher_images
+from pagoda.training import LoopConfig, Objective, Runtime, StepCost, Trainer, measure_step
+from pagoda.training.objective import BatchT
+
+_WRITTEN = 16 << 20
+"""Bytes of the file whose writing is timed."""
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """What is in memory and on disk of a stage that trains.
+
+    Attributes:
+        parameters: Of every network in it, frozen ones among them.
+        trained: Of these, the ones that are trained.
+        state_bytes: Weights, gradients, moments and averages.
+        checkpoint_bytes: One checkpoint.
+        artifact_bytes: What the stage leaves: the averaged network.
+    """
+
+    parameters: int
+    trained: int
+    state_bytes: int
+    checkpoint_bytes: int
+    artifact_bytes: int
+
+
+@dataclass(frozen=True)
+class StageProbe:
+    """One stage that trains.
+
+    Attributes:
+        footprint: See there.
+        phases: (steps, cost of one of them): a stage costs more after its adversarial term has started.
+        preview_seconds: One preview, of raw and averaged weights.
+        checkpoint_seconds: One checkpoint.
+        pass_seconds: One image through the network in use, without gradient.
+        pass_multiply_adds: The same in multiply-adds.
+    """
+
+    footprint: Footprint
+    phases: tuple[tuple[int, StepCost], ...]
+    preview_seconds: float
+    checkpoint_seconds: float
+    pass_seconds: float
+    pass_multiply_adds: int
+
+
+class CountingDenoiser(Denoiser):
+    """Knows how often a solver called it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = GaussianDenoiser(0.0, 0.5)
+        self.calls = 0
+
+    def denoise(self, x: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
+        self.calls += 1
+        return self.inner.denoise(x, sigma, condition)
+
+
+def encode_calls(config: RunConfig) -> int:
+    """Network calls of the inversion of one image."""
+    counter = CountingDenoiser()
+    grid = inversion_grid(config.encode, config.sigma_max)
+    invert(counter, torch.zeros(1, 1, 1, 1), sigmas=grid, solver=build_solver(config.encode.solver))
+    return counter.calls
+
+
+def pair_calls(config: RunConfig) -> int:
+    """Network calls of one teacher's pair."""
+    counter = CountingDenoiser()
+    solver = build_solver(config.distill.teacher_pairs.solver)
+    sample(counter, torch.zeros(1, 1, 1, 1), sigmas=sampling_grid(config), solver=solver)
+    return counter.calls
+
+
+def preview_calls() -> int:
+    """Network calls of one image of the teacher's grids."""
+    counter = CountingDenoiser()
+    sample(counter, torch.zeros(1, 1, 1, 1))
+    return counter.calls
+
+
+class Prober:
+    """Builds the stages of a run of stand-ins, one after the other, and measures each.
+
+    Args:
+        config: The run.
+        source: Its images; only their number, classes and channels matter.
+        folder: An empty folder for scratch files.
+        runtime: The device.
+        budget: Seconds of timing a stage, about; 0 counts only.
+    """
+
+    def __init__(self, config: RunConfig, source: ImageSource, folder: Path, runtime: Runtime, budget: float) -> None:
+        self.source, self.folder, self.runtime, self.budget = source, folder, runtime, budget
+        self.context = stand_in(config, source, folder / "run", runtime, sizes=config.sizes)
+        self.write_rate = self._measure_disk() if budget > 0 else float("inf")
+
+    def teach(self, config: RunConfig | None = None) -> tuple[EDMDenoiser, StageProbe]:
+        """The diffusion model; of another configuration where one is given, as for one of the target size."""
+        context = self.context
+        if config is not None:
+            context = stand_in(config, self.source, self.folder / "direct", self.runtime, sizes=[config.base])
+        denoiser, objective = build_teach(context)
+        loop = context.config.teach.loop
+        shape = (context.data.channels, context.config.base, context.config.base)
+        probe = self._stage(
+            context, objective, loop, [denoiser], (0,), lambda z, label: denoiser(z, 1.0, label), shape, preview_calls()
+        )
+        denoiser.eval().requires_grad_(False)
+        return denoiser, probe
+
+    def encode_seconds(self, denoiser: EDMDenoiser) -> float:
+        """Seconds of one latent."""
+        return self._solving(self.context.config.encode.batch_size, encode_calls, self._encode(denoiser))
+
+    def pair_seconds(self, denoiser: EDMDenoiser) -> float:
+        """Seconds of one teacher's pair."""
+        return self._solving(self.context.config.distill.teacher_pairs.batch_size, pair_calls, self._pair(denoiser))
+
+    def distill(self, denoiser: EDMDenoiser) -> tuple[OneStepGenerator, StageProbe]:
+        """The generator of base size."""
+        context = self.context
+        self.store = drawn_latents(context)
+        pairs = None if context.config.distill.mode == "rec" else drawn_pairs(context)
+        objective = build_distill(context, denoiser, LatentInputs(self.store), pairs)
+        return objective.generator, self._generator(objective, context.config.distill.loop)
+
+    def grow(
+        self, lower: OneStepGenerator, denoiser: EDMDenoiser, size: int, rows: int
+    ) -> tuple[OneStepGenerator, StageProbe, int]:
+        """One octave; also the memory of the frozen levels' outputs, 0 where they are computed anew.
+
+        Args:
+            rows: Latents and samples of the prior in the real run.
+        """
+        config = self.context.config
+        generator = add_octave(self.context, lower, size)
+        cached = rows * cached_bytes(self.context, generator)
+        cached = cached if cached <= config.grow.cache_gib * 2**30 else 0
+        settings = dataclasses.replace(config.grow, cache_gib=1e9 if cached else 0.0)
+        context = dataclasses.replace(self.context, config=dataclasses.replace(config, grow=settings))
+        inputs = cache_inputs(context, generator, self.store, f"grow-{size}")
+        values = config.grow.octave(config.sizes.index(size) - 1)
+        loop = dataclasses.replace(config.grow.loop, steps=values["steps"], batch_size=values["batch_size"])
+        objective = build_grow(context, generator, inputs, size, denoiser)
+        return generator, self._generator(objective, loop), cached
+
+    def _generator(self, objective: GeneratorObjective, loop: LoopConfig) -> StageProbe:
+        generator = objective.generator
+        shape = (generator.channels, generator.base_size, generator.base_size)
+        frozen = [module for module in (objective.features, objective.discriminator) if module is not None]
+        start = objective.first_adversarial_step
+        starts = (0, start) if objective.discriminator is not None and 0 < start < loop.steps else (0,)
+        return self._stage(self.context, objective, loop, [generator, *frozen], starts, generator.forward, shape, 1)
+
+    def _stage(
+        self,
+        context: StageContext,
+        objective: Objective[BatchT],
+        loop: LoopConfig,
+        networks: list[nn.Module],
+        starts: tuple[int, ...],
+        forward: Callable[[Tensor, Condition], Tensor],
+        shape: tuple[int, int, int],
+        calls: int,
+    ) -> StageProbe:
+        trainer = Trainer(
+            objective,
+            loop,
+            runtime=self.runtime,
+            folder=self.folder / "probe",
+            stage="probe",
+            seed=0,
+            order=context.order("probe"),
+        )
+        footprint = self._footprint(objective, networks)
+        phases = []
+        for start, end in itertools.pairwise((*starts, loop.steps)):
+            cost = measure_step(trainer, (start + end) // 2, self.budget / len(starts))
+            phases.append((end - start, cost))
+        multiply_adds, seconds = self._forward(context, forward, shape)
+        preview = 2 * PREVIEWS * calls * seconds if loop.preview_every else 0.0
+        checkpoint = footprint.checkpoint_bytes / self.write_rate
+        return StageProbe(footprint, tuple(phases), preview, checkpoint, seconds, multiply_adds)
+
+    def _footprint(self, objective: Objective[BatchT], networks: list[nn.Module]) -> Footprint:
+        state = checkpoint = artifact = 0
+        trainables = objective.trainables()
+        for trainable in trainables.values():
+            weights = sum(t.numel() * t.element_size() for t in trainable.module.state_dict().values())
+            trained = 4 * num_parameters([trainable.module], trained=True)
+            kept = 0 if trainable.ema is None else weights
+            state += weights + 3 * trained + kept
+            checkpoint += weights + 2 * trained + kept
+            artifact += kept  # the judges have no average, and are not kept
+        modules = [*networks, *(t.module for t in trainables.values())]
+        frozen = 4 * (num_parameters(modules) - num_parameters([t.module for t in trainables.values()]))
+        trained = num_parameters([t.module for t in trainables.values()], trained=True)
+        return Footprint(num_parameters(modules), trained, state + frozen, checkpoint, artifact)
+
+    @torch.no_grad()
+    def _forward(
+        self, context: StageContext, forward: Callable[[Tensor, Condition], Tensor], shape: tuple[int, int, int]
+    ) -> tuple[int, float]:
+        """Multiply-adds and seconds of one image; timed in a batch of a preview where the budget allows."""
+        device, seconds, count = self.runtime.device, 0.0, 1
+        while True:
+            z = torch.randn(count, *shape, device=device)
+            labels = context.data.labels(torch.arange(count) % len(context.data))
+            label = Condition.of_labels(labels).to(device)
+            if count == 1:
+                with MultiplyAdds() as counter:
+                    forward(z, label)
+            if self.budget <= 0:
+                return counter.total, 0.0
+            started = time.perf_counter()
+            forward(z, label)
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            seconds = (time.perf_counter() - started) / count
+            if count == PREVIEWS or PREVIEWS * seconds > self.budget:
+                return counter.total, seconds
+            count = PREVIEWS
+
+    def _encode(self, denoiser: EDMDenoiser) -> Callable[[RunConfig, int], None]:
+        def run(config: RunConfig, count: int) -> None:
+            context = dataclasses.replace(self.context, config=config)
+            rows = torch.arange(count) % len(context.data)
+            encode_batch(context, denoiser, rows, torch.zeros_like(rows)).cpu()
+
+        return run
+
+    def _pair(self, denoiser: EDMDenoiser) -> Callable[[RunConfig, int], None]:
+        def run(config: RunConfig, count: int) -> None:
+            context = dataclasses.replace(self.context, config=config)
+            noise = torch.randn(count, context.data.channels, config.base, config.base)
+            rows = torch.arange(count) % len(context.data)
+            teacher_images(context, denoiser, noise, Condition.of_labels(context.data.labels(rows))).cpu()
+
+        return run
+
+    @torch.no_grad()
+    def _solving(self, batch: int, calls: Callable[[RunConfig], int], run: Callable[[RunConfig, int], None]) -> float:
+        """Seconds an image, from batches that grow up to the real one while the budget allows."""
+        if self.budget <= 0:
+            return 0.0
+        config = self.context.config
+        encode = dataclasses.replace(config.encode, num_nodes=3)
+        pairs = dataclasses.replace(config.distill.teacher_pairs, num_nodes=3)
+        short = dataclasses.replace(
+            config, encode=encode, distill=dataclasses.replace(config.distill, teacher_pairs=pairs)
+        )
+        ratio = calls(config) / calls(short)
+        run(short, 1)
+        spent, size = 0.0, 1
+        while True:
+            started = time.perf_counter()
+            run(short, size)
+            seconds = time.perf_counter() - started
+            spent += seconds
+            if size == batch or spent + 4 * seconds > self.budget:
+                break
+            size = min(batch, 4 * size)
+        if seconds * ratio < self.budget:
+            started = time.perf_counter()
+            run(config, size)
+            return (time.perf_counter() - started) / size
+        return seconds * ratio / size
+
+    def _measure_disk(self) -> float:
+        """Bytes a second of a file that is written and flushed."""
+        started = time.perf_counter()
+        write_bytes_atomic(self.folder / "written", bytes(_WRITTEN))
+        return _WRITTEN / (time.perf_counter() - started)

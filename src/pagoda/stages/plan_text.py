@@ -1,0 +1,119 @@
+"""A plan, and a plan beside what a run measured, as tables for people."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from pagoda.stages.plan_model import RunPlan, StagePlan, gib
+from pagoda.stages.run_folder import RunFolder
+
+
+def plan_text(plan: RunPlan) -> str:
+    """The table of a plan, and its price."""
+    gpu = plan.gpu
+    rows = [["stage", "parameters", "trained", "M mult-adds/image", "images", "memory", "disk", "here", gpu.name]]
+    rows += [_row(stage, plan) for stage in plan.stages]
+    seconds, hours = plan.seconds, sum(map(plan.gpu_hours, plan.stages))
+    here = "-" if seconds is None else duration(seconds)
+    total = [gib(plan.memory_bytes), gib(plan.kept_bytes), here, duration(3600 * hours)]
+    rows.append(["all", "", "", "", "", *total])
+    price, direct = plan.price, plan.price.direct
+    spent = [
+        f"{plan.images} images, {plan.base} -> {plan.size} px, on {plan.device}",
+        "",
+        *align(rows),
+        "",
+        f"memory: besides PyTorch itself; {gib(plan.limits.memory_bytes)} are free. disk: what stays; small copies of the "
+        f"images take {gib(plan.data_bytes)}",
+        f"more, and the largest checkpoints bring it to {gib(plan.disk_bytes)} meanwhile; {gib(plan.limits.disk_bytes)} are free.",
+        f"{gpu.name}: assumed at {plan.utilisation:.0%} of {gpu.teraflops:g} TFLOP/s ({gpu.memory_gib:g} GiB). Not measured.",
+        "",
+        f"A diffusion model of the same family trained at {plan.size} px on as many images as `teach`:",
+        f"  {direct.parameters / 1e6:.2f} M parameters, {direct.multiply_adds / 1e6:,.1f} M multiply-adds an image, "
+        f"{gib(direct.memory_bytes)} of memory, "
+        f"{'-' if direct.seconds is None else duration(direct.seconds)} here, "
+        f"{duration(3600 * plan.gpu_hours(direct))} on {gpu.name}",
+        f"  of one image, over the teacher's:  pixels {price.pixels:.1f} x   multiply-adds {price.multiply_adds:.2f} x   "
+        f"measured time {_ratio(price.seconds)}",
+        f"  of all, over all stages:           multiply-adds {price.total_multiply_adds:.2f} x   "
+        f"measured time {_ratio(price.total_seconds)}",
+    ]
+    return "\n".join(spent)
+
+
+def _row(stage: StagePlan, plan: RunPlan) -> list[str]:
+    seconds = "-" if stage.seconds is None else duration(stage.seconds + stage.before_seconds)
+    return [
+        stage.name,
+        f"{stage.parameters / 1e6:.2f} M",
+        f"{stage.trained / 1e6:.2f} M",
+        f"{stage.multiply_adds / 1e6:,.1f}",
+        f"{stage.images:,}",
+        gib(stage.memory_bytes),
+        gib(stage.disk_bytes),
+        seconds,
+        duration(3600 * plan.gpu_hours(stage)),
+    ]
+
+
+def _ratio(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f} x"
+
+
+def duration(seconds: float) -> str:
+    """Seconds, minutes, hours or days, to two or three digits."""
+    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.1f} s" if seconds >= 0.1 else "< 0.1 s"
+
+
+def align(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows as lines: the first column to the left, the others to the right."""
+    widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
+    return [
+        "  ".join(
+            cell.ljust(w) if k == 0 else cell.rjust(w) for k, (cell, w) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    ]
+
+
+def compare_with_run(plan: RunPlan, run: RunFolder) -> list[dict[str, Any]]:
+    """Estimate and record of each stage of a run that has finished, and of what its artefacts take on disk.
+
+    Returns:
+        Rows with `what`, `estimate`, `measured` (seconds or bytes) and `ratio`, their quotient; stages that are not done are left out.
+    """
+    rows = []
+    for stage in plan.stages:
+        record = run.record(stage.name)
+        if record is None or not record["done"] or stage.seconds is None:
+            continue
+        rows.append(_compared(f"{stage.name} seconds", stage.seconds, float(record["results"]["seconds"])))
+    if rows:
+        estimate, measured = (sum(row[key] for row in rows) for key in ("estimate", "measured"))
+        rows.append(_compared("all seconds", estimate, measured))
+    folders = [run.images, run.teacher, run.latents, run.teacher_pairs, *map(run.generator, run.generator_sizes())]
+    if (
+        all(run.record(s.name) is None or run.is_done(s.name) for s in plan.stages)
+        and run.generator(plan.size).is_dir()
+    ):
+        taken = sum(file.stat().st_size for folder in folders for file in folder.rglob("*") if file.is_file())
+        rows.append(_compared("disk bytes", plan.kept_bytes, taken))
+    return rows
+
+
+def _compared(what: str, estimate: float, measured: float) -> dict[str, Any]:
+    ratio = estimate / measured if measured else float("inf")
+    return {"what": what, "estimate": estimate, "measured": measured, "ratio": ratio}
+
+
+def comparison_text(rows: Sequence[dict[str, Any]]) -> str:
+    """The table of `compare_with_run`."""
+    lines = [["", "estimate", "measured", "estimate / measured"]]
+    for row in rows:
+        show = gib if row["what"].endswith("bytes") else duration
+        lines.append([row["what"], show(row["estimate"]), show(row["measured"]), f"{row['ratio']:.2f}"])
+    return "\n".join(align(lines))

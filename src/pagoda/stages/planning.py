@@ -1,0 +1,236 @@
+"""What a run will take, before its first step: parameters, multiply-adds, memory, disk and hours of every stage, and its price.
+
+The price is that of the same family of diffusion model trained directly at the target size, on as many images. It is given as
+three ratios that answer different questions: of pixels (what "64 x cheaper" means), of multiply-adds, and of measured time.
+
+Source of the first ratio: Kim et al. 2024, PaGoDA, arXiv:2405.14822.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from pagoda.data import open_source
+from pagoda.errors import ConfigError, ResourceError
+from pagoda.networks import BackboneConfig, build_backbone, num_parameters
+from pagoda.stages.config import RunConfig
+from pagoda.stages.grow import stage_name
+from pagoda.stages.plan_hardware import UTILISATION, Limits, find_gpu
+from pagoda.stages.plan_model import Price, RunPlan, StagePlan, gib
+from pagoda.stages.plan_probe import Prober, StageProbe, encode_calls, pair_calls
+from pagoda.training import LoopConfig, Runtime
+
+_HEADER = 128
+"""Bytes before the numbers of a .npy file."""
+_ROW_BYTES = 13
+"""Beside each stored latent: its row, whether it is mirrored, its share of the header."""
+
+
+def direct_backbone(config: RunConfig) -> BackboneConfig:
+    """The same family at the target size: a U-Net gets one level more an octave, as wide as its finest, so that its deepest
+    level and its attention stay at their sides in pixels; a DiT keeps its patches and sees more of them."""
+    network, octaves = config.backbone, len(config.sizes) - 1
+    if network.kind == "dit":
+        return network
+    return dataclasses.replace(
+        network,
+        channels=(network.channels[0],) * octaves + network.channels,
+        attention_levels=tuple(level + octaves for level in network.attention_levels),
+    )
+
+
+def plan_run(
+    config: RunConfig,
+    *,
+    folder: Path | str = ".",
+    gpu: str = "A100",
+    utilisation: float = UTILISATION,
+    probe_seconds: float = 3.0,
+    limits: Limits | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> RunPlan:
+    """What a run will take on this machine. Its images are counted, not read.
+
+    Args:
+        config: The run.
+        folder: Where it shall be written, for the space on that disk.
+        gpu: A name of `GPUS`.
+        utilisation: Share of that GPU's peak rate, in (0, 1].
+        probe_seconds: Seconds of timing a stage; 0 times nothing.
+        limits: Disk and memory; None asks this machine.
+        progress: Called with the name of each stage before it is probed.
+
+    Raises:
+        ConfigError: an unknown GPU, a utilisation out of range, a network whose stride does not divide the base.
+        DataError: no such data.
+        ResourceError: not even the weights fit in memory. Use `RunPlan.require_fit` for the rest.
+    """
+    if not 0 < utilisation <= 1:
+        raise ConfigError(f"the utilisation is a share in (0, 1], got {utilisation}.")
+    if config.base % config.backbone.stride:
+        raise ConfigError(
+            f"base {config.base} is not divisible by the network's stride {config.backbone.stride}. "
+            f"Use a multiple of {config.backbone.stride}, or fewer backbone.channels."
+        )
+    card, runtime = find_gpu(gpu), Runtime(config.device, config.precision)
+    source = open_source(config.data, options=config.source)
+    limits = limits or Limits.of_machine(folder, runtime)
+    _check_weights(config, source.channels, source.num_classes, limits)
+    say = progress or (lambda name: None)
+    before = torch.random.get_rng_state()
+    with tempfile.TemporaryDirectory(prefix="pagoda-plan-") as scratch:
+        prober = Prober(config, source, Path(scratch), runtime, probe_seconds)
+        planner = _Planner(config, len(source), source.channels, prober, timed=probe_seconds > 0)
+        stages = planner.stages(say)
+        say("a diffusion model of the target size")
+        price = planner.price(stages)
+    torch.random.set_rng_state(before)
+    return RunPlan(
+        base=config.base,
+        size=config.size,
+        images=len(source),
+        device=str(runtime.device),
+        gpu=card,
+        utilisation=utilisation,
+        limits=limits,
+        data_bytes=planner.data_bytes,
+        stages=stages,
+        price=price,
+    )
+
+
+def _check_weights(config: RunConfig, channels: int, num_classes: int, limits: Limits) -> None:
+    """Refuse a network of which not even the weights, gradients, moments and averages fit: probing it would exhaust the machine."""
+    with torch.device("meta"):
+        model = build_backbone(config.backbone, image_size=config.base, in_channels=channels, num_classes=num_classes)
+    needed = 5 * 4 * num_parameters([model])
+    if needed > limits.memory_bytes:
+        raise ResourceError(
+            f"the network has {num_parameters([model]) / 1e6:.0f} M parameters: training it takes {gib(needed)} for its state "
+            f"alone, and {gib(limits.memory_bytes)} of memory are free. Choose a smaller backbone, or a larger machine."
+        )
+
+
+class _Planner:
+    """Turns what a prober finds into the plan of a run of `count` images."""
+
+    def __init__(self, config: RunConfig, count: int, channels: int, prober: Prober, *, timed: bool) -> None:
+        self.config, self.count, self.prober, self.timed = config, count, prober, timed
+        self.rows = count * (2 if config.mirror else 1)
+        self.pixels = channels * config.base**2  # numbers in one latent
+        sizes = {size: count * channels * size**2 for size in config.sizes}
+        self.data_bytes = sum(sizes.values()) + _HEADER * len(sizes)
+        on_cpu = prober.runtime.device.type == "cpu"
+        # Small sets are kept in memory, larger ones are read through the page cache; on a GPU neither is in its memory.
+        self.shared_bytes = self.data_bytes if on_cpu and self.data_bytes < 2**30 else 0
+        self.latent_bytes = self.rows * self.pixels * (2 if config.encode.dtype == "float16" else 4)
+        self.pair_bytes = 0 if config.distill.mode == "rec" else config.distill.teacher_pairs.count * self.pixels * 2
+        self.on_cpu = on_cpu
+
+    def stages(self, say: Callable[[str], None]) -> tuple[StagePlan, ...]:
+        """Every stage, in order."""
+        config, prober = self.config, self.prober
+        say("teach")
+        denoiser, taught = prober.teach()
+        found = [self._training("teach", config.teach.loop, taught)]
+        self.taught = found[0]
+        say("encode")
+        found.append(
+            self._solving(
+                "encode", taught, self.rows, encode_calls(config), self.latent_bytes, config.encode.batch_size,
+                prober.encode_seconds(denoiser),
+            )
+        )  # fmt: skip
+        if self.pair_bytes:
+            say("teacher pairs")
+            pairs = config.distill.teacher_pairs
+            found.append(
+                self._solving(
+                    "teacher pairs", taught, pairs.count, pair_calls(config), self.pair_bytes, pairs.batch_size,
+                    prober.pair_seconds(denoiser),
+                )
+            )  # fmt: skip
+        say("distill")
+        generator, probe = prober.distill(denoiser)
+        held = self.latent_bytes + self.pair_bytes if self.on_cpu else 0
+        found.append(self._training("distill", config.distill.loop, probe, held=held))
+        for octave, size in enumerate(config.sizes[1:]):
+            say(stage_name(size))
+            rows = self.rows + (config.grow.fakes if config.grow.loss.adversarial > 0 else 0)
+            below = probe
+            generator, probe, cached = prober.grow(generator, denoiser, size, rows)
+            values = config.grow.octave(octave)
+            loop = dataclasses.replace(config.grow.loop, steps=values["steps"], batch_size=values["batch_size"])
+            held = self.latent_bytes + cached if self.on_cpu else 0
+            before = rows * below.pass_seconds if cached and self.timed else 0.0
+            found.append(self._training(stage_name(size), loop, probe, held=held, before=before))
+        return tuple(found)
+
+    def price(self, stages: tuple[StagePlan, ...]) -> Price:
+        """Against a diffusion model of the target size."""
+        config, taught = self.config, self.taught
+        direct = taught
+        if config.size > config.base:
+            large = dataclasses.replace(config, base=config.size, backbone=direct_backbone(config))
+            _, probe = self.prober.teach(large)
+            direct = self._training("direct", config.teach.loop, probe)
+        total = sum(stage.total_multiply_adds for stage in stages)
+        seconds = sum((stage.seconds or 0.0) + stage.before_seconds for stage in stages)
+        measured = direct.seconds is not None and taught.seconds is not None
+        return Price(
+            direct=direct,
+            pixels=(config.size / config.base) ** 2,
+            multiply_adds=direct.multiply_adds / taught.multiply_adds,
+            seconds=(direct.seconds or 0.0) / (taught.seconds or math.inf) if measured else None,
+            total_multiply_adds=direct.total_multiply_adds / total,
+            total_seconds=(direct.seconds or 0.0) / seconds if measured else None,
+        )
+
+    def _training(
+        self, name: str, loop: LoopConfig, probe: StageProbe, *, held: int = 0, before: float = 0.0
+    ) -> StagePlan:
+        print_, phases = probe.footprint, probe.phases
+        images = loop.steps * loop.batch_size
+        mean = round(sum(steps * cost.multiply_adds for steps, cost in phases) / loop.steps)
+        saved = max(cost.saved_bytes for _, cost in phases) * (loop.batch_size // loop.micro_batches)
+        seconds = None
+        if self.timed:
+            previews = 1 + math.ceil(loop.steps / loop.preview_every) if loop.preview_every else 0
+            checkpoints = math.ceil(loop.steps / loop.checkpoint_every)
+            seconds = sum(steps * cost.seconds for steps, cost in phases)
+            seconds += previews * probe.preview_seconds + checkpoints * probe.checkpoint_seconds
+        return StagePlan(
+            name=name,
+            images=images,
+            parameters=print_.parameters,
+            trained=print_.trained,
+            multiply_adds=mean,
+            memory_bytes=print_.state_bytes + saved + held + self.shared_bytes,
+            disk_bytes=print_.artifact_bytes,
+            scratch_bytes=(loop.keep_checkpoints + 1) * print_.checkpoint_bytes,
+            seconds=seconds,
+            before_seconds=before,
+        )
+
+    def _solving(
+        self, name: str, taught: StageProbe, rows: int, calls: int, kept: int, batch: int, seconds: float
+    ) -> StagePlan:
+        weights = taught.footprint.artifact_bytes
+        # Without a gradient only the layers at work hold anything: at most what training keeps of as many images.
+        saved = taught.phases[-1][1].saved_bytes * min(batch, rows) // 4
+        return StagePlan(
+            name=name,
+            images=rows,
+            parameters=taught.footprint.parameters,
+            trained=0,
+            multiply_adds=calls * taught.pass_multiply_adds,
+            memory_bytes=weights + saved + (self.shared_bytes + kept if self.on_cpu else 0),
+            disk_bytes=kept + rows * _ROW_BYTES,
+            seconds=rows * seconds if self.timed else None,
+        )

@@ -1,0 +1,245 @@
+"""Which model made an image, and whether it makes the same pixels again."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from pagoda.errors import ArtifactError, ConfigError, PagodaError
+from pagoda.images import encode_image, make_grid, read_metadata, to_pil
+from pagoda.networks import OneStepGenerator, model_hash
+from pagoda.networks.loading import WEIGHTS
+from pagoda.stages.run_folder import RunFolder
+from pagoda.stages.sampling import load_generator, sample_images
+
+REMADE = ("sample", "grid", "octaves")
+"""Kinds of image that a generator and the facts in the image determine."""
+
+
+def sample_facts(
+    generator: OneStepGenerator,
+    kind: str,
+    seeds: Sequence[int],
+    labels: Sequence[int] | None,
+    *,
+    resolution: int | None = None,
+    batch_size: int = 64,
+    model: str | None = None,
+    **settings: Any,
+) -> dict[str, Any]:
+    """What makes an image again: the model, its inputs and its settings.
+
+    Args:
+        generator: What made it.
+        kind: "sample" (one image; `settings` has its `row` in the batch of these seeds), "grid" or "octaves".
+        seeds: Of all images that were made in one go: a batch of another size moves the last bits.
+        labels: One per seed, or None for a generator without classes.
+        resolution: Side in pixels; the largest when None.
+        batch_size: Images a call.
+        model: The generator's hash; calculated when None.
+        **settings: `columns` and `scale` of a grid, `row` of a sample.
+    """
+    parameter = next(generator.parameters())
+    facts: dict[str, Any] = {
+        "kind": kind,
+        "model": model_hash(generator) if model is None else model,
+        "resolution": generator.size if resolution is None else resolution,
+    }
+    if kind == "sample":
+        row = settings["row"]
+        start = row - row % batch_size
+        seeds, labels = (
+            seeds[start : start + batch_size],
+            None if labels is None else labels[start : start + batch_size],
+        )
+        settings["row"] = row - start
+        facts |= {"seed": seeds[row - start], "label": None if labels is None else labels[row - start]}
+    return {
+        **facts,
+        "seeds": list(seeds),
+        "labels": None if labels is None else list(labels),
+        "batch_size": batch_size,
+        **settings,
+        "torch": torch.__version__,
+        "device": parameter.device.type,
+        "dtype": str(parameter.dtype).removeprefix("torch."),
+    }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """An image beside the one that was made again.
+
+    Attributes:
+        equal: Whether every pixel is the same.
+        pixels: How many are not.
+        largest: Largest difference, in levels of 255.
+        reasons: Circumstances that differ from those of the first time.
+    """
+
+    equal: bool
+    pixels: int
+    largest: int
+    reasons: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        if self.equal:
+            return "equal: the run makes the same pixels"
+        reasons = f" ({'; '.join(self.reasons)})" if self.reasons else ""
+        return f"not equal: {self.pixels} pixels differ, by {self.largest} of 255 at most{reasons}"
+
+
+def compare_with_run(path: Path | str, run: Path | str, *, device: torch.device | str = "cpu") -> Comparison:
+    """Make an image again and compare every pixel. A JPEG is compressed again in the way that it was.
+
+    Args:
+        path: An image that pagoda wrote.
+        run: The run folder that made it, or a folder that `pagoda export --to diffusers` wrote.
+        device: Where to compute.
+
+    Raises:
+        ArtifactError: the file is no image of pagoda's, its facts were tampered with, it is of a kind that no model alone
+            makes again, or the run holds another model.
+    """
+    facts = read_metadata(path)
+    if facts is None:
+        raise ArtifactError(
+            f"{path} does not say what made it: it is not an image of pagoda, or its metadata was removed."
+        )
+    if facts.get("kind") not in REMADE:
+        raise ArtifactError(
+            f"{path} is of the kind {facts.get('kind')!r}, which a model and seeds alone do not make; "
+            f"made again are {', '.join(REMADE)}."
+        )
+    _check_facts(facts, path)
+    generator = _find_generator(Path(run), str(facts["model"]), path)
+    torch.nn.Module.to(generator, device)
+    with Image.open(path) as image:
+        format, size, shown = str(image.format), image.size, np.asarray(image.convert("RGB"), dtype=np.int16)
+    try:
+        again = remake(generator, facts)
+    except (PagodaError, IndexError, OverflowError) as error:
+        raise ArtifactError(f"{path} says what its model cannot do ({error}): it was tampered with.") from error
+    if again.size != size:
+        raise ArtifactError(
+            f"{path} is {size[0]} x {size[1]} px, by its metadata it was {again.size[0]} x {again.size[1]}: "
+            "it was resized, cropped or tampered with."
+        )
+    if format == "JPEG":  # lossy, and alike only where it is compressed alike
+        again = Image.open(io.BytesIO(encode_image(again, format, quality=int(facts["quality"]))))
+    difference = np.abs(shown - np.asarray(again.convert("RGB"), dtype=np.int16)).max(axis=-1)
+    now = {"torch": torch.__version__, "device": torch.device(device).type}
+    reasons = tuple(f"{key} was {facts.get(key)}, is {value}" for key, value in now.items() if facts.get(key) != value)
+    return Comparison(
+        equal=not difference.any(),
+        pixels=int((difference > 0).sum()),
+        largest=int(difference.max()),
+        reasons=reasons,
+    )
+
+
+def remake(generator: OneStepGenerator, facts: Mapping[str, Any]) -> Image.Image:
+    """The image that `sample_facts` describes.
+
+    Raises:
+        ConfigError: facts that the generator cannot follow.
+        ShapeError: a resolution that it does not have.
+    """
+    seeds, labels, size = facts["seeds"], facts["labels"], facts["resolution"]
+    if facts["kind"] == "octaves":
+        return draw_octaves(generator, seeds, labels, columns=facts["columns"])
+    images = sample_images(generator, seeds, labels=labels, resolution=size, batch_size=facts["batch_size"])
+    if facts["kind"] == "sample":
+        return to_pil(images)[facts["row"]]
+    return make_grid(images, columns=facts["columns"], scale=facts.get("scale", 1))
+
+
+def draw_octaves(
+    generator: OneStepGenerator, seeds: Sequence[int], labels: Sequence[int] | None, *, columns: int
+) -> Image.Image:
+    """The same seeds at every size below each other, enlarged to the largest."""
+    rows = [sample_images(generator, seeds, labels=labels, resolution=size) for size in generator.sizes]
+    side = (generator.size, generator.size)
+    return make_grid(torch.cat([F.interpolate(row, size=side, mode="nearest") for row in rows]), columns=columns)
+
+
+def _check_facts(facts: Mapping[str, Any], path: Path | str) -> None:
+    """Types and bounds of what was read from a file that anyone may have written.
+
+    Raises:
+        ArtifactError: naming the fact.
+    """
+
+    def fits(name: str) -> bool:
+        value = facts.get(name)
+        if name in ("seeds", "labels"):
+            listed = (
+                isinstance(value, list) and len(value) > 0 and all(type(v) is int and abs(v) < 2**63 for v in value)
+            )
+            return listed or (name == "labels" and value is None)
+        if name == "model":
+            return isinstance(value, str)
+        if name == "columns" and value is None:
+            return True
+        return type(value) is int and (0 if name == "row" else 1) <= value <= 2**16
+
+    wanted = ["model", "seeds", "labels", "resolution", "batch_size"]
+    wanted += ["row"] if facts["kind"] == "sample" else ["columns"]
+    wanted += ["scale"] if "scale" in facts else []
+    with Image.open(path) as image:
+        wanted += ["quality"] if image.format == "JPEG" else []
+    wrong = [name for name in wanted if not fits(name)]
+    if wrong:
+        said = ", ".join(f"{name} = {facts.get(name)!r}"[:80] for name in wrong)
+        raise ArtifactError(f"{path} says {said}, which pagoda does not write: it was tampered with.")
+    if (
+        facts["kind"] == "grid"
+        and facts["columns"] is not None
+        and facts["columns"] > max(4 * len(facts["seeds"]), 1024)
+    ):
+        raise ArtifactError(
+            f"{path} says columns = {facts['columns']} for {len(facts['seeds'])} images: it was tampered with."
+        )
+
+
+def _find_generator(folder: Path, wanted: str, path: Path | str) -> OneStepGenerator:
+    """The generator with a hash, among those of a run: it may have grown since.
+
+    Raises:
+        ArtifactError: none of them has it.
+    """
+    seen = []
+    for generator in _generators(folder):
+        digest = model_hash(generator)
+        if digest == wanted:
+            return generator
+        seen.append(digest[:12])
+    raise ArtifactError(
+        f"{path} was made by the model {wanted[:12]}..., {folder} holds {', '.join(seen) or 'none'}: "
+        "it is of another run, or one of both was changed."
+    )
+
+
+def _generators(folder: Path) -> Iterator[OneStepGenerator]:
+    if (folder / "model_index.json").is_file():
+        if not (folder / "generator" / WEIGHTS).is_file():
+            raise ArtifactError(f"{folder} is a pipeline without generator/{WEIGHTS}; give one that pagoda exported.")
+        generator: OneStepGenerator = OneStepGenerator.from_pretrained(
+            folder, subfolder="generator", use_safetensors=True, local_files_only=True
+        )
+        yield generator.eval()
+        return
+    run = RunFolder.open(folder)
+    sizes = run.generator_sizes()
+    if not sizes:
+        raise ConfigError(f"{folder} has no generator yet. Run `pagoda train DATA --out {folder}` to its end first.")
+    for size in reversed(sizes):
+        yield load_generator(run, size)

@@ -1,0 +1,234 @@
+"""Plans: closed forms, sums, what a real run writes, linear growth with steps, refusals."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from tests.conftest import tiny_config
+
+from pagoda.cli.main import main
+from pagoda.errors import ConfigError, ResourceError
+from pagoda.networks import BackboneConfig
+from pagoda.stages.context import load_teacher
+from pagoda.stages.plan_hardware import GPUS, Limits, find_gpu
+from pagoda.stages.plan_model import RunPlan
+from pagoda.stages.plan_probe import encode_calls, pair_calls
+from pagoda.stages.plan_text import compare_with_run, plan_text
+from pagoda.stages.planning import direct_backbone, plan_run
+from pagoda.stages.run_folder import RunFolder
+from pagoda.stages.sampling import load_generator
+from pagoda.stages.train import train
+
+PLENTY = Limits(disk_bytes=1 << 50, memory_bytes=1 << 50)
+
+
+def counted(**changes: object) -> RunPlan:
+    """A plan that times nothing."""
+    return plan_run(tiny_config(**changes), probe_seconds=0, limits=PLENTY)
+
+
+@pytest.fixture(scope="module")
+def plan() -> RunPlan:
+    return counted()
+
+
+def test_a_plan_has_the_stages_of_the_run(plan: RunPlan, finished_run: RunFolder) -> None:
+    recorded = {path.stem for path in (finished_run.path / "stages").glob("*.json")}
+    assert {stage.name for stage in plan.stages} == recorded
+
+
+def test_parameters_are_those_of_the_networks_that_a_run_leaves(plan: RunPlan, finished_run: RunFolder) -> None:
+    teacher, _ = load_teacher(finished_run.teacher)
+    stages = {stage.name: stage for stage in plan.stages}
+    assert stages["teach"].parameters == stages["teach"].trained == sum(p.numel() for p in teacher.parameters())
+    grown, base = (sum(p.numel() for p in load_generator(finished_run, size).parameters()) for size in (16, 8))
+    without_judges = counted(distill__loss__adversarial=0.0, grow__loss__adversarial=0.0)
+    trained = {stage.name: stage.trained for stage in without_judges.stages}
+    assert trained["distill"] == base
+    assert trained["grow-16"] == grown - base  # everything below is frozen
+
+
+def test_disk_is_what_a_run_writes(plan: RunPlan, finished_run: RunFolder) -> None:
+    """Data copies, latents and networks, to 3 %: heads of files and configurations are not counted."""
+    folders = [finished_run.images, finished_run.latents, finished_run.teacher]
+    folders += [finished_run.generator(size) for size in (8, 16)]
+    written = sum(file.stat().st_size for folder in folders for file in folder.rglob("*") if file.is_file())
+    assert plan.kept_bytes == pytest.approx(written, rel=0.03)
+
+
+def test_checkpoints_are_as_large_as_planned(plan: RunPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+
+    def finish(self: RunFolder, stage: str, results: object) -> None:
+        files = list(self.work(stage).rglob("*.safetensors"))
+        steps = {file.parent for file in files}
+        sizes.append(sum(file.stat().st_size for file in files) // len(steps))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(RunFolder, "finish", finish)
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny_config(), str(tmp_path / "run"), until="teach", quiet=True)
+    planned = plan.stages[0].scratch_bytes / (tiny_config().teach.loop.keep_checkpoints + 1)
+    assert planned == pytest.approx(sizes[0], rel=0.03)
+
+
+def test_totals_are_sums(plan: RunPlan) -> None:
+    facts = json.loads(json.dumps(plan.to_json()))
+    stages = facts["stages"]
+    assert facts["total"]["multiply_adds"] == sum(s["images"] * s["multiply_adds"] for s in stages)
+    assert facts["total"]["kept_bytes"] == facts["data_bytes"] + sum(s["disk_bytes"] for s in stages)
+    assert facts["total"]["memory_bytes"] == max(s["memory_bytes"] for s in stages)
+    assert facts["total"]["gpu_hours"] == pytest.approx(sum(s["gpu_hours"] for s in stages))
+    rate = facts["gpu"]["teraflops"] * 1e12 * facts["utilisation"]
+    assert facts["total"]["gpu_hours"] == pytest.approx(2 * facts["total"]["multiply_adds"] / rate / 3600)
+
+
+def test_multiply_adds_grow_with_steps_and_batch_and_nothing_else_does(plan: RunPlan) -> None:
+    longer = counted(teach__loop__steps=18, teach__loop__batch_size=16)
+    assert longer.stages[0].multiply_adds == plan.stages[0].multiply_adds
+    assert longer.stages[0].total_multiply_adds == 6 * plan.stages[0].total_multiply_adds
+    assert longer.stages[0].disk_bytes == plan.stages[0].disk_bytes
+    assert longer.stages[1:] == plan.stages[1:]
+
+
+def test_seconds_grow_linearly_with_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a clock that is the same for both, ten times the steps are ten times the seconds."""
+    import pagoda.stages.plan_probe as probe
+    from pagoda.training import StepCost
+
+    monkeypatch.setattr(probe, "measure_step", lambda trainer, step, budget: StepCost(0.25, 10, 10, 1))
+    monkeypatch.setattr(probe.Prober, "_measure_disk", lambda self: float("inf"))
+    off = {"teach__loop__preview_every": 0, "distill__loop__preview_every": 0, "grow__loop__preview_every": 0}
+    short, long = (
+        plan_run(tiny_config(teach__loop__steps=steps, **off), probe_seconds=1e-3, limits=PLENTY) for steps in (4, 40)
+    )
+    assert short.stages[0].seconds == 4 * 0.25
+    assert long.stages[0].seconds == 40 * 0.25
+    assert long.stages[2].seconds == short.stages[2].seconds == 6 * 0.25
+    assert long.seconds == pytest.approx(sum((s.seconds or 0) + s.before_seconds for s in long.stages))
+
+
+def test_micro_batches_need_less_memory_and_the_same_work(plan: RunPlan) -> None:
+    parts = counted(teach__loop__micro_batches=4)
+    assert parts.stages[0].total_multiply_adds == plan.stages[0].total_multiply_adds
+    assert parts.stages[0].memory_bytes < plan.stages[0].memory_bytes
+
+
+def test_the_adversarial_term_costs_from_its_first_step_on() -> None:
+    never, half, always = (
+        counted(distill__loss__adversarial_from=start).stages[2].multiply_adds for start in (1.0, 0.5, 0.0)
+    )
+    assert never < always
+    assert half == pytest.approx((never + always) / 2, rel=1e-6)
+
+
+def test_calls_of_the_solvers_are_the_papers() -> None:
+    heun = tiny_config(encode__solver="heun", encode__num_nodes=40)
+    assert encode_calls(heun) == 78
+    assert encode_calls(tiny_config(encode__solver="euler", encode__num_nodes=40)) == 39
+    assert pair_calls(tiny_config(distill__teacher_pairs__solver="euler", distill__teacher_pairs__num_nodes=12)) == 12
+
+
+def test_teacher_pairs_are_a_stage_where_the_distillation_asks_for_them(plan: RunPlan) -> None:
+    both = counted(distill__mode="both", distill__teacher_pairs__count=24)
+    (pairs,) = [stage for stage in both.stages if stage.name == "teacher pairs"]
+    assert pairs.images == 24
+    assert both.multiply_adds > plan.multiply_adds
+    assert both.kept_bytes == plan.kept_bytes + pairs.disk_bytes
+
+
+def test_the_price_is_three_ratios_and_two_totals(plan: RunPlan) -> None:
+    price, taught = plan.price, plan.stages[0]
+    assert price.pixels == 4.0
+    assert price.multiply_adds == price.direct.multiply_adds / taught.multiply_adds > 1
+    assert price.total_multiply_adds == price.direct.total_multiply_adds / plan.multiply_adds
+    assert price.direct.images == taught.images
+    assert price.seconds is None
+    assert price.total_seconds is None
+    assert plan.seconds is None
+
+
+def test_without_growth_the_direct_model_is_the_teacher() -> None:
+    price = counted(size=8).price
+    assert (price.pixels, price.multiply_adds) == (1.0, 1.0)
+
+
+def test_the_direct_model_keeps_the_sides_of_its_deepest_level_and_of_its_attention() -> None:
+    config = tiny_config(size=64)
+    direct, own = direct_backbone(config), config.backbone
+    assert 64 // direct.stride == 8 // own.stride
+    sides = {64 >> level for level in direct.attention_levels}
+    assert sides == {8 >> level for level in own.attention_levels}
+    dit = BackboneConfig(kind="dit", hidden_size=32, depth=1, head_dim=16)
+    assert direct_backbone(dataclasses.replace(config, backbone=dit)) == dit
+
+
+def test_too_little_disk_is_refused(plan: RunPlan) -> None:
+    enough = dataclasses.replace(plan, limits=Limits(plan.disk_bytes, plan.memory_bytes))
+    enough.require_fit()
+    with pytest.raises(ResourceError, match="of disk"):
+        dataclasses.replace(plan, limits=Limits(plan.disk_bytes - 1, plan.memory_bytes)).require_fit()
+
+
+def test_too_little_memory_is_refused_with_the_stage(plan: RunPlan) -> None:
+    with pytest.raises(ResourceError, match=r"stage `distill` .*distill.loop.micro_batches"):
+        dataclasses.replace(plan, limits=Limits(plan.disk_bytes, plan.memory_bytes - 1)).require_fit()
+
+
+def test_a_network_whose_weights_do_not_fit_is_refused_before_it_is_built() -> None:
+    with pytest.raises(ResourceError, match="parameters"):
+        plan_run(tiny_config(), probe_seconds=0, limits=Limits(disk_bytes=1 << 50, memory_bytes=1 << 20))
+
+
+def test_a_plan_leaves_the_random_numbers_of_the_caller_alone() -> None:
+    torch.manual_seed(3)
+    expected = torch.randn(2)
+    torch.manual_seed(3)
+    counted()
+    assert torch.equal(torch.randn(2), expected)
+
+
+def test_gpus_are_found_by_name_and_unknown_ones_are_refused() -> None:
+    assert find_gpu("h100") is GPUS["H100"]
+    assert GPUS["A100"].hours(312e12 / 2 * 3600, 1.0) == pytest.approx(1.0)
+    with pytest.raises(ConfigError, match="H100"):
+        find_gpu("H10")
+    with pytest.raises(ConfigError, match="utilisation"):
+        plan_run(tiny_config(), utilisation=1.5)
+
+
+def test_a_timed_plan_of_a_run_stands_beside_what_it_measured(finished_run: RunFolder) -> None:
+    plan = plan_run(finished_run.config(), probe_seconds=0.2, limits=PLENTY)
+    assert all(stage.seconds is not None and stage.seconds > 0 for stage in plan.stages)
+    rows = {row["what"]: row for row in compare_with_run(plan, finished_run)}
+    assert set(rows) == {*(f"{s.name} seconds" for s in plan.stages), "all seconds", "disk bytes"}
+    record = finished_run.record("teach")
+    assert record is not None
+    assert rows["teach seconds"]["measured"] == record["results"]["seconds"]
+    assert rows["disk bytes"]["ratio"] == pytest.approx(1.0, rel=0.03)
+    text = plan_text(plan)
+    assert "assumed at 30%" in text
+    assert all(stage.name in text for stage in plan.stages)
+
+
+def test_the_command_prints_a_table_and_writes_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["shapes:count=20", "--base", "8", "--size", "16", "--preset", "tiny", "--probe-seconds", "0"]
+    target = tmp_path / "plan.json"
+    assert main(["plan", *options, "--gpu", "H100", "--json", str(target)]) == 0
+    printed = capsys.readouterr().out
+    assert "teacher pairs" in printed
+    assert "H100" in printed
+    facts = json.loads(target.read_text())
+    assert facts["images"] == 20
+    assert facts["price"]["pixels"] == 4.0
+
+
+def test_the_command_refuses_contradicting_options(capsys: pytest.CaptureFixture[str], finished_run: RunFolder) -> None:
+    assert main(["plan"]) == 1
+    assert main(["plan", "shapes", "--run", str(finished_run.path)]) == 1
+    assert main(["plan", "--run", str(finished_run.path), "--size", "32"]) == 1
+    assert "--size" in capsys.readouterr().err
