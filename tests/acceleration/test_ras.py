@@ -121,7 +121,7 @@ def test_outputs_of_tokens_that_are_left_out_are_those_of_the_step_before() -> N
 
 
 @torch.no_grad()
-def test_kept_keys_are_nearer_to_the_full_run_than_none() -> None:
+def test_keeping_keys_and_values_reaches_the_output() -> None:
     pipeline = stable_diffusion_3()
     plain = sample_3(pipeline)
     errors = {}

@@ -93,8 +93,10 @@ def test_a_run_goes_on_only_with_the_techniques_that_it_started_with(tmp_path: P
 
 def test_the_order_of_the_list_does_not_make_another_run(tmp_path: Path) -> None:
     out = str(tmp_path / "run")
-    train(config("cep", "dtr"), out, until="teach", quiet=True)
+    run = train(config("cep", "dtr"), out, until="teach", quiet=True)
+    before = run.record("teach")
     train(config("dtr", "cep"), out, until="teach", quiet=True)
+    assert run.record("teach") == before  # neither refused nor trained again
 
 
 def test_objects_and_names_are_the_same_list() -> None:
