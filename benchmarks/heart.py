@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +25,12 @@ from pagoda.training import noise_of_seeds
 Real = Callable[[int], tuple[Tensor, Tensor]]
 """Real images the run was not trained on where there are enough, by size: uint8 (N, C, s, s) and labels (N,)."""
 
+BATCH = 256
+"""Images a network call, of the teacher and of the generator alike."""
+
+TIMED = 512
+"""Images whose making is timed."""
+
 FIRST_SEED = 1_000_000
 """Seeds of scored samples start here: none of them was looked at while settings were chosen."""
 
@@ -40,18 +47,23 @@ def teacher_samples(denoiser: EDMDenoiser, seeds: list[int], labels: list[int], 
     """Samples of the teacher with Heun at 18 levels, (N, C, b, b) in [-1, 1]."""
     made = []
     with torch.no_grad():
-        for part in torch.arange(len(seeds)).split(256):
+        for part in torch.arange(len(seeds)).split(BATCH):
             z = noise_of_seeds([seeds[i] for i in part.tolist()], shape)
             made.append(sample(denoiser, z, condition=Condition.of_labels([labels[i] for i in part.tolist()])))
     return torch.cat(made).clamp(-1, 1)
 
 
-def seconds_per_image(make: Callable[[int], object], count: int) -> float:
-    """Seconds an image, after a warm-up call."""
-    make(64)
-    start = time.perf_counter()
-    make(count)
-    return (time.perf_counter() - start) / count
+def seconds_per_image(makers: dict[str, Callable[[int], object]], count: int, rounds: int = 3) -> dict[str, float]:
+    """Seconds an image of each maker: the median over rounds in which they take turns, after a warm-up call."""
+    times: dict[str, list[float]] = {name: [] for name in makers}
+    for make in makers.values():
+        make(64)
+    for _ in range(rounds):
+        for name, make in makers.items():
+            start = time.perf_counter()
+            make(count)
+            times[name].append((time.perf_counter() - start) / count)
+    return {name: statistics.median(values) for name, values in times.items()}
 
 
 def score_run(
@@ -107,11 +119,10 @@ def score_run(
     results = {stage: run.require(stage, "pagoda train")["results"] for stage in ("teach", "encode", "distill")}
     figures["psnr"] = results["encode"]["round_trip_psnr"]
     figures["latent_std"] = results["encode"]["std"]
-    for size in sizes:
-        figures[f"ms_one_step_{size}"] = 1e3 * _one_step_seconds(generator, size)
-    figures["ms_teacher"] = 1e3 * seconds_per_image(
-        lambda n: teacher_samples(denoiser, seeds[:n], labels[:n], shape), min(count, 256)
-    )
+    makers: dict[str, Callable[[int], object]] = {f"one_step_{size}": _one_step(generator, size) for size in sizes}
+    makers["teacher"] = lambda n: teacher_samples(denoiser, seeds[:n], labels[:n], shape)
+    for name, seconds in seconds_per_image(makers, TIMED).items():
+        figures[f"ms_{name}"] = 1e3 * seconds
     figures["speedup"] = figures["ms_teacher"] / figures[f"ms_one_step_{base}"]
     for stage in [*results, *(f"grow-{size}" for size in sizes[1:])]:
         figures[f"minutes_{stage}"] = run.require(stage, "pagoda train")["results"]["seconds"] / 60
@@ -120,18 +131,15 @@ def score_run(
     return figures
 
 
-def _one_step_seconds(generator: OneStepGenerator, size: int) -> float:
-    classes = max(1, generator.num_classes)
-    return seconds_per_image(
-        lambda n: sample_images(
-            generator,
-            list(range(n)),
-            labels=[i % classes for i in range(n)] if generator.num_classes else None,
-            resolution=size,
-            batch_size=128,
-        ),
-        1000,
-    )
+def _one_step(generator: OneStepGenerator, size: int) -> Callable[[int], object]:
+    """What makes n images of a size in one step, in batches as large as the teacher's."""
+    classes = generator.num_classes
+
+    def make(count: int) -> Tensor:
+        labels = [i % classes for i in range(count)] if classes else None
+        return sample_images(generator, range(count), labels=labels, resolution=size, batch_size=BATCH)
+
+    return make
 
 
 def _draw(folder: Path, name: str, generator: OneStepGenerator, denoiser: EDMDenoiser, shape: tuple[int, ...]) -> None:

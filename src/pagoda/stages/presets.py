@@ -44,7 +44,7 @@ def _tiny() -> dict[str, Any]:
     """Minutes on two cores: 8 -> 32 px shapes."""
     return {
         "teach": TeachConfig(
-            loop=LoopConfig(steps=1100, batch_size=64, checkpoint_every=200, log_every=50, preview_every=1000),
+            loop=LoopConfig(steps=1300, batch_size=64, checkpoint_every=200, log_every=50, preview_every=1200),
             optimizer=OptimizerConfig(lr=3e-3, warmup_steps=50),
             ema=0.998,
             noise=NoiseLaw(mean=-0.5, std=1.2),
@@ -54,14 +54,14 @@ def _tiny() -> dict[str, Any]:
             mode="both",
             # Many different pairs keep the contrast of fresh samples: 8,000 cost little more than the steps that use them.
             teacher_pairs=TeacherPairsConfig(count=8000, share=0.7, num_nodes=10),
-            loop=LoopConfig(steps=1000, batch_size=64, checkpoint_every=250, log_every=20, preview_every=500),
+            loop=LoopConfig(steps=1400, batch_size=64, checkpoint_every=200, log_every=20, preview_every=700),
             optimizer=OptimizerConfig(lr=4e-3, betas=(0.5, 0.99)),
             # In these minutes no adversarial term was seen to help, and it makes a step two to three times as long.
             loss=LossConfig(huber=0.01, feature=0.3, adversarial=0.0),
         ),
         "grow": GrowConfig(
             loop=LoopConfig(checkpoint_every=100, log_every=20, preview_every=150),
-            steps=(400, 300),
+            steps=(700, 500),
             batch_size=(32,),
             channels=(32, 24),
             optimizer=OptimizerConfig(lr=4e-3, betas=(0.5, 0.99)),
