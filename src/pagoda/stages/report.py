@@ -18,8 +18,8 @@ from pagoda.evaluation.charts import short
 from pagoda.evaluation.page import data_uri, picture, render_page, tiles
 from pagoda.files import write_text_atomic
 from pagoda.images import read_metadata
+from pagoda.stages.comparison import run_scores
 from pagoda.stages.config import RunConfig, to_yaml
-from pagoda.stages.evaluate import run_scores
 from pagoda.stages.report_curves import curves, read_log
 from pagoda.stages.report_parts import cost_table, film_strips, latent_cards, results_of, score_cards, size_of
 from pagoda.stages.report_probes import probe_lines

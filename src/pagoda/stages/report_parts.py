@@ -32,14 +32,17 @@ def score_cards(run: RunFolder, scores: Mapping[str, Sequence[Score]]) -> str:
         rows = []
         for score in found:
             reach = [score.value, score.high or 0.0, score.floor or 0.0, 1.0 if score.better == "higher" else 0.0]
+            named = score.metric.partition("[")[0]
             spread = "" if score.low is None or score.high is None else f"{short(score.low)} to {short(score.high)}"
             rows.append(
                 [
-                    f"{html.escape(score.metric.partition('[')[0])} {'↓' if score.better == 'lower' else '↑'}",
+                    f"{html.escape(named)} {'↓' if score.better == 'lower' else '↑'}",
                     short(score.value),
                     spread,
                     "" if score.floor is None else short(score.floor),
-                    strip(score.value, score.floor, score.low, score.high, top=1.05 * max(reach)),
+                    strip(score.value, score.floor, score.low, score.high, top=1.05 * max(reach))
+                    if math.isfinite(score.value)
+                    else "",
                 ]
             )
         first = found[0]
@@ -47,14 +50,19 @@ def score_cards(run: RunFolder, scores: Mapping[str, Sequence[Score]]) -> str:
         what = f"{first.count_fake:,} images against {first.count_real:,} real ones" + (
             ", which the model was trained on" if record.get("training_data") else ""
         )
-        facts = f"{what}; features {first.extractor}; resized by {first.resize}; sampler: {first.made_by.get('sampler', '?')}"
+        seen = dict.fromkeys(f"{score.extractor}, resized by {score.resize}" for score in found)
+        facts = f"{what}; features {'; '.join(seen)}; sampler: {first.made_by.get('sampler', '?')}"
         notes = dict.fromkeys(note for score in found for note in score.notes)
         more = [
-            f"features {first.extractor_fingerprint}",
-            f"reference {first.reference_fingerprint}",
+            *dict.fromkeys(f"{score.extractor} {score.extractor_fingerprint}" for score in found),
+            *dict.fromkeys(f"reference {score.reference_fingerprint}" for score in found),
             f"data {record.get('data_fingerprint')}",
             f"model {str(first.made_by.get('model'))[:16]}",
-            f"seeds from {first.made_by.get('first_seed')}",
+            *(
+                f"{name} {first.made_by[name]}"
+                for name in ("first_seed", "teacher", "noise_seed")
+                if name in first.made_by
+            ),
             f"split by seed {first.seed}",
         ]
         content = (
