@@ -132,3 +132,18 @@ def test_the_nearest_of_equal_images_is_at_distance_zero() -> None:
 def test_a_quantile_that_the_held_out_images_cannot_show_is_refused() -> None:
     with pytest.raises(DataError, match=r"99 held-out images .* give 100 or more"):
         memorisation(normal(9), normal(9), normal(99))
+
+
+def test_without_held_out_images_each_training_image_stands_in_with_the_others_around_it() -> None:
+    training = normal(500)
+    found = memorisation(torch.cat([training[:50], normal(50, 2)]), training)
+    distances = torch.cdist(training.double(), training.double(), compute_mode="donot_use_mm_for_euclid_dist")
+    distances.fill_diagonal_(torch.inf)
+    assert found.threshold == pytest.approx(float(distances.min(1).values.sort().values[4]), rel=1e-9)
+    assert found.share >= 0.5
+    assert found.floor == pytest.approx(0.01, abs=0.005)
+
+
+def test_training_images_that_occur_twice_do_not_look_held_out() -> None:
+    training = torch.cat([normal(200), normal(200)])
+    assert memorisation(normal(100, 2), training).threshold == 0

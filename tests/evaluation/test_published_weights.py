@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -11,9 +13,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from pagoda.errors import ArtifactError, ConfigError, DataError, MissingExtraError, ShapeError
-from pagoda.evaluation import LPIPS, InceptionFeatures, load_published, open_extractor
+from pagoda.evaluation import LPIPS, InceptionFeatures, load_published, open_extractor, pair_measure, resize_images
+from pagoda.evaluation.extractors import RESIZE
 from pagoda.evaluation.inception import _inception_module
 from pagoda.evaluation.weights import PUBLISHED
+from pagoda.files import load_tensors
 
 ALONE = Path(__file__).parents[2] / ".venv" / "alone"
 """Where `make install` puts packages that must not be installed beside the others."""
@@ -75,7 +79,7 @@ def lpips(tmp_path_factory: pytest.TempPathFactory) -> LPIPS:
     torch.manual_seed(3)
     save_file({**vgg16(), "classifier.0.weight": torch.zeros(1)}, folder / "v", {"sha256": "397923af"})
     linear = {f"lin{k}.model.1.weight": torch.rand(1, c, 1, 1) for k, c in enumerate((64, 128, 256, 512, 512))}
-    save_file(linear, folder / "l")
+    save_file(linear, folder / "l", {"sha256": "a78928a0"})
     return LPIPS("vgg16", weights=folder / "v", linear=folder / "l")
 
 
@@ -123,9 +127,37 @@ def test_lpips_refuses_what_it_cannot_compare(lpips: LPIPS, tmp_path: Path) -> N
     with pytest.raises(DataError, match=r"\[-1, 1\]"):
         lpips(a * 2, a)
     save_file({"features.0.weight": torch.zeros(1)}, tmp_path / "v", {"sha256": "397923af"})
-    save_file({}, tmp_path / "l")
+    save_file({}, tmp_path / "l", {"sha256": "a78928a0"})
     with pytest.raises(ArtifactError, match="not the weights of LPIPS"):
         LPIPS("vgg16", weights=tmp_path / "v", linear=tmp_path / "l")
+    save_file({}, tmp_path / "l", {"sha256": "00"})
+    with pytest.raises(ArtifactError, match=r"expected is a78928a0[\s\S]*pip download --no-deps lpips==0\.1\.4"):
+        LPIPS("vgg16", weights=tmp_path / "v", linear=tmp_path / "l")
+    with pytest.raises(ConfigError, match="vgg16, alexnet, got 'vgg19'"):
+        LPIPS("vgg19")  # type: ignore[arg-type]
+
+
+def test_lpips_of_pairs_enlarges_small_images_and_says_so(lpips: LPIPS) -> None:
+    a, b = pair()
+    measure = pair_measure("lpips", image_size=32, lpips=lpips)
+    assert (measure.metric, measure.resize, measure.settings) == ("LPIPS[vgg16]", RESIZE, {"side": 64})
+    torch.testing.assert_close(measure.measure(a, b), lpips(resize_images(a, 64), resize_images(b, 64)))
+    assert pair_measure("lpips", image_size=64, lpips=lpips).resize == "none"
+    assert measure.fingerprint == lpips.fingerprint
+
+
+def test_the_line_that_converts_lpips_reads_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    known = PUBLISHED["lpips-vgg16"]
+    buffer = io.BytesIO()
+    torch.save({"lin0.model.1.weight": torch.ones(1, 2, 1, 1)}, buffer)
+    assert known.archive is not None
+    with zipfile.ZipFile(tmp_path / known.archive, "w") as archive:
+        archive.writestr(known.member, buffer.getvalue())
+    monkeypatch.chdir(tmp_path)
+    exec(known.convert_line().removeprefix('python -c "').removesuffix('"'), {})
+    tensors, metadata = load_tensors(tmp_path / known.file)
+    assert torch.equal(tensors["lin0.model.1.weight"], torch.ones(1, 2, 1, 1))
+    assert metadata["sha256"] == hashlib.sha256(buffer.getvalue()).hexdigest()
 
 
 @pytest.fixture

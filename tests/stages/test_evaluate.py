@@ -9,13 +9,31 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from tests.tiny_clip import save_tiny_clip
 
 from pagoda.cli.main import main
-from pagoda.errors import ArtifactError, ConfigError, DataError
-from pagoda.evaluation import Score, ScoreOptions, load_scores
-from pagoda.stages.evaluate import compare_runs, evaluate_run, run_scores
+from pagoda.data import LatentStore
+from pagoda.diffusion import Condition
+from pagoda.errors import ArtifactError, ConfigError, DataError, ShapeError
+from pagoda.evaluation import (
+    FeatureMoments,
+    Score,
+    ScoreOptions,
+    extract_features,
+    load_scores,
+    open_extractor,
+    psnr,
+    save_stats,
+)
+from pagoda.stages.comparison import compare_runs, run_scores
+from pagoda.stages.evaluate import evaluate_run
+from pagoda.stages.judging import RealImages, open_real
+from pagoda.stages.pair_scores import PairOptions
 from pagoda.stages.run_folder import RunFolder
+from pagoda.stages.sampling import load_generator
 from pagoda.training import Runtime
 
 OPTIONS = ScoreOptions(resamples=4, neighbours=2, points=3)
@@ -86,6 +104,7 @@ def test_two_processes_give_the_scores_of_one_to_the_last_digit(run: RunFolder, 
     shutil.copytree(run.path, tmp_path / "two")
     # The judge has logits, which are gathered too; batches of 7 give three for two processes.
     options = ["--device", "cpu", "--resamples", "4", "--neighbours", "2", "--metrics", "fd", "kd", "recall", "is"]
+    options += ["psnr", "--model", "reconstructions"]
     script = "import pagoda.stages.evaluate as e, pagoda.stages.judging as j\ne.BATCH, j.JUDGE_STEPS = 7, 5\n"
     (tmp_path / "run.py").write_text(
         script + "import sys\nfrom pagoda.cli.main import main\nsys.exit(main(sys.argv[1:]))\n"
@@ -96,8 +115,97 @@ def test_two_processes_give_the_scores_of_one_to_the_last_digit(run: RunFolder, 
         words = [sys.executable, *(launcher if processes > 1 else []), str(tmp_path / "run.py"), "evaluate", str(path)]
         done = subprocess.run([*words, *options], capture_output=True, text=True, env=environment, check=False)
         assert done.returncode == 0, done.stderr[-2000:]
-    one, two = (json.loads((p / "evaluation" / "generator-16.json").read_text()) for p in (run.path, tmp_path / "two"))
+    one, two = (
+        json.loads((p / "evaluation" / "reconstructions-16.json").read_text()) for p in (run.path, tmp_path / "two")
+    )
     assert one == two
+
+
+def test_reconstructions_are_compared_with_their_own_images(run: RunFolder) -> None:
+    psnr, ssim = evaluate(run, model="reconstructions", metrics=None)
+    assert [s.metric for s in (psnr, ssim)] == ["PSNR", "SSIM"]
+    assert psnr.count_fake == psnr.count_real == 20
+    assert psnr.floor is None
+    assert psnr.notes[0].startswith("PSNR of the same images at 8 px, enlarged to 16 px")
+    assert psnr.made_by["teacher"] == run.record("teach")["results"]["hash"]  # type: ignore[index]
+    assert psnr.made_by["encoder"]["num_nodes"] == 4
+    assert evaluate(run, model="reconstructions", metrics=None) == [psnr, ssim]
+    assert evaluate(run, model="reconstructions", metrics=("psnr",), size=8)[0].notes == ()
+
+
+def test_reconstructions_start_from_the_latents_that_the_run_stored(run: RunFolder) -> None:
+    (score,) = evaluate(run, model="reconstructions", metrics=("psnr",))
+    real = RealImages.split(open_real(run, run.config(), None, 16, Runtime("cpu")), 16, count=2000, seed=0)
+    rows, generator = real.stand_in, load_generator(run)
+    with torch.no_grad():
+        latents = LatentStore.open(run.latents).get(rows)
+        made = generator(latents, Condition.of_labels(real.data.labels(rows))).clamp(-1, 1)
+    assert score.value == pytest.approx(psnr(made, real.images(rows)), abs=0.02)  # they are stored in half precision
+
+
+def test_metrics_of_sets_and_of_pairs_come_in_the_order_that_was_asked(run: RunFolder) -> None:
+    found = evaluate(run, model="reconstructions", metrics=("psnr", "fd"))
+    assert [s.metric for s in found] == ["PSNR", "FD[random]"]
+    assert main(["report", str(run.path)]) == 0
+    assert "reconstructions, 16 px" in (run.path / "report.html").read_text()
+
+
+def test_samples_are_scored_against_the_names_of_their_classes(run: RunFolder, tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    clip = str(save_tiny_clip(tmp_path / "clip"))
+    (score,) = evaluate(run, metrics=("clip_score",), pairs=PairOptions(clip=clip, prompt="a {} drawn"))
+    assert score.settings == {"texts": "a {} drawn"}
+    assert score.floor is not None
+    (rebuilt,) = evaluate(run, model="reconstructions", metrics=("clip_score",), pairs=PairOptions(clip=clip))
+    assert rebuilt.settings == {"texts": "captions"}
+    with pytest.raises(ArtifactError, match="holds no CLIPModel"):
+        evaluate(run, metrics=("clip_score",), pairs=PairOptions(clip=str(tmp_path)))
+    with pytest.raises(ConfigError, match=r"must hold \{\} once"):
+        PairOptions(prompt="a photo")
+
+
+def test_what_pairs_need_is_missed_before_the_work(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match="--model reconstructions"):
+        evaluate(run, metrics=("fd", "psnr"))
+    monkeypatch.delenv("PAGODA_WEIGHTS_DIR", raising=False)
+    with pytest.raises(ArtifactError, match=r"the weights of `vgg16` are missing[\s\S]*397923af"):
+        evaluate(run, model="reconstructions", metrics=("lpips",))
+    with pytest.raises(ShapeError, match="have 8 a side"):
+        evaluate(run, model="reconstructions", metrics=("ssim",), size=8)
+
+
+def test_published_statistics_take_the_place_of_a_half_of_the_images(run: RunFolder, tmp_path: Path) -> None:
+    extractor = open_extractor("random")
+    data = open_real(run, run.config(), None, 16, Runtime("cpu"))
+    every = extract_features(extractor, [data.images(torch.arange(40), 16)])
+    moments = FeatureMoments.from_features(every)
+    save_stats(tmp_path / "own.safetensors", moments, extractor, image_size=16)
+    (score,) = evaluate(run, metrics=("fd",), reference=str(tmp_path / "own.safetensors"))
+    assert (score.count_real, score.count_fake) == (40, 40)
+    assert score.floor == pytest.approx(0, abs=1e-6)  # the same images
+    np.savez(tmp_path / "bare.npz", mu=moments.mean.numpy(), sigma=moments.covariance().numpy())
+    again = evaluate(run, metrics=("fd",), reference=str(tmp_path / "bare.npz"), reference_count=40)
+    assert again[0].value == pytest.approx(score.value, rel=1e-9)
+    with pytest.raises(DataError, match="how many images"):
+        evaluate(run, metrics=("fd",), reference=str(tmp_path / "bare.npz"))
+    with pytest.raises(ConfigError, match="`kd` compares with single images"):
+        evaluate(run, metrics=("fd", "kd"), reference=str(tmp_path / "own.safetensors"))
+    save_stats(tmp_path / "other.safetensors", moments, extractor, image_size=32)
+    with pytest.raises(ArtifactError, match="images of 32 px, these have 16"):
+        evaluate(run, metrics=("fd",), reference=str(tmp_path / "other.safetensors"))
+    with pytest.raises(ConfigError, match="none of them is among psnr"):
+        evaluate(run, model="reconstructions", metrics=("psnr",), reference=str(tmp_path / "own.safetensors"))
+
+
+def test_copies_are_looked_for_among_all_training_images(run: RunFolder) -> None:
+    options = ScoreOptions(resamples=4, quantile=0.1)
+    (own,) = evaluate(run, metrics=("memorised",), options=options)
+    assert own.settings["training_images"] == 40
+    assert own.settings["held_out"] is False
+    (other,) = evaluate(run, metrics=("memorised",), options=options, data="shapes:count=30,seed=9")
+    assert other.settings["training_images"] == 40
+    assert other.settings["held_out"] is True
+    assert (other.count_real, other.count_fake) == (10, 10)
 
 
 def test_what_cannot_be_scored_is_refused_before_the_work(run: RunFolder) -> None:
@@ -107,7 +215,7 @@ def test_what_cannot_be_scored_is_refused_before_the_work(run: RunFolder) -> Non
         evaluate(run, size=32)
     with pytest.raises(ConfigError, match=r"unknown features `rnadom`. Did you mean `random`"):
         evaluate(run, features="rnadom")
-    with pytest.raises(ConfigError, match="generator or teacher"):
+    with pytest.raises(ConfigError, match="generator, teacher, reconstructions"):
         evaluate(run, model="student")
     with pytest.raises(ArtifactError, match=r"there is no file `none\.safetensors`"):
         evaluate(run, features="inception-2015:none.safetensors")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,14 +12,17 @@ import torch
 from tests.conftest import tiny_config
 
 from pagoda.cli.main import main
-from pagoda.errors import ConfigError, ResourceError
+from pagoda.errors import ArtifactError, ConfigError, ResourceError
 from pagoda.networks import BackboneConfig
+from pagoda.stages.config import to_dict
 from pagoda.stages.context import load_teacher
+from pagoda.stages.kept_plan import changed_since, keep_plan, kept_plan
 from pagoda.stages.plan_hardware import GPUS, Limits, find_gpu
 from pagoda.stages.plan_model import RunPlan
 from pagoda.stages.plan_probe import encode_calls, pair_calls
 from pagoda.stages.plan_text import compare_with_run, plan_text
 from pagoda.stages.planning import direct_backbone, plan_run
+from pagoda.stages.report import write_report
 from pagoda.stages.run_folder import RunFolder
 from pagoda.stages.sampling import load_generator
 from pagoda.stages.train import train
@@ -232,3 +236,53 @@ def test_the_command_refuses_contradicting_options(capsys: pytest.CaptureFixture
     assert main(["plan", "shapes", "--run", str(finished_run.path)]) == 1
     assert main(["plan", "--run", str(finished_run.path), "--size", "32"]) == 1
     assert "--size" in capsys.readouterr().err
+
+
+def test_a_plan_is_kept_where_the_run_shall_be_and_the_run_then_begins_there(plan: RunPlan, tmp_path: Path) -> None:
+    config = tiny_config()
+    path = keep_plan(tmp_path / "new" / "run", plan, config)
+    assert path is not None
+    run = RunFolder.create(path.parent, config)
+    kept = kept_plan(run)
+    assert kept is not None
+    assert kept["plan"] == json.loads(json.dumps(plan.to_json()))
+    assert kept["done"] == []
+    assert changed_since(kept["config"], config) == []
+    assert kept_plan(RunFolder.create(tmp_path / "other", config)) is None
+
+
+def test_a_folder_with_other_things_keeps_no_plan(plan: RunPlan, tmp_path: Path) -> None:
+    (tmp_path / "photo.png").touch()
+    assert keep_plan(tmp_path, plan, tiny_config()) is None
+    assert keep_plan(tmp_path / "photo.png", plan, tiny_config()) is None
+    assert [path.name for path in tmp_path.iterdir()] == ["photo.png"]
+
+
+def test_settings_that_changed_since_the_plan_are_named_but_not_those_that_only_watch() -> None:
+    planned = json.loads(json.dumps(to_dict(tiny_config())))
+    assert changed_since(planned, tiny_config(teach__loop__log_every=7, evaluation__every=3, seed=5)) == []
+    assert changed_since(planned, tiny_config(teach__loop__steps=9)) == ["teach.loop.steps was 6, is 9"]
+
+
+def test_a_damaged_plan_is_named(finished_run: RunFolder, tmp_path: Path) -> None:
+    run = RunFolder.create(tmp_path / "run", finished_run.config())
+    (run.path / "plan.json").write_text('{"plan": {}}')
+    with pytest.raises(ArtifactError, match="holds no plan"):
+        kept_plan(run)
+
+
+def test_the_report_shows_the_plan_beside_what_was_measured(
+    finished_run: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(finished_run.path, tmp_path / "run")
+    run = RunFolder.open(tmp_path / "run")
+    assert "No plan is kept in this folder" in write_report(run).read_text()
+    assert main(["plan", "--run", str(run.path), "--probe-seconds", "0.1"]) == 0
+    assert f"kept in {run.path / 'plan.json'}" in capsys.readouterr().out
+    text = write_report(run).read_text()
+    assert "taken / planned" in text
+    assert "times the plan" in text
+    assert "The plan was made when teach, encode, distill, grow-16 had been done" in text
+    assert "other settings" not in text
+    run.write_config(tiny_config(teach__loop__steps=60))
+    assert "The plan was made for other settings: teach.loop.steps was 6, is 60." in write_report(run).read_text()

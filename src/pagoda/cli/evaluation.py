@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -18,22 +19,34 @@ class Evaluate:
     Examples:
       pagoda evaluate runs/photos --data photos/
       pagoda evaluate runs/photos --data photos/ --model teacher --features dinov2:models/dinov2-large --metrics fd kd
+      pagoda evaluate runs/photos --data held-out/ --model reconstructions --metrics psnr ssim lpips
     """
 
     run_dir: tyro.conf.Positional[str]
     """Run folder."""
     data: str | None = None
     """Real images, best ones that the run was not trained on; its own training images when not given."""
-    model: Literal["generator", "teacher"] = "generator"
-    """The one-step generator, or the diffusion model with Heun at 18 levels."""
+    model: Literal["generator", "teacher", "reconstructions"] = "generator"
+    """The one-step generator, the diffusion model with Heun at 18 levels, or the generator from real images' own latents."""
     size: int | None = None
     """Side in pixels at which images are compared; the largest when not given."""
     n: int = 2000
     """Images to score at most; never more than half of the real ones."""
     metrics: tuple[str, ...] = ()
-    """fd, fd_inf, kd, precision, recall, density, coverage, is, memorised; the first seven when not given."""
+    """fd, fd_inf, kd, precision, recall, density, coverage, is, memorised, clip_score, and psnr, ssim, lpips of reconstructions; the
+    first seven when not given, psnr and ssim for reconstructions."""
     features: str = "auto"
     """auto, judge, teacher, random, classifier:FOLDER, cifar10-resnet20:FOLDER, inception-2015, dinov2:FOLDER, clip:FOLDER."""
+    reference: str | None = None
+    """File of statistics in place of a half of the real images: .npz with mu and sigma, or what save_stats wrote; for fd, fd_inf."""
+    reference_count: int | None = None
+    """Images behind that file, where it does not say (50,000 for CIFAR-10's training set)."""
+    clip: str = "openai/clip-vit-large-patch14"
+    """CLIP of clip_score: a folder in the Hugging Face layout, or a hub name."""
+    prompt: str = "a photo of a {}"
+    """Text of an image that has a class and no caption of its own; {} is the class's name."""
+    lpips: Literal["vgg16", "alexnet"] = "vgg16"
+    """Network of lpips; its weights lie in the folder that PAGODA_WEIGHTS_DIR names."""
     neighbours: int = 5
     """k of precision, recall, density and coverage."""
     resamples: int | None = None
@@ -48,7 +61,9 @@ class Evaluate:
     def run(self) -> None:
         """Score, print, and write the run's report anew."""
         from pagoda.evaluation import ScoreOptions
-        from pagoda.stages.evaluate import describe_scores, evaluate_run
+        from pagoda.stages.comparison import describe_scores
+        from pagoda.stages.evaluate import evaluate_run
+        from pagoda.stages.pair_scores import PairOptions
         from pagoda.stages.report import write_report
         from pagoda.stages.run_folder import RunFolder
         from pagoda.training import Runtime
@@ -67,15 +82,14 @@ class Evaluate:
             metrics=self.metrics or None,
             features=self.features,
             options=ScoreOptions(neighbours=self.neighbours, resamples=self.resamples),
+            pairs=PairOptions(clip=self.clip, prompt=self.prompt, lpips=self.lpips),
+            reference=self.reference,
+            reference_count=self.reference_count,
             seed=self.seed,
             allow_download=self.allow_download,
+            say=(lambda text: print(text, file=sys.stderr)) if runtime.is_main else (lambda text: None),
         )
         if runtime.is_main:
-            first = scores[0]
-            print(
-                f"{first.count_fake} images of {first.image_size} px against {first.count_real} real ones, "
-                f"features {first.extractor} ({first.extractor_fingerprint})"
-            )
             print(describe_scores(scores))
             print(write_report(run))
 
@@ -97,7 +111,7 @@ class Compare:
     def run(self) -> None:
         """Print the tables."""
         from pagoda.files import write_text_atomic
-        from pagoda.stages.evaluate import compare_runs
+        from pagoda.stages.comparison import compare_runs
 
         text = compare_runs(self.run_dirs)
         print(text, end="")

@@ -19,8 +19,9 @@ from pagoda.errors import ConfigError
 class Plan(Configure):
     """What a run will take, stage by stage: parameters, multiply-adds, memory, disk, hours; and its price.
 
-    A few steps of each stage are timed on images of noise; nothing is written. What does not fit is refused. `--run` plans a run
-    that is there, and shows what its finished stages measured beside it.
+    A few steps of each stage are timed on images of noise; no step of the run is made. What does not fit is refused. `--run` plans a
+    run that is there, and shows what its finished stages measured beside it. The plan is kept in the folder of the run, and the run's
+    report shows it beside what was measured.
 
     Examples:
       pagoda plan shapes --base 8 --size 32 --preset tiny
@@ -32,8 +33,9 @@ class Plan(Configure):
     """Folder of images, zip, IDX folder, parquet file, hub name, or `shapes`; none with `--run`."""
     run_dir: Annotated[str | None, tyro.conf.arg(name="run")] = None
     """Run folder whose own configuration is planned; `--set` and `--device` change it."""
-    out: str = "."
-    """Where the run shall be written: the disk whose free space counts."""
+    out: str | None = None
+    """Where the run shall be written: the disk whose free space counts, here when not given. A folder that is new, empty or a run
+    keeps the plan."""
     gpu: str = "A100"
     """A GPU to estimate hours for: T4, V100, RTX3090, RTX4090, L4, A100, H100 or H200."""
     utilisation: float = 0.3
@@ -47,6 +49,7 @@ class Plan(Configure):
         """Plan, print, and fail when it does not fit."""
         from pagoda.files import write_text_atomic
         from pagoda.stages.config import override
+        from pagoda.stages.kept_plan import keep_plan
         from pagoda.stages.plan_text import compare_with_run, comparison_text, plan_text
         from pagoda.stages.planning import plan_run
         from pagoda.stages.run_folder import RunFolder
@@ -62,15 +65,19 @@ class Plan(Configure):
             folder, config = require_run(self.run_dir)
             named = {} if self.device is None else {"device": self.device}
             config = override(config, {**parse_settings(self.set), **named})
+        target = self.out if folder is None else str(folder.path)
         plan = plan_run(
             config,
-            folder=self.out if folder is None else folder.path,
+            folder=target or ".",
             gpu=self.gpu,
             utilisation=self.utilisation,
             probe_seconds=self.probe_seconds,
             progress=lambda name: print(f"probing {name}", file=sys.stderr, flush=True),
         )
         print(plan_text(plan))
+        kept = None if target is None else keep_plan(target, plan, config)
+        if kept is not None:
+            print(f"\nkept in {kept}")
         facts = plan.to_json()
         if folder is not None:
             rows = compare_with_run(plan, folder)
@@ -86,7 +93,7 @@ class Plan(Configure):
         Raises:
             ConfigError: one of them was given.
         """
-        names = ("base", "size", "config", "seed", "filter", "label_column", "caption_column")
+        names = ("out", "base", "size", "config", "seed", "filter", "label_column", "caption_column")
         given = [f"--{name.replace('_', '-')}" for name in names if getattr(self, name) is not None]
         if given:
             raise ConfigError(

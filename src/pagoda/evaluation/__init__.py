@@ -27,7 +27,8 @@ from pagoda.evaluation.neighbours import (
     nearest_neighbours,
     neighbour_scores,
 )
-from pagoda.evaluation.pixels import Contrast, contrast, psnr, sharpness, ssim
+from pagoda.evaluation.pairs import PAIR_METRICS, PairMeasure, pair_measure, score_reconstructions, score_texts
+from pagoda.evaluation.pixels import Contrast, contrast, psnr, psnr_values, sharpness, ssim, ssim_values
 from pagoda.evaluation.references import ReferenceFacts, load_stats, save_stats
 from pagoda.evaluation.registry import EXTRACTORS, Place, open_extractor
 from pagoda.evaluation.scores import Score, check_comparable, load_scores, score_table
@@ -39,6 +40,7 @@ __all__ = [
     "EXTRACTORS",
     "LPIPS",
     "METRICS",
+    "PAIR_METRICS",
     "CIFARResNet",
     "CIFARResNetFeatures",
     "CLIPFeatures",
@@ -56,6 +58,7 @@ __all__ = [
     "KernelDistance",
     "Memorisation",
     "NeighbourScores",
+    "PairMeasure",
     "Place",
     "ReferenceFacts",
     "Score",
@@ -90,14 +93,19 @@ __all__ = [
     "nearest_neighbours",
     "neighbour_scores",
     "open_extractor",
+    "pair_measure",
     "psnr",
+    "psnr_values",
     "resize_images",
     "save_stats",
     "score_features",
     "score_images",
+    "score_reconstructions",
     "score_table",
+    "score_texts",
     "sharpness",
     "split_real",
     "ssim",
+    "ssim_values",
     "train_classifier",
 ]

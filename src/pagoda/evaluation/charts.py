@@ -150,6 +150,8 @@ def histogram(
 
 def short(value: float) -> str:
     """A number for people: about three digits, thousands as k, millions as M."""
+    if not math.isfinite(value):
+        return {math.inf: "∞", -math.inf: "-∞"}.get(value, "?")
     size = abs(value)
     if size >= 1e6:
         return f"{value / 1e6:.3g}M"

@@ -58,6 +58,9 @@ def score_features(
     seed: int = 0,
     options: ScoreOptions | None = None,
     made_by: Mapping[str, Any] | None = None,
+    training: Features | None = None,
+    held_out: bool = True,
+    statistics: FeatureMoments | None = None,
 ) -> list[Score]:
     """Scores of generated images from the features of three sets.
 
@@ -71,9 +74,12 @@ def score_features(
         seed: For the record, and for the resampling.
         options: Settings of the metrics.
         made_by: What made the generated images, for the record.
+        training: Images that the model was trained on, for `memorised`; the reference where None.
+        held_out: Whether the stand-ins are none of these.
+        statistics: Moments of the reference (`load_stats`) in place of `reference`, which is then not read.
 
     Raises:
-        ConfigError: an unknown metric, or one that needs a classifier.
+        ConfigError: an unknown metric, one that needs a classifier, or one that needs more than moments of the reference.
         DataError: too few images, or fewer stand-ins than generated ones.
     """
     if len(stand_in) < len(fake):
@@ -81,12 +87,18 @@ def score_features(
             f"{len(stand_in)} real images cannot stand in for {len(fake)} generated ones: the floor must be at the same count. "
             f"Score {len(stand_in)} generated images, or give more real ones."
         )
-    sides = Sides(extractor, reference, fake, stand_in[torch.arange(len(fake))], options or ScoreOptions(), seed)
+    others = stand_in[torch.arange(len(fake))]
+    sides = Sides(extractor, reference, fake, others, options or ScoreOptions(), seed, training, held_out, statistics)
     names = [metric_name(metric, extractor.name) for metric in metrics]
     for metric in metrics:
         if METRICS[metric].needs_logits and fake.logits is None:
             raise ConfigError(f"`{metric}` needs features of a classifier; `{extractor.name}` gives no logits.")
-    fingerprint = FeatureMoments.from_features(reference.values).fingerprint()
+        if statistics is not None and not METRICS[metric].of_moments:
+            raise ConfigError(
+                f"`{metric}` compares with single images, and the reference is a file of statistics; with that only "
+                f"{', '.join(m for m in METRICS if METRICS[m].of_moments)} can be measured."
+            )
+    moments = sides.reference_moments
     scores = []
     for metric, name in zip(metrics, names, strict=True):
         found = METRICS[metric].measure(sides)
@@ -99,12 +111,12 @@ def score_features(
                 low=low,
                 high=high,
                 better=METRICS[metric].better,
-                count_real=len(reference),
+                count_real=moments.count,
                 count_fake=len(fake),
                 extractor=extractor.name,
                 extractor_fingerprint=extractor.fingerprint,
                 resize=extractor.resize,
-                reference_fingerprint=fingerprint,
+                reference_fingerprint=moments.fingerprint(),
                 image_size=image_size,
                 seed=seed,
                 settings=found.settings,

@@ -10,10 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pagoda.errors import ArtifactError, ShapeError
+from pagoda.errors import ArtifactError, ConfigError, ShapeError
 from pagoda.evaluation.extractors import check_images, hash_weights
 from pagoda.evaluation.weights import load_published
-from pagoda.files import load_tensors
 
 _SHIFT, _SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)  # ImageNet's mean and std for pixels in [-1, 1]
 
@@ -46,24 +45,31 @@ class LPIPS(nn.Module):
     Args:
         trunk: "vgg16" or "alexnet"; their distances do not compare.
         weights: Converted weights of the trunk; in PAGODA_WEIGHTS_DIR when None.
-        linear: safetensors of the five weightings `lin<k>.model.1.weight`, as in the package `lpips`, version 0.1.
+        linear: Converted weightings `lin<k>.model.1.weight` of the package `lpips`, version 0.1; in PAGODA_WEIGHTS_DIR when None.
 
     Raises:
         ArtifactError: weights that are missing, not the published ones, or of other shapes.
+        ConfigError: another trunk.
 
     Source: Zhang et al. 2018, arXiv:1801.03924, eq. 1.
     """
 
     def __init__(
-        self, trunk: Literal["vgg16", "alexnet"] = "vgg16", *, weights: Path | str | None = None, linear: Path | str
+        self,
+        trunk: Literal["vgg16", "alexnet"] = "vgg16",
+        *,
+        weights: Path | str | None = None,
+        linear: Path | str | None = None,
     ) -> None:
+        if trunk not in _PLANS:
+            raise ConfigError(f"LPIPS reads one of {', '.join(_PLANS)}, got {trunk!r}.")
         super().__init__()
         self.trunk = trunk
         self.layers = _build(trunk)
         channels = [before[0] for before, after in pairwise(_PLANS[trunk]) if after == _TAP]
         self.linear = nn.ParameterList([torch.zeros(1, int(count), 1, 1) for count in channels])
         trunk_tensors = load_published(trunk, weights)
-        linear_tensors, _ = load_tensors(linear)
+        linear_tensors = load_published(f"lpips-{trunk}", linear)
         try:
             self.layers.load_state_dict(
                 {k.removeprefix("features."): v for k, v in trunk_tensors.items() if k.startswith("features.")}

@@ -51,6 +51,17 @@ class Sides:
     stand_in: Features
     options: ScoreOptions
     seed: int
+    training: Features | None = None
+    """Images that the model was trained on; None where the reference is all that is known of them."""
+    held_out: bool = True
+    """Whether the stand-ins are none of the training images."""
+    statistics: FeatureMoments | None = None
+    """Moments of the reference from a file; `reference` is empty then."""
+
+    @property
+    def reference_moments(self) -> FeatureMoments:
+        """Count, mean and scatter of the reference."""
+        return FeatureMoments.from_features(self.reference.values) if self.statistics is None else self.statistics
 
 
 @dataclass(frozen=True)
@@ -74,11 +85,12 @@ class Metric:
     """One line for people."""
     measure: Callable[[Sides], Finding]
     needs_logits: bool = False
+    of_moments: bool = False
+    """Whether mean and covariance are all that it asks of the reference."""
 
 
 def _fd(sides: Sides) -> Finding:
-    reference = FeatureMoments.from_features(sides.reference.values)
-    fake = sides.fake.values
+    reference, fake = sides.reference_moments, sides.fake.values
 
     def distance(features: Tensor) -> float:
         return frechet_distance(reference, FeatureMoments.from_features(features))
@@ -88,7 +100,7 @@ def _fd(sides: Sides) -> Finding:
 
 
 def _fd_inf(sides: Sides) -> Finding:
-    reference = FeatureMoments.from_features(sides.reference.values)
+    reference = sides.reference_moments
     points, fake = sides.options.points, sides.fake.values
 
     def extrapolate(features: Tensor) -> float:
@@ -130,14 +142,19 @@ def _is(sides: Sides) -> Finding:
 
 def _memorised(sides: Sides) -> Finding:
     quantile = sides.options.quantile
-    found = memorisation(sides.fake.values, sides.reference.values, sides.stand_in.values, quantile=quantile)
+    training = sides.reference if sides.training is None else sides.training
+    held_out = sides.stand_in.values if sides.held_out else None
+    found = memorisation(sides.fake.values, training.values, held_out, quantile=quantile)
     error = mean_error(found.distances <= found.threshold) if sides.options.resamples != 0 else None
-    return Finding(found.share, found.floor, error, {"quantile": quantile})
+    near = {"quantile": quantile, "training_images": len(training), "held_out": sides.held_out}
+    return Finding(found.share, found.floor, error, near)
 
 
 METRICS: dict[str, Metric] = {
-    "fd": Metric("FD", "lower", "Fréchet distance", _fd),
-    "fd_inf": Metric("FD_inf", "lower", "Fréchet distance, extrapolated to infinitely many images", _fd_inf),
+    "fd": Metric("FD", "lower", "Fréchet distance", _fd, of_moments=True),
+    "fd_inf": Metric(
+        "FD_inf", "lower", "Fréchet distance, extrapolated to infinitely many images", _fd_inf, of_moments=True
+    ),
     "kd": Metric("KD", "lower", "kernel distance, unbiased", _kd),
     "precision": Metric(
         "precision", "higher", "share of generated images among real ones", _neighbour(lambda s: s.inside_real)
@@ -153,7 +170,7 @@ METRICS: dict[str, Metric] = {
     ),
     "is": Metric("IS", "higher", "Inception Score", _is, needs_logits=True),
     "memorised": Metric(
-        "memorised", "lower", "share of generated images that are suspiciously near to a reference image", _memorised
+        "memorised", "lower", "share of generated images that are suspiciously near to a training image", _memorised
     ),
 }
 """Every metric of features, by the name that options use."""
@@ -180,14 +197,17 @@ def metric_name(metric: str, extractor: str) -> str:
 
 def notes_of(metric: str, sides: Sides) -> tuple[str, ...]:
     """What a reader should know of a score."""
-    dim, real, fake = sides.fake.values.shape[1], len(sides.reference), len(sides.fake)
+    dim, real, fake = sides.fake.values.shape[1], sides.reference_moments.count, len(sides.fake)
     if metric == "fd" and min(real, fake) <= dim:
         return (
             f"{real} real and {fake} generated images are few for {dim} features: the distance is "
             f"biased upwards by about {frechet_bias(dim, fake):.2g} feature variances; read it beside the floor.",
         )
     if metric == "memorised":
-        return ("Nearness is that of the features: copies that look different to them are not found.",)
+        notes = ["Nearness is that of the features: copies that look different to them are not found."]
+        if not sides.held_out:
+            notes.append("No real image was held out: the training images' distances to each other say what is near.")
+        return tuple(notes)
     return ()
 
 

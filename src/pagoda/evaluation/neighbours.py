@@ -101,27 +101,31 @@ class Memorisation:
     """Distance below which an image counts."""
 
 
-def memorisation(fake: Tensor, training: Tensor, held_out: Tensor, *, quantile: float = 0.01) -> Memorisation:
+def memorisation(
+    fake: Tensor, training: Tensor, held_out: Tensor | None = None, *, quantile: float = 0.01
+) -> Memorisation:
     """Look for copies: the nearest training image of each generated one, in features.
 
     Args:
         fake: (N, d) of generated images.
         training: (M, d) of the images that the generator was trained on.
-        held_out: (H, d) of real images that it has never seen, from the same source.
+        held_out: (H, d) of real images that it has never seen, from the same source; where there are none, each training image
+            stands in for one, with the others around it.
         quantile: Share of the held-out images that counts as too near.
 
     Raises:
         DataError: fewer than 1 / quantile held-out images, or features that are not finite.
         ShapeError: different widths.
     """
-    if not 0 < quantile < 1 or len(held_out) * quantile < 1:
+    count = len(training) if held_out is None else len(held_out)
+    if not 0 < quantile < 1 or count * quantile < 1:
         raise DataError(
-            f"{len(held_out)} held-out images say nothing about the nearest {quantile:g} of them; give "
+            f"{count} held-out images say nothing about the nearest {quantile:g} of them; give "
             f"{round(1 / quantile) if quantile > 0 else 'more'} or more, or a larger quantile."
         )
-    real_distances, _ = nearest_neighbours(held_out, training)
+    real_distances = _among_themselves(training) if held_out is None else nearest_neighbours(held_out, training)[0]
     distances, nearest = nearest_neighbours(fake, training)
-    threshold = float(real_distances.sort().values[int(len(held_out) * quantile) - 1])
+    threshold = float(real_distances.sort().values[int(count * quantile) - 1])
     return Memorisation(
         share=float((distances <= threshold).double().mean()),
         floor=float((real_distances <= threshold).double().mean()),
@@ -129,6 +133,14 @@ def memorisation(fake: Tensor, training: Tensor, held_out: Tensor, *, quantile: 
         nearest=nearest,
         threshold=threshold,
     )
+
+
+def _among_themselves(features: Tensor) -> Tensor:
+    """Distance (N,) float64 of each sample to the nearest other one."""
+    centred, _, slack = _prepare(features, features[:0])
+    squared = _radii(centred, 1)
+    squared[squared <= slack] = 0.0
+    return squared.sqrt()
 
 
 def nearest_neighbours(queries: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:

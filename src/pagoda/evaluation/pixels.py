@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import torch
@@ -11,7 +10,8 @@ from torch.nn import functional as F
 
 from pagoda.errors import ShapeError
 
-_WINDOW = 11  # pixels a side that SSIM looks at
+SSIM_WINDOW = 11
+"""Pixels a side that SSIM looks at."""
 
 
 class Contrast(NamedTuple):
@@ -24,7 +24,12 @@ class Contrast(NamedTuple):
 
 
 def psnr(images: Tensor, references: Tensor) -> float:
-    """Peak signal-to-noise ratio in dB, mean over images; infinite when an image equals its reference.
+    """Peak signal-to-noise ratio in dB, mean over images (see `psnr_values`)."""
+    return float(psnr_values(images, references).mean())
+
+
+def psnr_values(images: Tensor, references: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio of each image in dB, (B,) float64; infinite where an image equals its reference.
 
     10 log10(peak^2 / MSE) with peak 2, the length of [-1, 1].
 
@@ -38,12 +43,17 @@ def psnr(images: Tensor, references: Tensor) -> float:
         raise ShapeError(
             f"PSNR compares images of one shape (B, C, H, W), got {tuple(images.shape)} and {tuple(references.shape)}."
         )
-    errors = (images.double() - references.double()).square().mean((1, 2, 3)).tolist()
-    return sum(10 * math.log10(4 / e) if e > 0 else math.inf for e in errors) / len(errors)
+    errors = (images.double() - references.double()).square().mean((1, 2, 3))
+    return 10 * (4 / errors).log10()  # 4 / 0 is infinite
 
 
 def ssim(images: Tensor, references: Tensor) -> float:
-    """Structural similarity, mean over images, channels and pixels, in [-1, 1]; 1 when the images are equal.
+    """Structural similarity, mean over images (see `ssim_values`)."""
+    return float(ssim_values(images, references).mean())
+
+
+def ssim_values(images: Tensor, references: Tensor) -> Tensor:
+    """Structural similarity of each image, mean over channels and pixels, (B,) float64 in [-1, 1]; 1 when the images are equal.
 
     Gaussian window of 11 x 11 pixels with standard deviation 1.5, K_1 = 0.01, K_2 = 0.03, over windows that lie inside; pixels and
     peak are those of [0, 1].
@@ -56,13 +66,13 @@ def ssim(images: Tensor, references: Tensor) -> float:
 
     Source: Wang et al. 2004, Image quality assessment: from error visibility to structural similarity, eq. 13.
     """
-    if images.shape != references.shape or images.ndim != 4 or len(images) == 0 or min(images.shape[2:]) < _WINDOW:
+    if images.shape != references.shape or images.ndim != 4 or len(images) == 0 or min(images.shape[2:]) < SSIM_WINDOW:
         raise ShapeError(
-            f"SSIM compares images of one shape (B, C, H, W), at least {_WINDOW} pixels a side, got {tuple(images.shape)} and "
+            f"SSIM compares images of one shape (B, C, H, W), at least {SSIM_WINDOW} pixels a side, got {tuple(images.shape)} and "
             f"{tuple(references.shape)}."
         )
     x, y = ((batch.double() + 1).div(2).reshape(-1, 1, *batch.shape[2:]) for batch in (images, references))
-    offsets = torch.arange(_WINDOW, dtype=torch.float64, device=x.device) - _WINDOW // 2
+    offsets = torch.arange(SSIM_WINDOW, dtype=torch.float64, device=x.device) - SSIM_WINDOW // 2
     profile = torch.exp(-offsets.square() / (2 * 1.5**2))
     profile /= profile.sum()
 
@@ -74,7 +84,8 @@ def ssim(images: Tensor, references: Tensor) -> float:
     covariance = blur(x * y) - mean_x * mean_y
     c_1, c_2 = 0.01**2, 0.03**2
     likeness = (2 * mean_x * mean_y + c_1) * (2 * covariance + c_2)
-    return float((likeness / ((mean_x**2 + mean_y**2 + c_1) * (var_x + var_y + c_2))).mean())
+    likeness /= (mean_x**2 + mean_y**2 + c_1) * (var_x + var_y + c_2)
+    return likeness.reshape(len(images), -1).mean(1)
 
 
 def contrast(images: Tensor) -> Contrast:

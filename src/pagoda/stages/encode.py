@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from pagoda.data import Downsampler, LatentStore
-from pagoda.diffusion import EDMDenoiser, build_solver, invert, karras_sigmas, sample
+from pagoda.diffusion import Condition, EDMDenoiser, build_solver, invert, karras_sigmas, sample
 from pagoda.errors import ArtifactError
-from pagoda.stages.config import EncodeConfig
+from pagoda.stages.config import EncodeConfig, RunConfig
 from pagoda.stages.context import StageContext, load_teacher
 from pagoda.stages.run_folder import stage_settings
-from pagoda.training import clock, seeded_generator
+from pagoda.training import Runtime, clock, seeded_generator
 
 STAGE = "encode"
 CHECKED = 128
@@ -109,10 +109,27 @@ def total_rows(store: LatentStore) -> int:
 
 def encode_batch(context: StageContext, denoiser: EDMDenoiser, indices: Tensor, flips: Tensor) -> Tensor:
     """Unit-scale latents (B, C, b, b) of images of the data set."""
-    config, device = context.config, context.runtime.device
+    config = context.config
     images, condition = context.load(config.base, indices, flips.bool())
     noise = start_noise(config.seed, indices, flips, tuple(images.shape[1:])) if config.encode.add_noise else None
-    with context.runtime.autocast():
+    return encode_images(config, context.runtime, denoiser, images, condition, noise)
+
+
+def encode_images(
+    config: RunConfig,
+    runtime: Runtime,
+    denoiser: EDMDenoiser,
+    images: Tensor,
+    condition: Condition,
+    noise: Tensor | None,
+) -> Tensor:
+    """Unit-scale latents (B, C, b, b) of images (B, C, b, b) in [-1, 1], with the settings of the stage.
+
+    Args:
+        noise: Unit noise of each image (`start_noise`), or None where `encode.add_noise` is off.
+    """
+    device = runtime.device
+    with runtime.autocast():
         return invert(
             denoiser,
             images.to(device),

@@ -1,50 +1,44 @@
-"""`evaluate`: scores of a run with their provenance, the same on one process and on several; `compare`: runs side by side."""
+"""`evaluate`: scores of a run with their provenance, the same on one process and on several."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from pagoda.diffusion import Condition, EDMDenoiser, build_solver, karras_sigmas, sample
-from pagoda.errors import ArtifactError, ConfigError
+from pagoda.data import ImageDataset
+from pagoda.errors import ConfigError, did_you_mean
 from pagoda.evaluation import (
     METRICS,
+    PAIR_METRICS,
+    FeatureExtractor,
+    FeatureMoments,
     Features,
     Score,
     ScoreOptions,
     collect_features,
     contrast,
-    load_scores,
-    metric_name,
+    load_stats,
     nearest_neighbours,
     score_features,
-    score_table,
     sharpness,
 )
 from pagoda.files import write_text_atomic
 from pagoda.images import make_grid, save_image
-from pagoda.networks import model_hash
-from pagoda.stages.context import load_teacher
 from pagoda.stages.judging import RealImages, open_judge, open_real
+from pagoda.stages.making import MakeImages, Maker, open_maker
+from pagoda.stages.pair_scores import PairOptions, fixed_order, open_pair_networks, score_pairs
 from pagoda.stages.run_folder import RunFolder
-from pagoda.stages.sampling import load_generator, sample_images
-from pagoda.training import Runtime, noise_of_seeds
+from pagoda.training import Runtime
 
-FIRST_SEED = 1_000_000
-"""Seeds of scored samples start here, far from those of previews and grids."""
 BATCH = 256
 """Images a call; part of what makes two evaluations equal to the last digit."""
 DEFAULT_METRICS = ("fd", "fd_inf", "kd", "precision", "recall", "density", "coverage")
 SHOWN_PAIRS = 16
 """Generated images that are shown beside their nearest training image."""
-
-MakeImages = Callable[[list[int], list[int] | None], Tensor]
-"""Seeds and labels -> images in [-1, 1], on the CPU."""
 
 
 def evaluate_run(
@@ -58,6 +52,9 @@ def evaluate_run(
     metrics: Sequence[str] | None = None,
     features: str = "auto",
     options: ScoreOptions | None = None,
+    pairs: PairOptions | None = None,
+    reference: str | None = None,
+    reference_count: int | None = None,
     seed: int = 0,
     allow_download: bool = False,
     say: Callable[[str], None] = lambda text: None,
@@ -69,118 +66,183 @@ def evaluate_run(
 
     Args:
         data: Real images to compare with; the run's own training images when None.
-        model: "generator", or "teacher" (Heun at 18 levels, at base size).
+        model: "generator", "teacher" (Heun at 18 levels, at base size), or "reconstructions" (the generator from the stand-ins' own
+            latents, encoded by the teacher with the run's settings).
         size: Side in pixels; the largest when None.
         count: Images to score at most; as many as there are stand-ins when None.
-        metrics: Names of `METRICS`; those of `DEFAULT_METRICS` that the number of images allows when None.
+        metrics: Names of `METRICS` and of `PAIR_METRICS`; when None those of `DEFAULT_METRICS` that the number of images allows, and
+            psnr and ssim for reconstructions.
         features: See `open_judge`.
         options: Settings of the metrics.
+        pairs: Networks and texts of the metrics of pairs.
+        reference: File of statistics to compare with (`load_stats`); then no image is set aside as reference, and only `fd` and
+            `fd_inf` can be measured in features.
+        reference_count: Number of images behind that file, where it does not say.
         seed: Decides the split and the resampling.
         allow_download: Whether weights of the hub may be fetched.
         say: Receives lines for people.
 
     Raises:
-        ArtifactError: the run has no such model yet, or weights are missing.
-        ConfigError: unknown names.
-        DataError: too few images.
+        ArtifactError: the run has no such model yet, weights are missing or others, or statistics of other features or another size.
+        ConfigError: unknown names, or metrics that do not go with the model.
+        DataError: too few images, or no texts for `clip_score`.
+        MissingExtraError: a package is missing.
     """
-    if model not in ("generator", "teacher"):
-        raise ConfigError(f"model must be generator or teacher, got {model!r}.")
-    for metric in metrics or ():
-        metric_name(metric, "")  # unknown names are refused before the long work
-    config = run.config()
-    make, facts, size = _maker(run, model, size, runtime)
-    dataset = open_real(run, config, data, size, runtime)
-    real = RealImages.split(dataset, size, count=count, seed=seed)
-    extractor = open_judge(features, run, dataset, size, runtime, allow_download=allow_download)
-    total = len(real.stand_in)
-    if metrics is None:
-        too_few = total // 2 <= 2 * (extractor.dim + 1)
-        metrics = [m for m in DEFAULT_METRICS if not (m == "fd_inf" and too_few)]
-    labels = dataset.labels(real.stand_in) if facts["conditional"] else None
-    if facts["conditional"] and dataset.num_classes != facts["conditional"]:
+    for metric in metrics or ():  # unknown names are refused before the long work
+        if metric not in METRICS and metric not in PAIR_METRICS:
+            raise ConfigError(f"unknown metric {metric!r}. {did_you_mean(metric, [*METRICS, *PAIR_METRICS])}")
+    config, options, pairs = run.config(), options or ScoreOptions(), pairs or PairOptions()
+    maker = open_maker(run, model, size, runtime)
+    if metrics is None and model == "reconstructions":
+        metrics = ("psnr", "ssim") if maker.size >= 11 else ("psnr",)
+    networks = open_pair_networks(metrics or (), pairs, maker, runtime, allow_download=allow_download)
+    dataset = open_real(run, config, data, maker.size, runtime)
+    halve = RealImages.split if reference is None else RealImages.whole
+    real = halve(dataset, maker.size, count=count, seed=seed)
+    make = fixed_order({}, maker.bind(real))
+    trained_on = (run.record("teach") or {}).get("inputs", {}).get("data")
+    judged = None
+    if metrics is None or any(metric in METRICS for metric in metrics):
+        extractor = open_judge(features, run, dataset, maker.size, runtime, allow_download=allow_download)
+        statistics = None
+        if reference is not None:
+            statistics, _ = load_stats(reference, count=reference_count, extractor=extractor, image_size=maker.size)
+        if metrics is None:
+            metrics = _default_metrics(len(real.stand_in), extractor, statistics, say)
+        judged = _Judged(extractor, statistics, [metric for metric in metrics if metric in METRICS])
+    elif reference is not None:
         raise ConfigError(
-            f"the model knows {facts['conditional']} classes, the images have {dataset.num_classes}; use images with the same classes."
+            f"the reference {reference} is for fd and fd_inf, and none of them is among {', '.join(metrics)}."
         )
-    kept: dict[int, Tensor] = {}  # batches of this process, by their first row
-
-    def fakes(rows: Tensor) -> Tensor:
-        images = make([FIRST_SEED + i for i in rows.tolist()], None if labels is None else labels[rows].tolist())
-        return kept.setdefault(int(rows[0]), images)
-
-    say(f"scoring {total} images of {size} px in features of `{extractor.name}`")
-    made = collect_features(extractor, fakes, total, batch_size=BATCH, team=runtime)
-    reference = _features_of(real, real.reference, extractor, runtime)
-    stand_in = _features_of(real, real.stand_in, extractor, runtime)
-    made_by = {"model": facts["hash"], "what": model, "first_seed": FIRST_SEED, "sampler": facts["sampler"]}
-    scores = score_features(
-        metrics, extractor, reference, made, stand_in, image_size=size, seed=seed, options=options, made_by=made_by
+    total = len(real.stand_in)
+    say(f"scoring {total} images of {maker.size} px" + (f" in features of `{judged.extractor.name}`" if judged else ""))
+    found: dict[str, Score] = {}
+    if judged is not None:
+        own = dataset.fingerprint == trained_on
+        scores, sides = _score_features(run, maker, judged, real, make, runtime, options=options, own=own)
+        found |= dict(zip(judged.metrics, scores, strict=True))
+    found |= dict(
+        zip(
+            networks.metrics,
+            score_pairs(
+                networks,
+                pairs,
+                maker,
+                real,
+                make,
+                runtime,
+                base=config.base,
+                batch_size=BATCH,
+                seed=seed,
+                intervals=options.resamples != 0,
+            ),
+            strict=True,
+        )
     )
+    ordered = [found[metric] for metric in metrics]
     figures = _PixelFigures()
     pixels = [
         collect_features(figures, load, total, batch_size=BATCH, team=runtime).values.double().mean(0)
-        for load in (lambda rows: kept[int(rows[0])], lambda rows: real.images(real.stand_in[rows]))
+        for load in (make, lambda rows: real.images(real.stand_in[rows]))
     ]
     if runtime.is_main:
-        trained_on = (run.record("teach") or {}).get("inputs", {}).get("data")
         record = {
-            "scores": [score.to_dict() for score in scores],
+            "scores": [score.to_dict() for score in ordered],
             "data": data or config.data,
             "data_fingerprint": dataset.fingerprint,
             "training_data": dataset.fingerprint == trained_on,
+            "reference": reference,
             "pixels": dict(zip(("contrast_ratio", "sharpness_ratio"), (pixels[0] / pixels[1]).tolist(), strict=True)),
         }
-        write_text_atomic(run.evaluation / f"{model}-{size}.json", json.dumps(record, indent=1))
-        _draw_nearest(run, model, make, labels, made, reference, real)
+        write_text_atomic(run.evaluation / f"{model}-{maker.size}.json", json.dumps(record, indent=1))
+        if judged is not None and model != "reconstructions":  # those lie near to their own images by design
+            _draw_nearest(run, maker, maker.bind(real), sides)
     runtime.barrier()
-    return scores
+    return ordered
 
 
-def _features_of(real: RealImages, rows: Tensor, extractor: Any, runtime: Runtime) -> Features:
+@dataclass(frozen=True)
+class _Judged:
+    """What images are compared in, with which reference file, by which metrics of features."""
+
+    extractor: FeatureExtractor
+    statistics: FeatureMoments | None
+    metrics: list[str]
+
+
+@dataclass(frozen=True)
+class _Near:
+    """Generated images, and the real ones among which the nearest are looked for."""
+
+    made: Features
+    targets: Features
+    data: ImageDataset
+    rows: Tensor
+    size: int
+
+
+def _default_metrics(
+    total: int, extractor: FeatureExtractor, statistics: FeatureMoments | None, say: Callable[[str], None]
+) -> tuple[str, ...]:
+    """Those of `DEFAULT_METRICS` that can be measured; what is left out is said."""
+    chosen = [m for m in DEFAULT_METRICS if statistics is None or METRICS[m].of_moments]
+    if total // 2 <= 2 * (extractor.dim + 1):
+        chosen.remove("fd_inf")
+        say(
+            f"fd_inf is left out: {total} images leave no room to extrapolate in {extractor.dim} features; "
+            f"{4 * (extractor.dim + 1) + 2} or more do"
+        )
+    return tuple(chosen)
+
+
+def _score_features(
+    run: RunFolder,
+    maker: Maker,
+    judged: _Judged,
+    real: RealImages,
+    make: MakeImages,
+    runtime: Runtime,
+    *,
+    options: ScoreOptions,
+    own: bool,
+) -> tuple[list[Score], _Near]:
+    """Scores of sets of images; `own` says that the real images are those of the training."""
+    extractor = judged.extractor
+    made = collect_features(extractor, make, len(real.stand_in), batch_size=BATCH, team=runtime)
+    reference = _features_of(real, real.reference, extractor, runtime) if len(real.reference) else _nothing(extractor)
+    stand_in = _features_of(real, real.stand_in, extractor, runtime)
+    near, training = _Near(made, reference, real.data, real.reference, real.size), None
+    if own or not len(real.reference):
+        rows, both = torch.cat([real.reference, real.stand_in]), torch.cat([reference.values, stand_in.values])
+        near = _Near(made, Features(both), real.data, rows, real.size)
+    if "memorised" in judged.metrics:  # every image of the training set may have been copied
+        dataset = real.data if own else open_real(run, run.config(), None, real.size, runtime)
+        rows = torch.arange(len(dataset))
+        training = _features_of(RealImages(dataset, real.size, rows, rows[:0], real.seed), rows, extractor, runtime)
+        near = _Near(made, training, dataset, rows, real.size)
+    scores = score_features(
+        judged.metrics,
+        extractor,
+        reference,
+        made,
+        stand_in,
+        image_size=maker.size,
+        seed=real.seed,
+        options=options,
+        made_by=maker.facts,
+        training=training,
+        held_out=not own,
+        statistics=judged.statistics,
+    )
+    return scores, near
+
+
+def _features_of(real: RealImages, rows: Tensor, extractor: FeatureExtractor, runtime: Runtime) -> Features:
     return collect_features(extractor, lambda part: real.images(rows[part]), len(rows), batch_size=BATCH, team=runtime)
 
 
-def _maker(run: RunFolder, model: str, size: int | None, runtime: Runtime) -> tuple[MakeImages, dict[str, Any], int]:
-    """What makes images, facts about it, and their size."""
-    if model == "generator":
-        generator = load_generator(run, device=runtime.device)
-        if size is not None and size not in generator.sizes:
-            raise ConfigError(f"this generator makes images of {list(generator.sizes)} pixels, not {size}.")
-        side = size or generator.size
-
-        def one_step(seeds: list[int], labels: list[int] | None) -> Tensor:
-            return sample_images(generator, seeds, labels=labels, resolution=side)
-
-        facts = {"hash": model_hash(generator), "conditional": generator.num_classes, "sampler": "one step"}
-        return one_step, facts, side
-    denoiser, told = load_teacher(run.teacher)
-    denoiser.to(runtime.device)
-    side, channels = int(str(told["image_size"])), int(str(told["channels"]))
-    if size not in (None, side):
-        raise ConfigError(f"this run's teacher makes images of {side} pixels, not {size}.")
-
-    def many_steps(seeds: list[int], labels: list[int] | None) -> Tensor:
-        return teacher_images(denoiser, seeds, labels, (channels, side, side))
-
-    return many_steps, {"hash": told["hash"], "conditional": told["num_classes"], "sampler": "heun, 18 levels"}, side
-
-
-@torch.no_grad()
-def teacher_images(
-    denoiser: EDMDenoiser,
-    seeds: list[int],
-    labels: list[int] | None,
-    shape: tuple[int, ...],
-    *,
-    solver: str = "heun",
-    levels: int = 18,
-) -> Tensor:
-    """Samples of a diffusion model, (N, C, b, b) in [-1, 1], on the CPU; a seed belongs to an image as in `sample_images`."""
-    device = next(denoiser.parameters()).device
-    z = noise_of_seeds(seeds, shape).to(device)
-    condition = Condition.of_labels(labels).to(device)
-    images = sample(denoiser, z, sigmas=karras_sigmas(levels), condition=condition, solver=build_solver(solver))
-    return images.float().clamp(-1, 1).cpu()
+def _nothing(extractor: FeatureExtractor) -> Features:
+    return Features(torch.zeros(0, extractor.dim))
 
 
 class _PixelFigures:
@@ -192,95 +254,21 @@ class _PixelFigures:
         return torch.tensor([[contrast(image[None]).per_image, sharpness(image[None])] for image in images])
 
 
-def _draw_nearest(
-    run: RunFolder,
-    model: str,
-    make: MakeImages,
-    labels: Tensor | None,
-    made: Features,
-    reference: Features,
-    real: RealImages,
-) -> None:
-    """A grid of the generated images that come nearest to a reference image, above those."""
-    distances, nearest = nearest_neighbours(made.values, reference.values)
-    rows = distances.argsort(stable=True)[:SHOWN_PAIRS]
-    seeds = [FIRST_SEED + i for i in rows.tolist()]
-    fakes = make(seeds, None if labels is None else labels[rows].tolist())
-    originals = real.images(real.reference[nearest[rows]])
+def _draw_nearest(run: RunFolder, maker: Maker, make: MakeImages, near: _Near) -> None:
+    """A grid of the generated images that come nearest to a real image, above those."""
+    distances, nearest = nearest_neighbours(near.made.values, near.targets.values)
+    places = distances.argsort(stable=True)[:SHOWN_PAIRS]
+    rows = near.rows[nearest[places]]
+    first = int(maker.facts["first_seed"])
     facts = {
         "kind": "nearest",
-        "seeds": seeds,
-        "rows": real.reference[nearest[rows]].tolist(),
-        "distances": distances[rows].tolist(),
+        "seeds": [first + place for place in places.tolist()],
+        "rows": rows.tolist(),
+        "distances": distances[places].tolist(),
     }
-    path = run.evaluation / f"nearest-{model}-{real.size}.png"
-    save_image(make_grid(torch.cat([fakes, originals]), columns=len(rows)), path, metadata=facts)
-
-
-def run_scores(run: RunFolder) -> dict[str, list[Score]]:
-    """All scores in a run's folder, by `<model>-<size>`, sizes ascending.
-
-    Raises:
-        ArtifactError: a file of scores is damaged.
-    """
-    found = [path for path in run.evaluation.glob("*.json") if path.stem.rpartition("-")[2].isdigit()]
-    found.sort(key=lambda path: (int(path.stem.rpartition("-")[2]), path.stem))
-    return {path.stem: load_scores(path) for path in found}
-
-
-def compare_runs(paths: Sequence[str | Path]) -> str:
-    """Markdown: what runs cost, and the scores that all of them have, one table for each model and size.
-
-    Raises:
-        ArtifactError: not run folders, or no scores in one of them.
-        DataError: scores that do not compare; what differs is named.
-        ConfigError: fewer than two runs.
-    """
-    if len(paths) < 2:
-        raise ConfigError(f"a comparison needs two runs or more, got {len(paths)}.")
-    runs = {str(path): RunFolder.open(path) for path in paths}
-    scores = {name: run_scores(run) for name, run in runs.items()}
-    for name, found in scores.items():
-        if not found:
-            raise ArtifactError(f"{name} has no scores yet. Run `pagoda evaluate {name}` first.")
-    shared = [key for key in next(iter(scores.values())) if all(key in found for found in scores.values())]
-    if not shared:
-        have = "; ".join(f"{name}: {', '.join(found)}" for name, found in scores.items())
-        raise ArtifactError(
-            f"these runs were not scored at a size that they share ({have}). Use `pagoda evaluate --size`."
-        )
-    parts = []
-    for key in shared:
-        model, _, side = key.rpartition("-")
-        parts += [f"## {model}, {side} px", score_table({name: found[key] for name, found in scores.items()})]
-    parts += ["## Cost", _cost_table(runs)]
-    return "\n\n".join(parts) + "\n"
-
-
-def _cost_table(runs: Mapping[str, RunFolder]) -> str:
-    rows: dict[str, dict[str, float]] = {}
-    for name, run in runs.items():
-        records = {path.stem: run.record(path.stem) for path in sorted((run.path / "stages").glob("*.json"))}
-        results = {stage: record.get("results", {}) for stage, record in records.items() if record}
-        rows[name] = {stage: found["seconds"] / 60 for stage, found in results.items() if "seconds" in found}
-    stages = list(dict.fromkeys(stage for costs in rows.values() for stage in costs))
-    lines = ["| minutes | " + " | ".join(stages) + " | in all |", "|---|" + "---:|" * (len(stages) + 1)]
-    for name, costs in rows.items():
-        cells = [f"{costs[stage]:.1f}" if stage in costs else "" for stage in stages]
-        lines.append(f"| {name} | " + " | ".join([*cells, f"{sum(costs.values()):.1f}"]) + " |")
-    return "\n".join(lines)
-
-
-def describe_scores(scores: Sequence[Score]) -> str:
-    """Lines for people: value, interval, floor, and what to know."""
-    lines = []
-    for score in scores:
-        arrow = "↓" if score.better == "lower" else "↑"
-        spread = "" if score.low is None or score.high is None else f" [{score.low:.4g}, {score.high:.4g}]"
-        floor = "" if score.floor is None else f"   real against real {score.floor:.4g}"
-        lines.append(f"{score.metric} {arrow} {score.value:.5g}{spread}{floor}")
-        lines += [f"  {note}" for note in score.notes]
-    return "\n".join(lines)
+    path = run.evaluation / f"nearest-{maker.what}-{maker.size}.png"
+    grid = torch.cat([make(places), near.data.images(rows, near.size)])
+    save_image(make_grid(grid, columns=len(places)), path, metadata=facts)
 
 
 assert set(DEFAULT_METRICS) <= set(METRICS)

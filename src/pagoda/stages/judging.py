@@ -67,6 +67,16 @@ class RealImages:
         order = torch.randperm(len(stand_in), generator=torch.Generator().manual_seed(seed + 1))
         return cls(data, size, reference, stand_in[order[:count]], seed)
 
+    @classmethod
+    def whole(cls, data: ImageDataset, size: int, *, count: int | None, seed: int) -> RealImages:
+        """All images as stand-ins, where the reference is a file of statistics.
+
+        Args:
+            count: Stand-ins to keep, drawn at random; all of them when None.
+        """
+        order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed + 1))
+        return cls(data, size, order[:0], order[:count], seed)
+
     def images(self, rows: Tensor) -> Tensor:
         """Images (B, C, size, size) in [-1, 1] of rows of the data set."""
         return self.data.images(rows, self.size)
@@ -85,7 +95,8 @@ def open_real(run: RunFolder, config: RunConfig, data: str | None, size: int, ru
     source = open_source(data or config.data, options=config.source)
     own = data is None or data == config.data
     cache = run.images if own else run.evaluation / "data" / source.fingerprint
-    sizes = config.sizes if own else [size]  # all sizes of the run together, so that its own cache stays valid
+    # All sizes of the run together, so that its own cache stays valid; of other images the base too, which the encoder sees.
+    sizes = config.sizes if own else sorted({config.base, size})
     runtime_first = runtime.is_main
     for turn in (True, False):  # the main process writes the cache, the others read it
         if turn == runtime_first:

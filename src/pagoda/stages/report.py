@@ -18,10 +18,11 @@ from pagoda.evaluation.charts import short
 from pagoda.evaluation.page import data_uri, picture, render_page, tiles
 from pagoda.files import write_text_atomic
 from pagoda.images import read_metadata
+from pagoda.stages.comparison import run_scores
 from pagoda.stages.config import RunConfig, to_yaml
-from pagoda.stages.evaluate import run_scores
+from pagoda.stages.report_cost import cost_table
 from pagoda.stages.report_curves import curves, read_log
-from pagoda.stages.report_parts import cost_table, film_strips, latent_cards, results_of, score_cards, size_of
+from pagoda.stages.report_parts import film_strips, latent_cards, results_of, score_cards, size_of
 from pagoda.stages.report_probes import probe_lines
 from pagoda.stages.run_folder import RunFolder
 from pagoda.training import clock
@@ -91,8 +92,8 @@ def write_report(run: RunFolder, config: RunConfig | None = None) -> Path:
         (
             "cost",
             "Cost",
-            "Promised is what the first measured steps of a stage foretold.",
-            cost_table(run, stages, records, log),
+            "Planned is what pagoda plan foretold, promised what the first measured steps of a stage did.",
+            cost_table(run, config, stages, records, log),
         ),
         ("continue", "Continue", "", _commands(run, config, records)),
         ("configuration", "Configuration", "", _configuration(run, config)),

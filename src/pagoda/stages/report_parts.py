@@ -1,4 +1,4 @@
-"""The parts of a report that take some figuring: scores beside floors, latents, grids over time, cost."""
+"""The parts of a report that take some figuring: scores beside floors, latents, grids over time."""
 
 from __future__ import annotations
 
@@ -16,9 +16,7 @@ from pagoda.evaluation import Score
 from pagoda.evaluation.charts import histogram, short, strip
 from pagoda.evaluation.page import card, film, picture, table, tiles
 from pagoda.files import load_tensors
-from pagoda.stages.report_curves import throughput
 from pagoda.stages.run_folder import RunFolder
-from pagoda.training import clock
 
 _FILM = 4
 """Moments of a stage whose grids are shown."""
@@ -32,14 +30,17 @@ def score_cards(run: RunFolder, scores: Mapping[str, Sequence[Score]]) -> str:
         rows = []
         for score in found:
             reach = [score.value, score.high or 0.0, score.floor or 0.0, 1.0 if score.better == "higher" else 0.0]
+            named = score.metric.partition("[")[0]
             spread = "" if score.low is None or score.high is None else f"{short(score.low)} to {short(score.high)}"
             rows.append(
                 [
-                    f"{html.escape(score.metric.partition('[')[0])} {'↓' if score.better == 'lower' else '↑'}",
+                    f"{html.escape(named)} {'↓' if score.better == 'lower' else '↑'}",
                     short(score.value),
                     spread,
                     "" if score.floor is None else short(score.floor),
-                    strip(score.value, score.floor, score.low, score.high, top=1.05 * max(reach)),
+                    strip(score.value, score.floor, score.low, score.high, top=1.05 * max(reach))
+                    if math.isfinite(score.value)
+                    else "",
                 ]
             )
         first = found[0]
@@ -47,14 +48,19 @@ def score_cards(run: RunFolder, scores: Mapping[str, Sequence[Score]]) -> str:
         what = f"{first.count_fake:,} images against {first.count_real:,} real ones" + (
             ", which the model was trained on" if record.get("training_data") else ""
         )
-        facts = f"{what}; features {first.extractor}; resized by {first.resize}; sampler: {first.made_by.get('sampler', '?')}"
+        seen = dict.fromkeys(f"{score.extractor}, resized by {score.resize}" for score in found)
+        facts = f"{what}; features {'; '.join(seen)}; sampler: {first.made_by.get('sampler', '?')}"
         notes = dict.fromkeys(note for score in found for note in score.notes)
         more = [
-            f"features {first.extractor_fingerprint}",
-            f"reference {first.reference_fingerprint}",
+            *dict.fromkeys(f"{score.extractor} {score.extractor_fingerprint}" for score in found),
+            *dict.fromkeys(f"reference {score.reference_fingerprint}" for score in found),
             f"data {record.get('data_fingerprint')}",
             f"model {str(first.made_by.get('model'))[:16]}",
-            f"seeds from {first.made_by.get('first_seed')}",
+            *(
+                f"{name} {first.made_by[name]}"
+                for name in ("first_seed", "teacher", "noise_seed")
+                if name in first.made_by
+            ),
             f"split by seed {first.seed}",
         ]
         content = (
@@ -122,51 +128,6 @@ def film_strips(run: RunFolder, stages: Sequence[str]) -> str:
             shots.append((f"step {step:,}", grids))
         parts.append(f"<h3>{html.escape(stage)}</h3>{film(shots)}")
     return "".join(parts)
-
-
-def cost_table(
-    run: RunFolder,
-    stages: Sequence[str],
-    records: Mapping[str, Mapping[str, Any] | None],
-    log: Mapping[str, Sequence[Mapping[str, Any]]],
-) -> str:
-    """What each stage took beside what its first measured steps foretold."""
-    rows, promised_all, taken_all = [], 0.0, 0.0
-    for stage in stages:
-        record, found, lines = records[stage], results_of(records[stage]), log.get(stage, [])
-        state = "not started" if record is None else "done" if record["done"] else "under way"
-        timed = [line for line in lines if "seconds" in line and line["step"] > 0]
-        steps = found.get("steps") or _planned_steps(stage, record)
-        promised = timed[0]["seconds"] / timed[0]["step"] * steps if timed and steps else None
-        taken = found.get("seconds") or (timed[-1]["seconds"] if timed else None)
-        if promised is not None and taken is not None and state == "done":
-            promised_all, taken_all = promised_all + promised, taken_all + taken
-        rates = sorted(line["images_per_second"] for line in lines if "images_per_second" in line)
-        memory = [line["memory_mib"] for line in lines if "memory_mib" in line]
-        rows.append(
-            [
-                html.escape(stage),
-                f'<span class="state {state.split()[0]}">{state}</span>',
-                "" if steps is None else f"{steps:,}",
-                "" if promised is None else clock(promised),
-                "" if taken is None else clock(taken),
-                f"{rates[len(rates) // 2]:.0f}" if rates else "",
-                f"{max(memory):.0f}" if memory else "",
-            ]
-        )
-    heads = ["stage", "", ">~steps", ">promised", ">taken", ">~images/s", ">~MiB"]
-    disk = sum(path.stat().st_size for path in run.path.rglob("*") if path.is_file()) / 2**20
-    line = f"The folder takes {disk:,.0f} MiB."
-    if taken_all:
-        line = f"Stages that log steps: promised {clock(promised_all)}, taken {clock(taken_all)}. " + line
-    return f'<div class="card">{table(heads, rows)}<p class="note">{line}</p></div>{throughput(log, stages)}'
-
-
-def _planned_steps(stage: str, record: Mapping[str, Any] | None) -> int | None:
-    """Steps that a stage was started for; None for one without steps."""
-    settings = (record or {}).get("settings", {}).get(stage.partition("-")[0], {})
-    steps = settings.get("steps") or settings.get("loop", {}).get("steps")
-    return steps if isinstance(steps, int) else None
 
 
 def results_of(record: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -10,6 +10,7 @@
     samples/<stage>/       grids drawn while training
     metrics.jsonl          every figure that was logged
     evaluation/            scores, the judge that was trained for them, the nearest training images
+    plan.json              what the run would take, where `pagoda plan` was asked
     report.html            all of it on one page
     stages/<stage>.json    what a stage was made from, whether it is done, and what it cost
 
@@ -32,6 +33,8 @@ from pagoda.files import hash_json, write_text_atomic
 from pagoda.stages.config import RunConfig, from_dict, read_yaml, to_dict, to_yaml
 from pagoda.version import __version__
 
+PLAN_FILE = "plan.json"
+"""May lie in a folder before its run begins."""
 FREE_KEYS = (
     "checkpoint_every",
     "keep_checkpoints",
@@ -67,7 +70,8 @@ class RunFolder:
         run = cls(path)
         if run.path.exists() and not run.path.is_dir():
             raise ArtifactError(f"{run.path} is a file; --out names a folder.")
-        if run.path.is_dir() and any(run.path.iterdir()) and not run.config_path.exists():
+        others = [path for path in run.path.iterdir() if path.name != PLAN_FILE] if run.path.is_dir() else []
+        if others and not run.config_path.exists():
             raise ArtifactError(f"{run.path} holds other things and no config.yaml; choose an empty folder for --out.")
         try:
             run.path.mkdir(parents=True, exist_ok=True)

@@ -11,8 +11,8 @@ from pagoda.diffusion import Condition, EDMDenoiser, per_sample
 from pagoda.evaluation import Features, ScoreOptions, collect_features, score_features
 from pagoda.networks import OneStepGenerator
 from pagoda.stages.context import StageContext
-from pagoda.stages.evaluate import FIRST_SEED, teacher_images
 from pagoda.stages.judging import RealImages, open_judge, open_real
+from pagoda.stages.making import FIRST_SEED, teacher_images
 from pagoda.stages.sampling import sample_images
 from pagoda.training import ScheduledEvaluation, noise_of_seeds
 from pagoda.training.technique import network_of
@@ -75,6 +75,9 @@ def _scorer(
         for rows in (real.reference, real.stand_in)
     )
     labels = real.data.labels(real.stand_in) if context.data.num_classes else None
+    own, training = real.data.fingerprint == context.data.fingerprint, None
+    if "memorised" in config.metrics:
+        training = collect_features(extractor, lambda part: context.data.images(part, real.size), len(context.data))
 
     def score(make: Callable[[list[int], list[int] | None], Tensor]) -> dict[str, float]:
         def load(rows: Tensor) -> Tensor:
@@ -89,6 +92,8 @@ def _scorer(
             stand_in,
             image_size=real.size,
             options=ScoreOptions(resamples=0),
+            training=training,
+            held_out=not own,
         )
         figures = {f"evaluation/{s.metric}": s.value for s in scores}
         return figures | {f"evaluation/{s.metric} real": s.floor for s in scores if s.floor is not None}

@@ -1,0 +1,160 @@
+"""What makes the images that a run is scored by: its generator, its teacher, or its generator from real images' own latents."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pagoda.diffusion import Condition, EDMDenoiser, build_solver, karras_sigmas, sample
+from pagoda.errors import ConfigError, did_you_mean
+from pagoda.networks import model_hash
+from pagoda.stages.config import RunConfig
+from pagoda.stages.context import load_teacher
+from pagoda.stages.encode import encode_images, start_noise
+from pagoda.stages.judging import RealImages
+from pagoda.stages.run_folder import RunFolder
+from pagoda.stages.sampling import load_generator, sample_images
+from pagoda.training import Runtime, noise_of_seeds
+
+FIRST_SEED = 1_000_000
+"""Seeds of scored samples start here, far from those of previews and grids."""
+MODELS = ("generator", "teacher", "reconstructions")
+"""What can be scored."""
+
+MakeImages = Callable[[Tensor], Tensor]
+"""Places (B,) among the stand-ins of the real images -> images (B, C, S, S) in [-1, 1], on the CPU."""
+
+
+@dataclass(frozen=True)
+class Maker:
+    """What makes images, before it is known which real ones they are compared with."""
+
+    what: str
+    """One of `MODELS`."""
+    size: int
+    """Side of the images in pixels."""
+    num_classes: int
+    """Classes that it knows; 0 where it takes no labels."""
+    facts: dict[str, Any]
+    """For the record: hashes, seeds, sampler."""
+    bind: Callable[[RealImages], MakeImages]
+    """For these real images: labels come from the stand-ins, and what is reconstructed are they themselves."""
+
+
+def open_maker(run: RunFolder, model: str, size: int | None, runtime: Runtime) -> Maker:
+    """What makes the images of a run that are scored.
+
+    Args:
+        model: One of `MODELS`.
+        size: Side in pixels; the largest when None.
+
+    Raises:
+        ConfigError: an unknown model, or a size that it does not make.
+        ArtifactError: the run has no such model yet.
+    """
+    if model not in MODELS:
+        raise ConfigError(f"model must be one of {', '.join(MODELS)}, got {model!r}. {did_you_mean(model, MODELS)}")
+    if model == "teacher":
+        return _teacher(run, size, runtime)
+    generator = load_generator(run, device=runtime.device)
+    if size is not None and size not in generator.sizes:
+        raise ConfigError(f"this generator makes images of {list(generator.sizes)} pixels, not {size}.")
+    side, digest, num_classes = size or generator.size, model_hash(generator), generator.num_classes
+    if model == "generator":
+
+        def from_seeds(real: RealImages) -> MakeImages:
+            labels = stand_in_labels(real, num_classes)
+            return lambda places: sample_images(
+                generator, _seeds(places), labels=None if labels is None else labels[places].tolist(), resolution=side
+            )
+
+        facts = {"model": digest, "what": model, "first_seed": FIRST_SEED, "sampler": "one step"}
+        return Maker(model, side, num_classes, facts, from_seeds)
+    denoiser, told = load_teacher(run.teacher)
+    denoiser.to(runtime.device)
+    config = run.config()
+
+    def from_latents(real: RealImages) -> MakeImages:
+        labels = stand_in_labels(real, num_classes)
+
+        @torch.no_grad()
+        def make(places: Tensor) -> Tensor:
+            condition = Condition.of_labels(None if labels is None else labels[places])
+            latents = _encode(config, denoiser, real, real.stand_in[places], condition, runtime)
+            images = generator(latents.to(next(generator.parameters())), condition.to(runtime.device), resolution=side)
+            return images.float().clamp(-1, 1).cpu()
+
+        return make
+
+    encoder = {k: v for k, v in asdict(config.encode).items() if k not in ("batch_size", "shard_size", "dtype")}
+    facts = {"model": digest, "what": model, "teacher": told["hash"], "encoder": encoder, "noise_seed": config.seed}
+    return Maker(model, side, num_classes, {**facts, "sampler": "one step from the image's own latent"}, from_latents)
+
+
+def stand_in_labels(real: RealImages, num_classes: int) -> Tensor | None:
+    """Labels of the stand-ins, or None for a model that takes none.
+
+    Raises:
+        ConfigError: the images have another number of classes than the model.
+    """
+    if not num_classes:
+        return None
+    if real.data.num_classes != num_classes:
+        raise ConfigError(
+            f"the model knows {num_classes} classes, the images have {real.data.num_classes}; use images with the same classes."
+        )
+    return real.data.labels(real.stand_in)
+
+
+def _encode(
+    config: RunConfig, denoiser: EDMDenoiser, real: RealImages, rows: Tensor, condition: Condition, runtime: Runtime
+) -> Tensor:
+    """Unit-scale latents of real images, made as the run's own stage `encode` makes them."""
+    images = real.data.images(rows, config.base)
+    flips = torch.zeros_like(rows)
+    noise = start_noise(config.seed, rows, flips, tuple(images.shape[1:])) if config.encode.add_noise else None
+    return encode_images(config, runtime, denoiser, images, condition, noise)
+
+
+def _teacher(run: RunFolder, size: int | None, runtime: Runtime) -> Maker:
+    denoiser, told = load_teacher(run.teacher)
+    denoiser.to(runtime.device)
+    side, channels = int(str(told["image_size"])), int(str(told["channels"]))
+    if size not in (None, side):
+        raise ConfigError(f"this run's teacher makes images of {side} pixels, not {size}.")
+    num_classes = int(str(told["num_classes"]))
+
+    def from_seeds(real: RealImages) -> MakeImages:
+        labels = stand_in_labels(real, num_classes)
+        return lambda places: teacher_images(
+            denoiser, _seeds(places), None if labels is None else labels[places].tolist(), (channels, side, side)
+        )
+
+    facts = {"model": told["hash"], "what": "teacher", "first_seed": FIRST_SEED, "sampler": "heun, 18 levels"}
+    return Maker("teacher", side, num_classes, facts, from_seeds)
+
+
+def _seeds(places: Tensor) -> list[int]:
+    return [FIRST_SEED + place for place in places.tolist()]
+
+
+@torch.no_grad()
+def teacher_images(
+    denoiser: EDMDenoiser,
+    seeds: list[int],
+    labels: list[int] | None,
+    shape: tuple[int, ...],
+    *,
+    solver: str = "heun",
+    levels: int = 18,
+) -> Tensor:
+    """Samples of a diffusion model, (N, C, b, b) in [-1, 1], on the CPU; a seed belongs to an image as in `sample_images`."""
+    device = next(denoiser.parameters()).device
+    z = noise_of_seeds(seeds, shape).to(device)
+    condition = Condition.of_labels(labels).to(device)
+    images = sample(denoiser, z, sigmas=karras_sigmas(levels), condition=condition, solver=build_solver(solver))
+    return images.float().clamp(-1, 1).cpu()
