@@ -49,6 +49,7 @@ class Evaluate:
         """Score, print, and write the run's report anew."""
         from pagoda.evaluation import ScoreOptions
         from pagoda.stages.evaluate import describe_scores, evaluate_run
+        from pagoda.stages.prior_gap import gap_lines, load_gaps
         from pagoda.stages.report import write_report
         from pagoda.stages.run_folder import RunFolder
         from pagoda.training import Runtime
@@ -71,12 +72,14 @@ class Evaluate:
             allow_download=self.allow_download,
         )
         if runtime.is_main:
-            first = scores[0]
+            first, gaps = scores[0], load_gaps(run) if self.model == "generator" else {}
             print(
                 f"{first.count_fake} images of {first.image_size} px against {first.count_real} real ones, "
                 f"features {first.extractor} ({first.extractor_fingerprint})"
             )
             print(describe_scores(scores))
+            for line in gap_lines(gaps[first.image_size]) if first.image_size in gaps else []:
+                print(line)
             print(write_report(run))
 
 

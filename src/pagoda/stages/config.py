@@ -190,6 +190,28 @@ class GrowConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class GapConfig:
+    """The prior gap, measured after every stage that makes a generator: it watches a run and changes nothing in it."""
+
+    count: int = 256
+    """Images a point of the walk from encoded images to fresh noise; 0 measures nothing."""
+    fractions: tuple[float, ...] = (0.25, 0.5, 0.75)
+    """Points between the two ends, as fractions of the angle between latent and noise."""
+    features: str = "random"
+    """random (a fixed random network), teacher, judge (a classifier that is trained first), classifier:FOLDER, ..."""
+
+    def __post_init__(self) -> None:
+        if self.count != 0 and self.count < 8:
+            raise ConfigError(f"evaluation.gap.count must be 8 or more, or 0 for none, got {self.count}.")
+        if any(not 0 < fraction < 1 for fraction in self.fractions) or list(self.fractions) != sorted(
+            set(self.fractions)
+        ):
+            raise ConfigError(
+                f"evaluation.gap.fractions must rise and lie between 0 and 1 (both ends are measured anyway), got {self.fractions}."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
     """Evaluation while training: it watches a run and changes nothing in it."""
 
@@ -205,6 +227,7 @@ class EvaluationConfig:
     """Images to compare with, best held-out ones; the training images when empty."""
     levels: tuple[float, ...] = (0.05, 0.2, 0.5, 1.0, 3.0, 10.0)
     """Noise levels at which the teacher's validation loss is measured."""
+    gap: GapConfig = GapConfig()
 
     def __post_init__(self) -> None:
         if self.every < 0:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pagoda.data import Downsampler, LatentStore
-from pagoda.diffusion import EDMDenoiser, build_solver, invert, karras_sigmas, sample
+from pagoda.diffusion import Condition, EDMDenoiser, build_solver, invert, karras_sigmas, sample
 from pagoda.errors import ArtifactError
 from pagoda.stages.config import EncodeConfig
 from pagoda.stages.context import StageContext, load_teacher
@@ -109,9 +109,17 @@ def total_rows(store: LatentStore) -> int:
 
 def encode_batch(context: StageContext, denoiser: EDMDenoiser, indices: Tensor, flips: Tensor) -> Tensor:
     """Unit-scale latents (B, C, b, b) of images of the data set."""
-    config, device = context.config, context.runtime.device
+    config = context.config
     images, condition = context.load(config.base, indices, flips.bool())
     noise = start_noise(config.seed, indices, flips, tuple(images.shape[1:])) if config.encode.add_noise else None
+    return encode_images(context, denoiser, images, condition, noise)
+
+
+def encode_images(
+    context: StageContext, denoiser: EDMDenoiser, images: Tensor, condition: Condition, noise: Tensor | None
+) -> Tensor:
+    """Unit-scale latents (B, C, b, b) of images (B, C, b, b), as the run encodes its own; `noise` is that of `sigma_min`."""
+    config, device = context.config, context.runtime.device
     with context.runtime.autocast():
         return invert(
             denoiser,

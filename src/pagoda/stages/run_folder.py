@@ -9,6 +9,7 @@
     checkpoints/<stage>/   what a stage needs to continue
     samples/<stage>/       grids drawn while training
     metrics.jsonl          every figure that was logged
+    prior-gap/             how much worse each generator is at fresh noise than at training latents
     evaluation/            scores, the judge that was trained for them, the nearest training images
     report.html            all of it on one page
     stages/<stage>.json    what a stage was made from, whether it is done, and what it cost

@@ -20,6 +20,7 @@ from pagoda.stages.context import StageContext, open_context
 from pagoda.stages.distill import distill
 from pagoda.stages.encode import encode
 from pagoda.stages.grow import grow, octave_settings, stage_name
+from pagoda.stages.prior_gap import measure_gap
 from pagoda.stages.provenance import draw_octaves, sample_facts
 from pagoda.stages.report import write_report
 from pagoda.stages.run_folder import RunFolder, stage_settings
@@ -72,12 +73,23 @@ def train(config: RunConfig, out: str, *, until: str = "grow", quiet: bool = Fal
         runtime.barrier()  # every process has read what is done before one of them finishes more
         for stage in wanted:
             run_stage(context, stage)
+            measure_gaps(context)
+        measure_gaps(context)  # also of a run that was stopped between a stage and its measurement
         if context.runtime.is_main and STAGES.index(until) >= 2:
             draw_samples(context)
         if context.runtime.is_main:
             write_report(run, config)
         context.say(f"done in {clock(time.monotonic() - started)}: {run.path}")
     return run
+
+
+def measure_gaps(context: StageContext) -> None:
+    """Measure the prior gap of every generator that is done; see `measure_gap`."""
+    run, config = context.run, context.config
+    for size in config.sizes:
+        if run.is_done("distill" if size == config.base else stage_name(size)):
+            measure_gap(context, size)
+    context.runtime.barrier()
 
 
 def draw_samples(context: StageContext) -> None:
