@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,7 @@ from pagoda.networks import OneStepGenerator, model_hash
 from pagoda.stages.context import StageContext, load_teacher
 from pagoda.stages.distill import open_latents
 from pagoda.stages.encode import encode_images
+from pagoda.stages.guidance import pair_weights, stored_condition
 from pagoda.stages.judging import RealImages, open_judge, open_real
 from pagoda.stages.run_folder import RunFolder
 from pagoda.stages.sampling import load_generator
@@ -218,7 +219,7 @@ def _training_walk(context: StageContext, real: RealImages, store: LatentStore) 
     rows = real.stand_in
     return _Walk(
         latents=lambda part: store.get(rows[part]),
-        condition=lambda part: Condition.of_labels(context.data.labels(rows[part])),
+        condition=lambda part: stored_condition(store, context.data, rows[part]),
         images=lambda part: real.images(rows[part]),
     )
 
@@ -252,7 +253,12 @@ def _unseen_walk(context: StageContext, real: RealImages, store: LatentStore) ->
             return moved if side == largest else reduce.tensor(moved, side)
 
     def condition(part: Tensor) -> Condition:
-        return Condition.of_labels(None if labels is None else labels[part])
+        told = Condition.of_labels(None if labels is None else labels[part])
+        return (
+            replace(told, guidance=pair_weights(config, chosen[part], torch.zeros_like(part)))
+            if config.guidance.active
+            else told
+        )
 
     facts = {"kind": kind, "rows": chosen.tolist(), "data": other, "latents": store.provenance}
     z = _unseen_latents(context, facts, len(chosen), lambda part: load(base, part), condition)

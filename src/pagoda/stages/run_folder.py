@@ -339,4 +339,7 @@ def stage_settings(config: RunConfig, stage: str) -> dict[str, Any]:
             }
     if stage == "distill" and config.distill.mode == "rec":  # absent where they change nothing, as in earlier versions
         settings["distill"] = {k: v for k, v in values["distill"].items() if k not in ("mode", "teacher_pairs")}
+    if stage != "teach" and config.guidance.active:
+        decides = ("scale_max",) if stage == "encode" else ("scale_max", "assignment")
+        settings["guidance"] = {key: values["guidance"][key] for key in decides}
     return settings
