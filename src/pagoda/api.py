@@ -99,7 +99,13 @@ class Generator:
         return load_generator(self.run, self.size)
 
     def sample(
-        self, n: int = 1, *, label: int | None = None, seed: int = 0, resolution: int | None = None
+        self,
+        n: int = 1,
+        *,
+        label: int | None = None,
+        seed: int = 0,
+        resolution: int | None = None,
+        guidance: float | None = None,
     ) -> list[Image.Image]:
         """One network call for all images; the image of a seed is always the same.
 
@@ -108,13 +114,15 @@ class Generator:
             label: Class of all images; every class in turn when None.
             seed: Seed of the first image; the next ones count up.
             resolution: Side in pixels; the largest when None.
+            guidance: Guidance weight of a generator that was trained with it (`guidance.scale_max`); 1, which is none, when None.
 
         Raises:
-            ConfigError: a label out of range.
+            ConfigError: a label out of range, or a guidance weight outside of the trained range.
             ShapeError: a resolution that the generator does not have.
         """
         labels = None if label is None else [label] * n
-        return to_pil(sample_images(self.model, range(seed, seed + n), labels=labels, resolution=resolution))
+        seeds = range(seed, seed + n)
+        return to_pil(sample_images(self.model, seeds, labels=labels, resolution=resolution, guidance=guidance))
 
 
 def teach(

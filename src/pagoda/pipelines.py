@@ -97,6 +97,11 @@ class PagodaPipeline(DiffusionPipeline):
         """Sides of the images that can be asked for."""
         return list(self.generator.sizes)
 
+    @property
+    def guidance_scale_max(self) -> float:
+        """Largest `guidance_scale` that can be asked for; 1 for a generator that was trained without guidance."""
+        return self.generator.guidance_max or 1.0
+
     def label_of(self, name: str) -> int:
         """The label of a class name.
 
@@ -117,6 +122,7 @@ class PagodaPipeline(DiffusionPipeline):
         seed: int | Sequence[int] = 0,
         resolution: int | None = None,
         batch_size: int = 64,
+        guidance_scale: float | None = None,
         num_inference_steps: int = 1,
         output_type: str = "pil",
         return_dict: bool = True,
@@ -129,12 +135,14 @@ class PagodaPipeline(DiffusionPipeline):
             seed: Seed of the first image (the next ones count up), or one seed per image.
             resolution: Side of the images; the largest when None.
             batch_size: Images a network call.
+            guidance_scale: Guidance weight, from 1 (none) to `guidance_scale_max`; 1 when None. Still one call.
             num_inference_steps: 1; anything else is refused.
             output_type: "pil", "np" ((N, H, W, C) in [0, 1]) or "pt" ((N, C, H, W) in [-1, 1]).
             return_dict: Whether to return `PagodaPipelineOutput` or a tuple.
 
         Raises:
-            ConfigError: more than one step, labels or counts that do not fit, an unknown output type.
+            ConfigError: more than one step, a guidance weight outside of the trained range, labels or counts that do not fit, an
+                unknown output type.
             ShapeError: a resolution that the generator does not have.
         """
         if num_inference_steps != 1:
@@ -156,7 +164,14 @@ class PagodaPipeline(DiffusionPipeline):
         if class_labels is not None:
             given = [class_labels] * count if isinstance(class_labels, int | str) else list(class_labels)
             labels = [self.label_of(label) if isinstance(label, str) else int(label) for label in given]
-        images = sample_images(self.generator, seeds, labels=labels, resolution=resolution, batch_size=batch_size)
+        images = sample_images(
+            self.generator,
+            seeds,
+            labels=labels,
+            resolution=resolution,
+            batch_size=batch_size,
+            guidance=guidance_scale,
+        )
         made: Any = images
         if output_type == "pil":
             made = to_pil(images)

@@ -51,7 +51,7 @@ def test_every_part_of_a_finished_run_is_there(report: Path) -> None:
     text = report.read_text()
     found = re.findall(r'<section id="(\w+)"', text)
     assert found == [
-        "summary", "samples", "octaves", "scores", "reconstructions", "latents",
+        "summary", "samples", "octaves", "scores", "gap", "reconstructions", "latents",
         "curves", "training", "cost", "continue", "configuration",
     ]  # fmt: skip
     assert "a &lt;run&gt; &amp; more" in text  # the name of the folder is text
@@ -150,4 +150,4 @@ def test_links_lead_to_their_sections(browser: Any, report: Path) -> None:
         "[...document.querySelectorAll('nav a')].filter(a => !document.querySelector(a.getAttribute('href'))).length"
     )
     assert page.evaluate(missing) == 0
-    assert page.evaluate("document.querySelectorAll('nav a').length") == 10
+    assert page.evaluate("document.querySelectorAll('nav a').length") == 11

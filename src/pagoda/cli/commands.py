@@ -209,6 +209,8 @@ class Sample:
     """Seed of the first image; the next ones count up."""
     resolution: int | None = None
     """Side in pixels; the largest when not given."""
+    guidance: float | None = None
+    """Guidance weight of a generator that was trained with it (guidance.scale_max); 1, which is none, when not given."""
     out: Path | None = None
     """Grid to write; `RUN/samples/grid-<size>-seed<seed>.png` when not given."""
     each: Path | None = None
@@ -240,11 +242,24 @@ class Sample:
         generator = load_generator(run, device=Runtime(self.device).device)
         seeds = list(range(self.seed, self.seed + self.n))
         labels = None if self.label is None else [self.label] * self.n
-        images = sample_images(generator, seeds, labels=labels, resolution=self.resolution, batch_size=self.batch_size)
+        images = sample_images(
+            generator,
+            seeds,
+            labels=labels,
+            resolution=self.resolution,
+            batch_size=self.batch_size,
+            guidance=self.guidance,
+        )
         size = images.shape[-1]
         if labels is None and generator.num_classes:
             labels = [seed % generator.num_classes for seed in seeds]
-        common: dict[str, Any] = {"resolution": size, "batch_size": self.batch_size, "model": model_hash(generator)}
+        guidance = {} if self.guidance is None else {"guidance": self.guidance}
+        common: dict[str, Any] = {
+            **guidance,
+            "resolution": size,
+            "batch_size": self.batch_size,
+            "model": model_hash(generator),
+        }
         target = self.out or run.path / "samples" / f"grid-{size}-seed{self.seed}{ending}"
         grid = make_grid(images, columns=self.columns)
         facts = sample_facts(generator, "grid", seeds, labels, columns=self.columns, **common)

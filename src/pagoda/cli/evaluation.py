@@ -64,6 +64,7 @@ class Evaluate:
         from pagoda.stages.comparison import describe_scores
         from pagoda.stages.evaluate import evaluate_run
         from pagoda.stages.pair_scores import PairOptions
+        from pagoda.stages.prior_gap import gap_lines, load_gaps
         from pagoda.stages.report import write_report
         from pagoda.stages.run_folder import RunFolder
         from pagoda.training import Runtime
@@ -90,7 +91,10 @@ class Evaluate:
             say=(lambda text: print(text, file=sys.stderr)) if runtime.is_main else (lambda text: None),
         )
         if runtime.is_main:
+            gaps = load_gaps(run) if self.model == "generator" else {}
             print(describe_scores(scores))
+            for size in {score.image_size for score in scores} & gaps.keys():
+                print("\n".join(gap_lines(gaps[size])))
             print(write_report(run))
 
 

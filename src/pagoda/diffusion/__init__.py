@@ -4,6 +4,7 @@ from pagoda.diffusion.conditions import NULL_LABEL, UNCONDITIONAL, Condition
 from pagoda.diffusion.denoiser import Denoiser, EDMDenoiser, Network, ScheduledDenoiser, per_sample
 from pagoda.diffusion.guidance import GuidedDenoiser
 from pagoda.diffusion.listening import RunListener, RunStart, listeners_of, listening
+from pagoda.diffusion.mixing import spherical_mixture
 from pagoda.diffusion.oracles import GaussianDenoiser, GaussianMixtureDenoiser
 from pagoda.diffusion.schedules import (
     CosineVPSchedule,
@@ -68,4 +69,5 @@ __all__ = [
     "sample",
     "schedule_from_scheduler",
     "solve",
+    "spherical_mixture",
 ]

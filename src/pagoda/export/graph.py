@@ -22,12 +22,18 @@ from pagoda.training import noise_of_seeds
 CHECKED_BATCHES = (1, 3)
 """Batch sizes at which a graph is compared with PyTorch when it is made."""
 
+INPUT_NAMES = ("z", "labels", "guidance")
+"""Inputs of a graph, as far as the generator takes them."""
+
 Graph = Callable[[tuple[Tensor, ...]], Tensor]
-"""What is compared: (z,) or (z, labels) -> images."""
+"""What is compared: (z,), (z, labels) or (z, labels, guidance) -> images."""
 
 
 class ImageMaker(nn.Module):
     """A generator with its size chosen: z (B, C, b, b) of unit variance, labels (B,) int64 (-1 = none) -> (B, C, r, r).
+
+    A generator that was trained with guidance takes weights (B,) float32 in [1, guidance_max] as a third input. A graph cannot look
+    at values: it computes something for weights outside of that range, and nobody knows what it means.
 
     Args:
         generator: Copied, to the CPU and float32; levels above `size` are left out.
@@ -47,9 +53,9 @@ class ImageMaker(nn.Module):
         _free_batch(self.generator)
         self.eval()
 
-    def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
+    def forward(self, z: Tensor, labels: Tensor | None = None, guidance: Tensor | None = None) -> Tensor:
         """Images (B, C, r, r), nominally in [-1, 1] and not clamped."""
-        return cast(Tensor, self.generator(z, Condition(label=labels)))
+        return cast(Tensor, self.generator(z, Condition(label=labels, guidance=guidance)))
 
     def inputs(self, batch: int, first_seed: int = 0) -> tuple[Tensor, ...]:
         """Noise of successive seeds, with labels in turn, the null label among them, where there are classes."""
@@ -58,7 +64,10 @@ class ImageMaker(nn.Module):
         z = noise_of_seeds(seeds, (g.channels, g.base_size, g.base_size))
         if g.num_classes == 0:
             return (z,)
-        return z, torch.tensor([(seed - 1) % (g.num_classes + 1) - 1 for seed in seeds], dtype=torch.int64)
+        labels = torch.tensor([(seed - 1) % (g.num_classes + 1) - 1 for seed in seeds], dtype=torch.int64)
+        if g.guidance_max is None:
+            return z, labels
+        return z, labels, 1 + (g.guidance_max - 1) * (torch.arange(batch) % 3) / 2
 
 
 class _Enlarge(nn.Module):
@@ -92,7 +101,7 @@ def trace(maker: ImageMaker) -> ExportedProgram:
     """
     batch = Dim("batch")
     inputs = maker.inputs(2)
-    names = ("z", "labels")[: len(inputs)]
+    names = INPUT_NAMES[: len(inputs)]
     with quiet_pytrees(), torch.no_grad():
         return torch.export.export(maker, inputs, dynamic_shapes={name: {0: batch} for name in names})
 

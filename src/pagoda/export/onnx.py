@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pagoda.errors import ArtifactError, ConfigError, ResourceError, did_you_mean, import_extra
 from pagoda.export.facts import Exported, export_facts
-from pagoda.export.graph import Graph, ImageMaker, largest_difference, quiet_pytrees, trace
+from pagoda.export.graph import INPUT_NAMES, Graph, ImageMaker, largest_difference, quiet_pytrees, trace
 from pagoda.files import write_bytes_atomic
 from pagoda.images import METADATA_KEY
 from pagoda.networks import OneStepGenerator
@@ -116,7 +116,7 @@ def read_onnx_facts(path: Path | str) -> dict[str, Any] | None:
 def _to_onnx(maker: ImageMaker) -> Any:
     """The graph as an onnx ModelProto, with the batch axis called `batch`."""
     program = trace(maker)
-    inputs = ["z", "labels"][: len(maker.inputs(1))]
+    inputs = list(INPUT_NAMES[: len(maker.inputs(1))])
     with quiet_pytrees(), _quiet_exporter():
         made = torch.onnx.export(
             program, dynamo=True, input_names=inputs, output_names=["images"], opset_version=OPSET, verbose=False

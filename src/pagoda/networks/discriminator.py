@@ -21,6 +21,7 @@ from pagoda.errors import ConfigError, ShapeError
 from pagoda.networks.calling import resolve_labels
 from pagoda.networks.features import FeatureStack
 from pagoda.networks.growth import count_groups
+from pagoda.networks.guidance import GuidanceEmbedding
 
 
 class MapHead(nn.Module):
@@ -55,16 +56,19 @@ class MapHead(nn.Module):
         self.layers = nn.Sequential(*layers)
         self.logit = _conv(width, 1, 1)
         self.label = nn.Embedding(num_classes + 1, width) if num_classes else None
+        self.guided: GuidanceEmbedding | None = None  # given by `ProjectedDiscriminator`
         self.scale = 1 / math.sqrt(width)
 
-    def forward(self, features: Tensor, labels: Tensor | None) -> Tensor:
-        """Map (B, C, h, w) and rows of the table (B,) -> logits (B, s * s)."""
+    def forward(self, features: Tensor, labels: Tensor | None, guidance: Tensor | None = None) -> Tensor:
+        """Map (B, C, h, w), rows of the table (B,) and guidance weights (B,) -> logits (B, s * s)."""
         if self.mixer is not None:
             features = F.conv2d(features, self.mixer)
         h = self.layers(features)
         logits = self.logit(F.leaky_relu(h, 0.2))[:, 0]
         if self.label is not None and labels is not None:
             logits = logits + torch.einsum("bchw,bc->bhw", h, self.label(labels)) * self.scale
+        if self.guided is not None and guidance is not None:
+            logits = logits + torch.einsum("bchw,bc->bhw", h, self.guided(guidance)) * self.scale
         return logits.flatten(1)
 
 
@@ -80,6 +84,7 @@ class ProjectedDiscriminator(nn.Module):
         width: Channels inside each head.
         mixing: Mix the channels of each map by a fixed random matrix first.
         raw_pixels: The last map is the image itself.
+        guided: It is told the guidance weight of each image; logits start as without it.
 
     Raises:
         ConfigError: no map, or a number below 1.
@@ -95,6 +100,7 @@ class ProjectedDiscriminator(nn.Module):
         width: int = 64,
         mixing: bool = False,
         raw_pixels: bool = False,
+        guided: bool = False,
     ) -> None:
         super().__init__()
         if len(channels) != len(sides):
@@ -119,24 +125,34 @@ class ProjectedDiscriminator(nn.Module):
             )
             for index, (count, side) in enumerate(zip(channels, sides, strict=True))
         )
+        self.guided = guided
+        for head in self.heads if guided else ():  # after all heads, whose weights are then those of one without
+            head.guided = GuidanceEmbedding(width)
 
     def forward(self, maps: Sequence[Tensor], condition: Condition = UNCONDITIONAL) -> Tensor:
         """Logits (B, P) of all patches of all maps; positive = real.
 
         Args:
             maps: (B, C_k, h_k, w_k).
-            condition: Labels, -1 or none at all for no class.
+            condition: Labels, -1 or none at all for no class; guidance weights, none at all for 1.
 
         Raises:
             ShapeError: another number of maps.
-            ConfigError: a label out of range.
+            ConfigError: a label out of range, or guidance weights for one that is not told of them.
         """
         if len(maps) != len(self.heads):
             raise ShapeError(f"this discriminator reads {len(self.heads)} maps, got {len(maps)}.")
         labels = None
         if self.num_classes or condition.label is not None:
             labels = resolve_labels(condition.label, self.num_classes, len(maps[0]), maps[0].device)
-        return torch.cat([head(features, labels) for head, features in zip(self.heads, maps, strict=True)], dim=1)
+        weights = condition.guidance
+        if weights is not None and not self.guided:
+            raise ConfigError("this discriminator has no input for the condition `guidance`; leave it out.")
+        if self.guided and weights is None:
+            weights = torch.ones(len(maps[0]), device=maps[0].device)
+        return torch.cat(
+            [head(features, labels, weights) for head, features in zip(self.heads, maps, strict=True)], dim=1
+        )
 
 
 class Discriminator(nn.Module):
@@ -162,6 +178,7 @@ class Discriminator(nn.Module):
         width: int = 64,
         mixing: bool = False,
         raw_pixels: bool = False,
+        guided: bool = False,
     ) -> Discriminator:
         """Fresh heads for a stack and images of `image_size` px; the maps' sizes are measured. See `ProjectedDiscriminator`."""
         heads = ProjectedDiscriminator(
@@ -171,6 +188,7 @@ class Discriminator(nn.Module):
             width=width,
             mixing=mixing,
             raw_pixels=raw_pixels,
+            guided=guided,
         )
         return cls(stack, heads)
 

@@ -31,6 +31,7 @@ from pagoda.networks.calling import (
 )
 from pagoda.networks.description import build_model, describe_model
 from pagoda.networks.growth import GrowthLevel, LevelConfig, carry_over, count_groups
+from pagoda.networks.guidance import GuidanceEmbedding, resolve_guidance, shifted_state, split_guidance
 from pagoda.networks.parts import Anatomy
 
 OUTPUTS = ("denoiser", "raw")
@@ -49,6 +50,8 @@ class OneStepGenerator(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffus
         sigma_data: Standard deviation of the data.
         noise_scale: The base's noise input is noise_scale * ln(sigma_max).
         levels: `LevelConfig` fields of each level, the lowest first.
+        guidance_max: Largest guidance weight that it is trained with; it then takes `Condition.guidance` from 1 (none) up
+            to this. None: it takes no weight.
 
     Raises:
         ConfigError: an unknown output or base class, or noise levels that are not positive.
@@ -64,8 +67,13 @@ class OneStepGenerator(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffus
         sigma_data: float = 0.5,
         noise_scale: float = 250.0,
         levels: list[dict[str, Any]] | None = None,
+        guidance_max: float | None = None,
     ) -> None:
         super().__init__()
+        if guidance_max is not None and guidance_max <= 1:
+            raise ConfigError(
+                f"guidance_max must be above 1 (1 is no guidance), got {guidance_max}; None takes no weight."
+            )
         if output not in OUTPUTS:
             raise ConfigError(f"unknown generator output {output!r}. {did_you_mean(str(output), OUTPUTS)}")
         if sigma_max <= 0 or sigma_data <= 0:
@@ -93,6 +101,8 @@ class OneStepGenerator(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffus
                 )
             )
             width = level.channels
+        # Last, and zero at first: the weights of everything else, and the images, are those of a generator without it.
+        self.guided = None if guidance_max is None else GuidanceEmbedding(parts.embedding_dim)
         self._frozen: list[nn.Module] = []
         # Random Fourier features, for one, are parameters that are never trained.
         self._fixed = {name for name, parameter in self.named_parameters() if not parameter.requires_grad}
@@ -106,6 +116,7 @@ class OneStepGenerator(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffus
         sigma_max: float = 80.0,
         sigma_data: float = 0.5,
         noise_scale: float = 250.0,
+        guidance_max: float | None = None,
     ) -> OneStepGenerator:
         """A generator of the teacher's architecture and size that starts from a copy of its weights.
 
@@ -115,6 +126,7 @@ class OneStepGenerator(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffus
             sigma_max: As the latents were made with.
             sigma_data: As the teacher was trained with.
             noise_scale: As the teacher was trained with.
+            guidance_max: See the class. The weight's embedding is drawn from torch's global generator.
 
         Raises:
             ConfigError: a model without anatomy, or an unknown output.
@@ -128,6 +140,7 @@ class OneStepGenerator(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffus
             sigma_max=sigma_max,
             sigma_data=sigma_data,
             noise_scale=noise_scale,
+            guidance_max=guidance_max,
         )
         _match(generator, model)
         carry_over(model, generator.base)
@@ -154,6 +167,12 @@ class OneStepGenerator(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffus
     def sigma_max(self) -> float:
         """Noise level at which the base is called."""
         return float(config_of(self).sigma_max)
+
+    @property
+    def guidance_max(self) -> float | None:
+        """Largest guidance weight that it takes; None where it takes none."""
+        found: float | None = config_of(self).guidance_max
+        return found
 
     @property
     def _parts(self) -> Anatomy:
@@ -194,7 +213,7 @@ class OneStepGenerator(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffus
 
         Args:
             z: Noise (B, C, b, b) of unit variance; the base size at every resolution.
-            condition: Labels (-1 = none), or whatever the teacher took.
+            condition: Labels (-1 = none), or whatever the teacher took; with `guidance_max` also guidance weights, 1 when absent.
             resolution: Side of the images; None = the largest.
             return_all: Also give the image of every smaller level.
 
@@ -203,7 +222,7 @@ class OneStepGenerator(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffus
 
         Raises:
             ShapeError: `resolution` is not one of `sizes`, or z has another shape.
-            ConfigError: the condition does not suit the base.
+            ConfigError: the condition does not suit the base, or a guidance weight lies outside of [1, guidance_max].
         """
         top = len(self.octaves) if resolution is None else self._index(resolution)
         images: dict[int, Tensor] = {}
@@ -265,7 +284,11 @@ class OneStepGenerator(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffus
         c_skip, c_out, c_in = (c[:, None, None, None] for c in self._edm.scalings(sigma))
         x = sigma[:, None, None, None] * z
         parts = self._parts
-        hidden, state = parts.last_state(c_in * x, self._edm.noise_input(sigma), condition)
+        shift = None
+        if self.guided is not None:
+            condition, weight = split_guidance(condition)
+            shift = self.guided(resolve_guidance(weight, cast(float, self.guidance_max), z.shape[0], z))
+        hidden, state = shifted_state(parts, c_in * x, self._edm.noise_input(sigma), condition, shift)
         rgb = keep_mean(parts.head(hidden, state), self.channels)
         if config_of(self).output == "denoiser":
             rgb = c_skip * x + c_out * rgb
@@ -374,6 +397,8 @@ class OneStepGenerator(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffus
         else:
             below = self._index(self.size if boundary == "top" else int(boundary))
             frozen = [self.base, *self.octaves][:below]
+        if frozen and self.guided is not None:
+            frozen = [*frozen, self.guided]  # with the embedding that it is added to
         for name, parameter in self.named_parameters():
             parameter.requires_grad_(name not in self._fixed)
         for module in frozen:

@@ -129,6 +129,38 @@ class TeacherPairsConfig:
         build_solver(self.solver)
 
 
+ASSIGNMENTS = ("independent", "teacher", "matched")
+"""What the discriminator is told with real images; see `pagoda.stages.assignment`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GuidanceConfig:
+    """Guidance inside of the one-step generator: each pair is encoded under a weight w of its own, which the generator is told."""
+
+    scale_max: float = 1.0
+    """Weights are drawn from U[1, scale_max]; 1 trains without guidance."""
+    assignment: str = "independent"
+    """Weights that the discriminator is told with real images: independent draws; teacher (its guided images in place of the real
+    ones); matched (a function of the image, from Python only)."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.scale_max < float("inf"):
+            raise ConfigError(f"guidance.scale_max must be 1 (no guidance) or more, got {self.scale_max}.")
+        if self.assignment not in ASSIGNMENTS:
+            raise ConfigError(
+                f"unknown guidance.assignment {self.assignment!r}. {did_you_mean(self.assignment, ASSIGNMENTS)}"
+            )
+        if self.assignment != "independent" and not self.active:
+            raise ConfigError(
+                f"guidance.assignment={self.assignment} says nothing without guidance; set guidance.scale_max above 1."
+            )
+
+    @property
+    def active(self) -> bool:
+        """Whether the run trains under guidance."""
+        return self.scale_max > 1
+
+
 DISTILL_MODES = ("rec", "dstl", "both")
 
 
@@ -190,6 +222,28 @@ class GrowConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class GapConfig:
+    """The prior gap, measured after every stage that makes a generator: it watches a run and changes nothing in it."""
+
+    count: int = 256
+    """Images a point of the walk from encoded images to fresh noise; 0 measures nothing."""
+    fractions: tuple[float, ...] = (0.25, 0.5, 0.75)
+    """Points between the two ends, as fractions of the angle between latent and noise."""
+    features: str = "random"
+    """random (a fixed random network), teacher, judge (a classifier that is trained first), classifier:FOLDER, ..."""
+
+    def __post_init__(self) -> None:
+        if self.count != 0 and self.count < 8:
+            raise ConfigError(f"evaluation.gap.count must be 8 or more, or 0 for none, got {self.count}.")
+        if any(not 0 < fraction < 1 for fraction in self.fractions) or list(self.fractions) != sorted(
+            set(self.fractions)
+        ):
+            raise ConfigError(
+                f"evaluation.gap.fractions must rise and lie between 0 and 1 (both ends are measured anyway), got {self.fractions}."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
     """Evaluation while training: it watches a run and changes nothing in it."""
 
@@ -205,6 +259,7 @@ class EvaluationConfig:
     """Images to compare with, best held-out ones; the training images when empty."""
     levels: tuple[float, ...] = (0.05, 0.2, 0.5, 1.0, 3.0, 10.0)
     """Noise levels at which the teacher's validation loss is measured."""
+    gap: GapConfig = GapConfig()
 
     def __post_init__(self) -> None:
         if self.every < 0:
@@ -247,6 +302,7 @@ class RunConfig:
     techniques: tuple[TechniqueConfig, ...] = ()
     """What changes the training of the diffusion model: names, or a name with options, as in `[repa, {cep: {gamma: 0.5}}]`."""
     encode: EncodeConfig = EncodeConfig()
+    guidance: GuidanceConfig = GuidanceConfig()
     distill: DistillConfig = DistillConfig()
     grow: GrowConfig = GrowConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
@@ -272,7 +328,24 @@ class RunConfig:
             raise ConfigError(
                 f"encode.sigma_min must lie between 0 and sigma_max {self.sigma_max}, got {self.encode.sigma_min}."
             )
+        self._check_guidance()
         build_techniques(self.techniques)  # refuses pairs that cannot be combined
+
+    def _check_guidance(self) -> None:
+        if self.guidance.active and self.teach.condition_dropout == 0:
+            raise ConfigError(
+                "guidance.scale_max above 1 needs a teacher that also knows images without their condition; "
+                "set teach.condition_dropout above 0, for instance 0.1."
+            )
+        if self.guidance.assignment == "teacher" and self.distill.loss.adversarial == 0:
+            raise ConfigError(
+                "guidance.assignment=teacher is for the discriminator; set distill.loss.adversarial above 0."
+            )
+        if self.guidance.assignment == "teacher" and self.size > self.base and self.grow.loss.adversarial > 0:
+            raise ConfigError(
+                f"guidance.assignment=teacher: the teacher has no images of {2 * self.base} px for the octaves. Set "
+                "grow.loss.adversarial=0, or guidance.assignment=independent."
+            )
 
     @property
     def sizes(self) -> list[int]:

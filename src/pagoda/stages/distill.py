@@ -15,6 +15,7 @@ from pagoda.networks import (
     TeacherFeatures,
     model_hash,
 )
+from pagoda.stages.assignment import ImageGuidance, check_match, guided_inputs
 from pagoda.stages.config import LossConfig
 from pagoda.stages.context import StageContext, build_trainer, load_teacher
 from pagoda.stages.objective import GeneratorBatch, GeneratorInputs, GeneratorObjective
@@ -65,6 +66,7 @@ def build_critics(
             image_size=loss.crop or size,
             num_classes=context.data.num_classes,
             raw_pixels=loss.raw_pixels,
+            guided=context.config.guidance.active,
         ).to(context.runtime.device)
     return discriminator, features if loss.feature > 0 else None
 
@@ -91,16 +93,19 @@ def build_objective(
     Args:
         denoiser: The teacher.
         inputs: Where the generator's inputs come from.
-        pairs: What the teacher made of fresh noise; None where the mode is `rec`.
+        pairs: What the teacher made of fresh noise; None where neither the mode nor the assignment of guidance asks for it.
     """
     config, runtime = context.config, context.runtime
     assert isinstance(denoiser.network, DiffusersNetwork)
+    if config.guidance.active:
+        torch.manual_seed(derive_seed(config.seed, STAGE, "guidance"))
     generator = OneStepGenerator.from_teacher(
         denoiser.network,
         output=config.distill.output,  # type: ignore[arg-type]
         sigma_max=config.sigma_max,
         sigma_data=denoiser.sigma_data,
         noise_scale=denoiser.noise_scale,
+        guidance_max=config.guidance.scale_max if config.guidance.active else None,
     ).to(runtime.device)
     generator.requires_grad_(True).train()
     discriminator, features = build_critics(context, config.distill.loss, config.base, STAGE, denoiser)
@@ -116,32 +121,40 @@ def build_objective(
         optimizers=(config.distill.optimizer, config.distill.discriminator),
         ema=config.distill.ema,
         preview=context.preview_inputs(),
-        teacher_pairs=pairs,
+        teacher_pairs=None if config.distill.mode == "rec" else pairs,
         pair_share=1.0 if config.distill.mode == "dstl" else config.distill.teacher_pairs.share,
     )
 
 
-def distill(context: StageContext) -> None:
+def distill(context: StageContext, *, match: ImageGuidance | None = None) -> None:
     """Train the generator of base size and write it to `generator-<base>/`; continues where it stopped.
 
+    Args:
+        match: For the assignment `matched` of guidance: the weight that an image looks like.
+
     Raises:
+        ConfigError: `match` is missing, or given for nothing.
         ArtifactError: the folder's generator was started with another configuration, or latents do not fit.
         TrainingError: the training is no longer healthy.
     """
     run, config, runtime = context.run, context.config, context.runtime
+    check_match(config, match)
     store = open_latents(context)
     denoiser, facts = load_teacher(run.teacher)
     inputs = {
         "data": context.data.fingerprint,
         "teacher": str(facts["hash"]),
         "latents": hash_json(store.provenance),
+        **({} if match is None else {"match": match.fingerprint}),
     }
     fingerprint = run.begin(STAGE, stage_settings(config, STAGE), inputs, write=runtime.is_main)
     if run.is_done(STAGE):
         context.say("distill: done already")
         return
-    pairs = None if config.distill.mode == "rec" else make_teacher_pairs(context)
-    objective = build_objective(context, denoiser, LatentInputs(store), pairs)
+    needed = config.distill.mode != "rec" or config.guidance.assignment == "teacher"
+    pairs = make_teacher_pairs(context) if needed else None
+    sources = guided_inputs(config, LatentInputs(store), store, pairs, match)
+    objective = build_objective(context, denoiser, sources, pairs)
     evaluation = build_evaluation(context, config.base)
     trainer = build_trainer(context, STAGE, objective, config.distill.loop, fingerprint, evaluation)
     averaged = trainer.run()["generator"]

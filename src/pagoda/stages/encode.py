@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from pagoda.diffusion import Condition, EDMDenoiser, build_solver, invert, karra
 from pagoda.errors import ArtifactError
 from pagoda.stages.config import EncodeConfig, RunConfig
 from pagoda.stages.context import StageContext, load_teacher
+from pagoda.stages.guidance import guided, pair_weights, std_by_weight, stored_condition
 from pagoda.stages.run_folder import stage_settings
 from pagoda.training import Runtime, clock, seeded_generator
 
@@ -53,6 +54,7 @@ def encode(context: StageContext) -> None:
         "sigma_max": config.sigma_max,
         "seed": config.seed,
         **{k: v for k, v in asdict(settings).items() if k not in ("batch_size", "shard_size", "dtype")},
+        **({"guidance": config.guidance.scale_max} if config.guidance.active else {}),
     }
     store = LatentStore.create(
         run.latents,
@@ -74,13 +76,13 @@ def encode(context: StageContext) -> None:
     total = sum(len(store.shard_rows(shard)[0]) for shard in mine)
     for shard in mine:
         indices, flips = store.shard_rows(shard)
-        parts = []
+        parts, weights = [], pair_weights(config, indices, flips) if config.guidance.active else None
         for rows in torch.arange(len(indices)).split(settings.batch_size):
             parts.append(encode_batch(context, denoiser, indices[rows], flips[rows]).cpu())
             done += len(rows)
             rate = done / (time.monotonic() - started)
             status.show(f"encode  {done}/{total} latents  {rate:.0f} img/s  {clock((total - done) / rate)} left")
-        store.write_shard(shard, torch.cat(parts))
+        store.write_shard(shard, torch.cat(parts), weights)
     status.done()
     seconds = time.monotonic() - started
     runtime.barrier()
@@ -98,7 +100,13 @@ def encode(context: StageContext) -> None:
         if log is not None:
             log.write(0, results)
             log.close()
-        run.finish(STAGE, {**results, "seconds": seconds, "count": len(store)})
+        by_weight = std_by_weight(store) if config.guidance.active else []
+        for part in by_weight:
+            context.say(
+                f"encode: std {part['std']:.3f} at guidance weights from {part['from']:.2f} to {part['to']:.2f}"
+            )
+        told = {"std_by_guidance": by_weight} if by_weight else {}
+        run.finish(STAGE, {**results, **told, "seconds": seconds, "count": len(store)})
     runtime.barrier()
 
 
@@ -111,6 +119,8 @@ def encode_batch(context: StageContext, denoiser: EDMDenoiser, indices: Tensor, 
     """Unit-scale latents (B, C, b, b) of images of the data set."""
     config = context.config
     images, condition = context.load(config.base, indices, flips.bool())
+    if config.guidance.active:
+        condition = replace(condition, guidance=pair_weights(config, indices, flips))
     noise = start_noise(config.seed, indices, flips, tuple(images.shape[1:])) if config.encode.add_noise else None
     return encode_images(config, context.runtime, denoiser, images, condition, noise)
 
@@ -126,12 +136,13 @@ def encode_images(
     """Unit-scale latents (B, C, b, b) of images (B, C, b, b) in [-1, 1], with the settings of the stage.
 
     Args:
+        condition: With a guidance weight, the ODE follows the guided field.
         noise: Unit noise of each image (`start_noise`), or None where `encode.add_noise` is off.
     """
     device = runtime.device
     with runtime.autocast():
         return invert(
-            denoiser,
+            guided(denoiser, condition),
             images.to(device),
             sigmas=inversion_grid(config.encode, config.sigma_max),
             condition=condition.to(device),
@@ -146,9 +157,10 @@ def round_trip_psnr(context: StageContext, denoiser: EDMDenoiser, store: LatentS
     config, device = context.config, context.runtime.device
     indices = torch.linspace(0, len(context.data) - 1, min(CHECKED, len(context.data))).long()
     flips = torch.zeros_like(indices)
-    images, condition = context.load(config.base, indices, flips.bool())
+    images, _ = context.load(config.base, indices, flips.bool())
+    condition = stored_condition(store, context.data, indices, flips)
     back = sample(
-        denoiser,
+        guided(denoiser, condition),
         store.get(indices, flips).to(device),
         sigmas=torch.cat(
             [inversion_grid(config.encode, config.sigma_max).flip(0), torch.zeros(1, dtype=torch.float64)]

@@ -14,9 +14,11 @@ from pagoda.diffusion import Condition, EDMDenoiser
 from pagoda.errors import ConfigError
 from pagoda.files import hash_json
 from pagoda.networks import OneStepGenerator, model_hash
+from pagoda.stages.assignment import ImageGuidance, check_match, guided_inputs
 from pagoda.stages.config import RunConfig
 from pagoda.stages.context import StageContext, build_trainer
 from pagoda.stages.distill import LatentInputs, build_critics, export_generator, open_latents
+from pagoda.stages.guidance import drawn_weights, stored_condition
 from pagoda.stages.objective import GeneratorInputs, GeneratorObjective
 from pagoda.stages.run_folder import stage_settings
 from pagoda.stages.sampling import load_generator
@@ -66,23 +68,28 @@ def octave_settings(config: RunConfig, size: int) -> dict[str, Any]:
     return settings
 
 
-def grow(context: StageContext, size: int) -> None:
+def grow(context: StageContext, size: int, *, match: ImageGuidance | None = None) -> None:
     """Grow the generator from `size / 2` to `size` and write it to `generator-<size>/`; continues where it stopped.
+
+    Args:
+        match: For the assignment `matched` of guidance: the weight that an image looks like.
 
     Raises:
         ArtifactError: the level below is missing, or the stage was started with another configuration.
-        ConfigError: `size` is not an octave of this run.
+        ConfigError: `size` is not an octave of this run; `match` is missing, or given for nothing.
         TrainingError: the training is no longer healthy.
     """
     run, config, runtime = context.run, context.config, context.runtime
     if size not in config.sizes[1:]:
         raise ConfigError(f"cannot grow to {size}: the octaves of this run are {config.sizes[1:]}.")
+    check_match(config, match)
     stage, octave = stage_name(size), config.sizes.index(size) - 1
     below = "distill" if octave == 0 else stage_name(size // 2)
     lower_hash = run.require(below, f"pagoda train ... --out {run.path}")["results"]["hash"]
     store = open_latents(context)
     values = config.grow.octave(octave)
     inputs = {"data": context.data.fingerprint, "generator": str(lower_hash), "latents": hash_json(store.provenance)}
+    inputs |= {} if match is None else {"match": match.fingerprint}
     fingerprint = run.begin(stage, octave_settings(config, size), inputs, write=runtime.is_main)
     if run.is_done(stage):
         context.say(f"{stage}: done already")
@@ -90,7 +97,7 @@ def grow(context: StageContext, size: int) -> None:
     lower = load_generator(run, size // 2, device=runtime.device)
     generator = add_octave(context, lower, size)
     loop = dataclasses.replace(config.grow.loop, steps=values["steps"], batch_size=values["batch_size"])
-    objective = build_objective(context, generator, cache_inputs(context, generator, store, stage), size)
+    objective = build_objective(context, generator, cache_inputs(context, generator, store, stage, match), size)
     evaluation = build_evaluation(context, size)
     trainer = build_trainer(context, stage, objective, loop, fingerprint, evaluation)
     averaged = trainer.run()["generator"]
@@ -139,7 +146,13 @@ def build_objective(
     )
 
 
-def cache_inputs(context: StageContext, generator: OneStepGenerator, store: LatentStore, stage: str) -> GeneratorInputs:
+def cache_inputs(
+    context: StageContext,
+    generator: OneStepGenerator,
+    store: LatentStore,
+    stage: str,
+    match: ImageGuidance | None = None,
+) -> GeneratorInputs:
     """The frozen levels' outputs in memory when they fit in `grow.cache_gib`; else the latents, run through each step."""
     config, data = context.config, context.data
     rows = len(data) * (2 if config.mirror else 1)
@@ -150,16 +163,22 @@ def cache_inputs(context: StageContext, generator: OneStepGenerator, store: Late
             f"{stage}: the frozen levels' outputs need {needed / 2**30:.1f} GiB, more than grow.cache_gib "
             f"{config.grow.cache_gib}; they are computed anew each step"
         )
-        return LatentInputs(store)
+        return guided_inputs(config, LatentInputs(store), store, match=match)
     context.say(f"{stage}: caching the frozen levels' outputs, {needed / 2**20:.0f} MiB")
     every = torch.arange(rows)
     indices, flips = (every // 2, every % 2) if config.mirror else (every, torch.zeros_like(every))
-    pairs = _cache(context, generator, lambda part: store.get(indices[part], flips[part]), data.labels(indices), rows)
+    told = stored_condition(store, data, indices, flips)
+    pairs = _cache(context, generator, lambda part: store.get(indices[part], flips[part]), told, rows)
     draws = seeded_generator(config.seed, stage, "prior")
     noise = torch.randn(pool, *store.shape, generator=draws)
     labels = data.labels(torch.randint(len(data), (pool,), generator=draws))  # labels as often as in the data
-    fakes = _cache(context, generator, lambda part: noise[part], labels, pool) if pool else pairs
-    return CachedInputs(pairs, fakes, Condition.of_labels(labels), flips=config.mirror)
+    fake_condition = Condition.of_labels(labels)
+    if config.guidance.active:
+        weights = drawn_weights(config.guidance.scale_max, torch.rand(pool, generator=draws))
+        fake_condition = dataclasses.replace(fake_condition, guidance=weights)
+    fakes = _cache(context, generator, lambda part: noise[part], fake_condition, pool) if pool else pairs
+    cached = CachedInputs(pairs, fakes, fake_condition, flips=config.mirror)
+    return guided_inputs(config, cached, store, match=match)
 
 
 def cached_bytes(context: StageContext, generator: OneStepGenerator) -> int:
@@ -181,15 +200,14 @@ def _cache(
     context: StageContext,
     generator: OneStepGenerator,
     latents: Callable[[Tensor], Tensor],
-    labels: Tensor | None,
+    condition: Condition,
     count: int,
 ) -> tuple[Tensor, ...]:
     """Outputs of `count` latents in half precision."""
     kept: list[Tensor] = []
     with torch.no_grad():
         for part in torch.arange(count).split(256):
-            condition = Condition.of_labels(None if labels is None else labels[part])
-            outputs = _outputs(context, generator, latents(part), condition)
+            outputs = _outputs(context, generator, latents(part), condition[part])
             if not kept:
                 kept = [torch.empty(count, *output.shape[1:], dtype=torch.float16) for output in outputs]
             for store, output in zip(kept, outputs, strict=True):

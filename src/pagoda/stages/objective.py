@@ -52,6 +52,14 @@ class GeneratorInputs(ABC):
     def encoded(self, indices: Tensor, flips: Tensor) -> tuple[Tensor, ...]:
         """Inputs that belong to images, on the CPU."""
 
+    def paired(self, indices: Tensor, flips: Tensor, condition: Condition) -> Condition:
+        """What the inputs of `encoded` were made under; `condition` is that of the images."""
+        return condition
+
+    def real(self, random: StepRandom, images: Tensor, condition: Condition) -> tuple[Tensor, Condition]:
+        """What the discriminator sees as real, and is told with it; given are images of the data and their conditions."""
+        return images, condition
+
     @abstractmethod
     def prior(self, random: StepRandom, condition: Condition) -> tuple[tuple[Tensor, ...], Condition]:
         """Inputs from the prior and the conditions to make images of; `condition` is that of the real batch."""
@@ -121,11 +129,13 @@ class GeneratorObjective(Objective[GeneratorBatch]):
     def batch(self, indices: Tensor, random: StepRandom) -> GeneratorBatch:
         flips = random.uniform("flip") < (0.5 if self.mirror else 0.0)
         images, condition = self.load(indices, flips)
-        fake_inputs, fake_condition = None, condition
+        real, real_condition = self.inputs.real(random, images, condition)
+        fake_inputs, fake_condition = None, real_condition
         if self.discriminator is not None and random.step >= self.first_adversarial_step:
-            fake_inputs, fake_condition = self.inputs.prior(random, condition)
-        inputs, targets, target_condition = self._pairs(indices, flips, images, condition, random)
-        return GeneratorBatch(images, condition, inputs, targets, target_condition, fake_inputs, fake_condition)
+            fake_inputs, fake_condition = self.inputs.prior(random, real_condition)
+        paired = self.inputs.paired(indices, flips, condition)
+        inputs, targets, target_condition = self._pairs(indices, flips, images, paired, random)
+        return GeneratorBatch(real, real_condition, inputs, targets, target_condition, fake_inputs, fake_condition)
 
     def _pairs(
         self, indices: Tensor, flips: Tensor, images: Tensor, condition: Condition, random: StepRandom

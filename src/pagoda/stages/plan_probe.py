@@ -16,6 +16,7 @@ from pagoda.data import ImageSource
 from pagoda.diffusion import Condition, Denoiser, EDMDenoiser, GaussianDenoiser, build_solver, invert, sample
 from pagoda.files import write_bytes_atomic
 from pagoda.networks import MultiplyAdds, OneStepGenerator, num_parameters
+from pagoda.stages.assignment import guided_inputs
 from pagoda.stages.config import RunConfig
 from pagoda.stages.context import PREVIEWS, StageContext
 from pagoda.stages.distill import LatentInputs
@@ -26,7 +27,7 @@ from pagoda.stages.grow import build_objective as build_grow
 from pagoda.stages.objective import GeneratorObjective
 from pagoda.stages.plan_standin import drawn_latents, drawn_pairs, stand_in
 from pagoda.stages.teach import build_objective as build_teach
-from pagoda.stages.teacher_pairs import sampling_grid, teacher_images
+from pagoda.stages.teacher_pairs import pair_condition, sampling_grid, teacher_images
 from pagoda.training import LoopConfig, Objective, Runtime, StepCost, Trainer, measure_step
 from pagoda.training.objective import BatchT
 
@@ -92,7 +93,7 @@ def encode_calls(config: RunConfig) -> int:
     counter = CountingDenoiser()
     grid = inversion_grid(config.encode, config.sigma_max)
     invert(counter, torch.zeros(1, 1, 1, 1), sigmas=grid, solver=build_solver(config.encode.solver))
-    return counter.calls
+    return counter.calls * (2 if config.guidance.active else 1)  # with the condition and without
 
 
 def pair_calls(config: RunConfig) -> int:
@@ -100,7 +101,7 @@ def pair_calls(config: RunConfig) -> int:
     counter = CountingDenoiser()
     solver = build_solver(config.distill.teacher_pairs.solver)
     sample(counter, torch.zeros(1, 1, 1, 1), sigmas=sampling_grid(config), solver=solver)
-    return counter.calls
+    return counter.calls * (2 if config.guidance.active else 1)
 
 
 def preview_calls() -> int:
@@ -153,7 +154,8 @@ class Prober:
         context = self.context
         self.store = drawn_latents(context)
         pairs = None if context.config.distill.mode == "rec" else drawn_pairs(context)
-        objective = build_distill(context, denoiser, LatentInputs(self.store), pairs)
+        inputs = guided_inputs(context.config, LatentInputs(self.store), self.store, pairs)
+        objective = build_distill(context, denoiser, inputs, pairs)
         return objective.generator, self._generator(objective, context.config.distill.loop)
 
     def grow(
@@ -266,7 +268,9 @@ class Prober:
             context = dataclasses.replace(self.context, config=config)
             noise = torch.randn(count, context.data.channels, config.base, config.base)
             rows = torch.arange(count) % len(context.data)
-            teacher_images(context, denoiser, noise, Condition.of_labels(context.data.labels(rows))).cpu()
+            labels = context.data.labels(rows)
+            told = pair_condition(0, torch.arange(count), labels, config.guidance.scale_max)
+            teacher_images(context, denoiser, noise, told).cpu()
 
         return run
 

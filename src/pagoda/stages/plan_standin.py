@@ -78,7 +78,12 @@ def drawn_latents(context: StageContext) -> LatentStore:
     """A whole store of unit noise, one latent an image and its mirror."""
     data, base = context.data, context.config.base
     return _drawn_store(
-        context.run.latents, (data.channels, base, base), len(data), flips=context.config.mirror, scale=1.0
+        context.run.latents,
+        (data.channels, base, base),
+        len(data),
+        flips=context.config.mirror,
+        scale=1.0,
+        guided=context.config.guidance.active,
     )
 
 
@@ -89,13 +94,16 @@ def drawn_pairs(context: StageContext) -> TeacherPairs:
     settings = dataclasses.replace(context.config.distill.teacher_pairs, count=len(data))
     distill = dataclasses.replace(context.config.distill, teacher_pairs=settings)
     few = dataclasses.replace(context, config=dataclasses.replace(context.config, distill=distill))
-    return TeacherPairs(store, pair_labels(few), context.config.seed)
+    return TeacherPairs(store, pair_labels(few), context.config.seed, context.config.guidance.scale_max)
 
 
-def _drawn_store(path: Path, shape: tuple[int, int, int], count: int, *, flips: bool, scale: float) -> LatentStore:
+def _drawn_store(
+    path: Path, shape: tuple[int, int, int], count: int, *, flips: bool, scale: float, guided: bool = False
+) -> LatentStore:
     provenance = {"kind": "stand-in"}
     store = LatentStore.create(path, provenance=provenance, shape=shape, count=count, flips=flips)
     for shard in store.missing_shards():
         rows = len(store.shard_rows(shard)[0])
-        store.write_shard(shard, scale * torch.randn(rows, *shape, generator=seeded_generator("stand-in", shard)))
+        z = scale * torch.randn(rows, *shape, generator=seeded_generator("stand-in", shard))
+        store.write_shard(shard, z, torch.ones(rows) if guided else None)
     return LatentStore.open(path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,7 +46,7 @@ def sample_facts(
         resolution: Side in pixels; the largest when None.
         batch_size: Images a call.
         model: The generator's hash; calculated when None.
-        **settings: `columns` and `scale` of a grid, `row` of a sample.
+        **settings: `columns` and `scale` of a grid, `row` of a sample, `guidance` where a weight was asked for.
     """
     parameter = next(generator.parameters())
     facts: dict[str, Any] = {
@@ -156,7 +157,14 @@ def remake(generator: OneStepGenerator, facts: Mapping[str, Any]) -> Image.Image
     seeds, labels, size = facts["seeds"], facts["labels"], facts["resolution"]
     if facts["kind"] == "octaves":
         return draw_octaves(generator, seeds, labels, columns=facts["columns"])
-    images = sample_images(generator, seeds, labels=labels, resolution=size, batch_size=facts["batch_size"])
+    images = sample_images(
+        generator,
+        seeds,
+        labels=labels,
+        resolution=size,
+        batch_size=facts["batch_size"],
+        guidance=facts.get("guidance"),
+    )
     if facts["kind"] == "sample":
         return to_pil(images)[facts["row"]]
     return make_grid(images, columns=facts["columns"], scale=facts.get("scale", 1))
@@ -189,11 +197,13 @@ def _check_facts(facts: Mapping[str, Any], path: Path | str) -> None:
             return isinstance(value, str)
         if name == "columns" and value is None:
             return True
+        if name == "guidance":
+            return type(value) in (int, float) and 1 <= value < math.inf
         return type(value) is int and (0 if name == "row" else 1) <= value <= 2**16
 
     wanted = ["model", "seeds", "labels", "resolution", "batch_size"]
     wanted += ["row"] if facts["kind"] == "sample" else ["columns"]
-    wanted += ["scale"] if "scale" in facts else []
+    wanted += [name for name in ("scale", "guidance") if name in facts]
     with Image.open(path) as image:
         wanted += ["quality"] if image.format == "JPEG" else []
     wrong = [name for name in wanted if not fits(name)]

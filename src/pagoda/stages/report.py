@@ -22,6 +22,7 @@ from pagoda.stages.comparison import run_scores
 from pagoda.stages.config import RunConfig, to_yaml
 from pagoda.stages.report_cost import cost_table
 from pagoda.stages.report_curves import curves, read_log
+from pagoda.stages.report_gap import gap_cards
 from pagoda.stages.report_parts import film_strips, latent_cards, results_of, score_cards, size_of
 from pagoda.stages.report_probes import probe_lines
 from pagoda.stages.run_folder import RunFolder
@@ -63,6 +64,12 @@ def write_report(run: RunFolder, config: RunConfig | None = None) -> Path:
             "Scores",
             "Dots are scores with their 95 % interval, ticks are real images in place of the generated ones at the same counts.",
             score_cards(run, scores),
+        ),
+        (
+            "gap",
+            "Prior gap",
+            "Distance to real images on the way from encoded images to fresh noise, which samples are made of.",
+            gap_cards(run),
         ),
         (
             "reconstructions",

@@ -9,6 +9,7 @@
     checkpoints/<stage>/   what a stage needs to continue
     samples/<stage>/       grids drawn while training
     metrics.jsonl          every figure that was logged
+    prior-gap/             how much worse each generator is at fresh noise than at training latents
     evaluation/            scores, the judge that was trained for them, the nearest training images
     plan.json              what the run would take, where `pagoda plan` was asked
     report.html            all of it on one page
@@ -342,4 +343,7 @@ def stage_settings(config: RunConfig, stage: str) -> dict[str, Any]:
             }
     if stage == "distill" and config.distill.mode == "rec":  # absent where they change nothing, as in earlier versions
         settings["distill"] = {k: v for k, v in values["distill"].items() if k not in ("mode", "teacher_pairs")}
+    if stage != "teach" and config.guidance.active:
+        decides = ("scale_max",) if stage == "encode" else ("scale_max", "assignment")
+        settings["guidance"] = {key: values["guidance"][key] for key in decides}
     return settings

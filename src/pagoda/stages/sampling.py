@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from pagoda.diffusion import Condition
 from pagoda.errors import ArtifactError, ConfigError
 from pagoda.files import load_tensors
 from pagoda.networks import OneStepGenerator, model_hash
+from pagoda.networks.guidance import check_guidance_range
 from pagoda.networks.loading import WEIGHTS
 from pagoda.stages.run_folder import RunFolder
 from pagoda.training import noise_of_seeds
@@ -57,6 +59,7 @@ def sample_images(
     labels: Sequence[int] | None = None,
     resolution: int | None = None,
     batch_size: int = 64,
+    guidance: float | None = None,
 ) -> Tensor:
     """One image a seed, by one call of the generator.
 
@@ -66,22 +69,28 @@ def sample_images(
         labels: One class per image; None draws one per seed for a conditional generator.
         resolution: Side of the images; the largest when None.
         batch_size: Images a call.
+        guidance: Guidance weight, from 1 (none) to the generator's `guidance_max`; 1 when None.
 
     Returns:
         Images (N, C, r, r) in [-1, 1], on the CPU.
 
     Raises:
-        ConfigError: labels out of range, of another number, or given to an unconditional generator; a batch size below 1.
+        ConfigError: labels out of range, of another number, or given to an unconditional generator; a batch size below 1; a
+            guidance weight outside of the range that was trained.
     """
     if batch_size < 1:
         raise ConfigError(f"batch_size must be >= 1, got {batch_size}.")
     labels = check_labels(labels, seeds, generator.num_classes)
+    weight = 1.0 if guidance is None else float(guidance)
+    check_guidance_range(weight, weight, generator.guidance_max)
     like = next(generator.parameters())
     made = []
     for part in torch.arange(len(seeds)).split(batch_size):
         rows = part.tolist()
         z = noise_of_seeds([seeds[i] for i in rows], (generator.channels, generator.base_size, generator.base_size))
         condition = Condition.of_labels(None if labels is None else [labels[i] for i in rows])
+        if generator.guidance_max is not None:
+            condition = replace(condition, guidance=torch.full((len(rows),), weight))
         made.append(generator(z.to(like), condition.to(like.device), resolution=resolution).float().clamp(-1, 1).cpu())
     return torch.cat(made)
 

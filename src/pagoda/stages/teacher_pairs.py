@@ -9,7 +9,7 @@ Source: the distillation loss L_dstl of Kim et al. 2024, PaGoDA, arXiv:2405.1482
 from __future__ import annotations
 
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from pagoda.data import LatentStore
 from pagoda.diffusion import Condition, EDMDenoiser, build_solver, karras_sigmas, sample
 from pagoda.stages.config import RunConfig
 from pagoda.stages.context import StageContext, load_teacher
+from pagoda.stages.guidance import drawn_weights, guided
 from pagoda.training import clock, seeded_generator
 
 STAGE = "distill"
@@ -30,12 +31,14 @@ class TeacherPairs:
         images: Store of the images, in [-1, 1].
         labels: (N,) int64, or None for a set without labels.
         seed: Seed of the run.
+        scale_max: Guidance weights were drawn from U[1, scale_max]; 1 for none.
     """
 
-    def __init__(self, images: LatentStore, labels: Tensor | None, seed: int) -> None:
+    def __init__(self, images: LatentStore, labels: Tensor | None, seed: int, scale_max: float = 1.0) -> None:
         self.labels = labels
         self._images = images
         self._seed = seed
+        self._scale_max = scale_max
 
     def __len__(self) -> int:
         return len(self._images)
@@ -43,12 +46,21 @@ class TeacherPairs:
     def get(self, rows: Tensor) -> tuple[Tensor, Tensor, Condition]:
         """Unit noise (B, C, b, b), images (B, C, b, b) in [-1, 1], and what they are conditioned on."""
         noise = pair_noise(self._seed, rows, self._images.shape)
-        return noise, self._images.get(rows), Condition.of_labels(None if self.labels is None else self.labels[rows])
+        return noise, self._images.get(rows), pair_condition(self._seed, rows, self.labels, self._scale_max)
 
 
 def pair_noise(seed: int, rows: Tensor, shape: tuple[int, ...]) -> Tensor:
     """Unit noise of each pair, a function of the run's seed and the pair's number alone."""
     return torch.stack([torch.randn(shape, generator=seeded_generator(seed, "pairs", i)) for i in rows.tolist()])
+
+
+def pair_condition(seed: int, rows: Tensor, labels: Tensor | None, scale_max: float) -> Condition:
+    """What each pair is made under: its label, and under guidance its weight, a function of seed and number alone."""
+    condition = Condition.of_labels(None if labels is None else labels[rows])
+    if scale_max == 1:
+        return condition
+    draws = [torch.rand((), generator=seeded_generator(seed, "pairs", i, "guidance")) for i in rows.tolist()]
+    return replace(condition, guidance=drawn_weights(scale_max, torch.stack(draws)))
 
 
 def pair_labels(context: StageContext) -> Tensor | None:
@@ -78,6 +90,7 @@ def make_teacher_pairs(context: StageContext) -> TeacherPairs:
         "sigma_max": config.sigma_max,
         "seed": config.seed,
         **{k: v for k, v in asdict(settings).items() if k not in ("batch_size", "share")},
+        **({"guidance": config.guidance.scale_max} if config.guidance.active else {}),
     }
     store = LatentStore.create(
         run.teacher_pairs,
@@ -94,7 +107,7 @@ def make_teacher_pairs(context: StageContext) -> TeacherPairs:
     for shard in mine:
         parts = []
         for rows in store.shard_rows(shard)[0].split(settings.batch_size):
-            condition = Condition.of_labels(None if labels is None else labels[rows])
+            condition = pair_condition(config.seed, rows, labels, config.guidance.scale_max)
             noise = pair_noise(config.seed, rows, store.shape)
             parts.append(teacher_images(context, denoiser, noise, condition).cpu())
             done += len(rows)
@@ -105,15 +118,16 @@ def make_teacher_pairs(context: StageContext) -> TeacherPairs:
         store.write_shard(shard, torch.cat(parts))
     status.done()
     runtime.barrier()
-    return TeacherPairs(LatentStore.open(run.teacher_pairs, expect=provenance), labels, config.seed)
+    made = LatentStore.open(run.teacher_pairs, expect=provenance)
+    return TeacherPairs(made, labels, config.seed, config.guidance.scale_max)
 
 
 def teacher_images(context: StageContext, denoiser: EDMDenoiser, noise: Tensor, condition: Condition) -> Tensor:
-    """What the teacher makes of unit noise (B, C, b, b), in [-1, 1]."""
+    """What the teacher makes of unit noise (B, C, b, b), in [-1, 1]; guided where the condition has a weight."""
     device, settings = context.runtime.device, context.config.distill.teacher_pairs
     with context.runtime.autocast():
         images = sample(
-            denoiser,
+            guided(denoiser, condition),
             noise.to(device),
             sigmas=sampling_grid(context.config),
             condition=condition.to(device),

@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 import torch
 
 from pagoda.data import LatentStore
-from pagoda.diffusion import Condition
 from pagoda.errors import ArtifactError, ConfigError
 from pagoda.evaluation import psnr
 from pagoda.files import check_disk
@@ -20,6 +19,8 @@ from pagoda.stages.context import StageContext, open_context
 from pagoda.stages.distill import distill
 from pagoda.stages.encode import encode
 from pagoda.stages.grow import grow, octave_settings, stage_name
+from pagoda.stages.guidance import check_guidance, stored_condition
+from pagoda.stages.prior_gap import measure_gap
 from pagoda.stages.provenance import draw_octaves, sample_facts
 from pagoda.stages.report import write_report
 from pagoda.stages.run_folder import RunFolder, stage_settings
@@ -61,6 +62,7 @@ def train(config: RunConfig, out: str, *, until: str = "grow", quiet: bool = Fal
     with run.lock() if runtime.is_main else contextlib.nullcontext():  # the first process holds the lock for all
         context = open_context(run, config, runtime, quiet=quiet)
         wanted = stages_of(config, until)
+        check_guidance(config, context.data.num_classes)
         check_stages(context, wanted)
         if runtime.is_main:
             check_disk(run.path, _disk_needed(context), "the latents and caches of this run")
@@ -72,12 +74,23 @@ def train(config: RunConfig, out: str, *, until: str = "grow", quiet: bool = Fal
         runtime.barrier()  # every process has read what is done before one of them finishes more
         for stage in wanted:
             run_stage(context, stage)
+            measure_gaps(context)
+        measure_gaps(context)  # also of a run that was stopped between a stage and its measurement
         if context.runtime.is_main and STAGES.index(until) >= 2:
             draw_samples(context)
         if context.runtime.is_main:
             write_report(run, config)
         context.say(f"done in {clock(time.monotonic() - started)}: {run.path}")
     return run
+
+
+def measure_gaps(context: StageContext) -> None:
+    """Measure the prior gap of every generator that is done; see `measure_gap`."""
+    run, config = context.run, context.config
+    for size in config.sizes:
+        if run.is_done("distill" if size == config.base else stage_name(size)):
+            measure_gap(context, size)
+    context.runtime.barrier()
 
 
 def draw_samples(context: StageContext) -> None:
@@ -113,7 +126,7 @@ def draw_reconstructions(context: StageContext, generator: OneStepGenerator, cou
     indices = torch.linspace(0, len(data) - 1, min(count, len(data))).long()
     flips = torch.zeros_like(indices)
     device = next(generator.parameters()).device
-    latents, condition = store.get(indices, flips).to(device), Condition.of_labels(data.labels(indices)).to(device)
+    latents, condition = store.get(indices, flips).to(device), stored_condition(store, data, indices, flips).to(device)
     for size in dict.fromkeys((generator.base_size, generator.size)):
         originals = data.images(indices, size)
         rebuilt = generator(latents, condition, resolution=size).float().clamp(-1, 1).cpu()

@@ -1,0 +1,322 @@
+"""The prior gap: how much worse a generator is at fresh noise than at the latents that it was trained on.
+
+A generator that rebuilds every training image may still draw poorly from the prior: between few latents it has seen nothing.
+So its images are compared with real ones all along the walk
+
+    latents of training images -> spherical mixtures -> fresh noise,
+
+and at the latents of images that it was not trained on. Each distance stands beside that of real images to real images.
+
+    prior-gap/<size>.json                what was measured of the generator of that size
+    prior-gap/unseen.safetensors         latents of the unseen images, encoded once for all sizes
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pagoda.data import Downsampler, LatentStore
+from pagoda.diffusion import Condition, spherical_mixture
+from pagoda.errors import ArtifactError
+from pagoda.evaluation import (
+    FeatureExtractor,
+    FeatureMoments,
+    collect_features,
+    contrast,
+    frechet_distance,
+    kernel_distance,
+    sharpness,
+)
+from pagoda.files import load_tensors, save_tensors, write_text_atomic
+from pagoda.networks import OneStepGenerator, model_hash
+from pagoda.stages.context import StageContext, load_teacher
+from pagoda.stages.distill import open_latents
+from pagoda.stages.encode import encode_images
+from pagoda.stages.guidance import pair_weights, stored_condition
+from pagoda.stages.judging import RealImages, open_judge, open_real
+from pagoda.stages.run_folder import RunFolder
+from pagoda.stages.sampling import load_generator
+from pagoda.training import seeded_generator
+
+LEAST = 8
+"""Images a point below which nothing is measured."""
+REFERENCES = 4
+"""Real images of the reference for each image of a point, at most."""
+ENOUGH = 8
+"""Images for each feature from which on the Fréchet distance is shown; with fewer the kernel distance, which has no bias."""
+_BATCH = 256
+_KEY = "unseen"
+
+
+@dataclass(frozen=True, kw_only=True)
+class GapPoint:
+    """One point of the walk, in the features of the measurement."""
+
+    name: str
+    """training, unseen, mixture or noise."""
+    fraction: float
+    """Of the angle between latent and noise: 0 at latents of images, 1 at fresh noise."""
+    fd: float
+    """Fréchet distance to the reference."""
+    kd: float
+    """Kernel distance to the reference; unbiased, so it may lie below 0."""
+    kd_error: float
+    """Its standard error."""
+    floor_fd: float
+    """The Fréchet distance of as many real images to the same reference."""
+    floor_kd: float
+    """Their kernel distance."""
+    contrast_ratio: float
+    """Mean standard deviation within an image, over that of the real ones."""
+    sharpness_ratio: float
+    """Mean absolute Laplacian, over that of the real ones."""
+
+
+@dataclass(frozen=True)
+class _Walk:
+    """Latents, their conditions, and the real images that belong to them, as a reading of rows (B,)."""
+
+    latents: Callable[[Tensor], Tensor]
+    condition: Callable[[Tensor], Condition]
+    images: Callable[[Tensor], Tensor]
+
+
+def gap_path(run: RunFolder, size: int) -> Path:
+    """Where the gap of the generator of `size` is written."""
+    return run.path / "prior-gap" / f"{size}.json"
+
+
+def load_gaps(run: RunFolder) -> dict[int, dict[str, Any]]:
+    """What was measured, by size, the smallest first.
+
+    Raises:
+        ArtifactError: a file cannot be read.
+    """
+    found = {}
+    for path in (run.path / "prior-gap").glob("*.json"):
+        try:
+            found[int(path.stem)] = dict(json.loads(path.read_text(encoding="utf-8")))
+        except ValueError as error:
+            raise ArtifactError(f"{path} cannot be read ({error}). Delete it; the run measures it again.") from error
+    return dict(sorted(found.items()))
+
+
+@torch.no_grad()
+def measure_gap(context: StageContext, size: int) -> dict[str, Any] | None:
+    """Measure the generator of `size` and write it down; what is there for the same weights and settings stays.
+
+    Only the main process works. No training reads anything of it, and the global generator is left as it was.
+
+    Returns:
+        What the file holds, or None where nothing is measured: no images asked for, too few of them, or the latents are gone.
+
+    Raises:
+        ArtifactError: generator or latents are damaged.
+        ConfigError: unknown features.
+    """
+    run, config, settings = context.run, context.config, context.config.evaluation.gap
+    if settings.count == 0 or not context.runtime.is_main:
+        return None
+    path = gap_path(run, size)
+    generator = load_generator(run, size, device=context.runtime.device)
+    made_from = {
+        "generator": model_hash(generator),
+        "settings": json.loads(json.dumps(asdict(settings))),
+        "unseen_data": config.evaluation.data,
+    }
+    before = load_gaps(run).get(size)
+    if before is not None and all(before.get(key) == value for key, value in made_from.items()):
+        return before
+    if not run.latents.is_dir():
+        context.say(f"no prior gap measured: {run.latents} is gone")
+        return None
+    real = RealImages.split(context.data, size, count=settings.count, seed=0) if len(context.data) > LEAST else None
+    if real is None or len(real.stand_in) < LEAST:
+        context.say(f"no prior gap measured: {len(context.data)} images are too few for two sets of {LEAST}")
+        return None
+    started = time.monotonic()
+    with torch.random.fork_rng(devices=[]):
+        facts = _measure(context, generator, real, open_latents(context))
+    facts = {"size": size, **made_from, **facts, "seconds": time.monotonic() - started}
+    write_text_atomic(path, json.dumps(facts, indent=1))
+    context.say(f"{size} px: " + "; ".join(gap_lines(facts)[:1]))
+    return facts
+
+
+def _measure(
+    context: StageContext, generator: OneStepGenerator, real: RealImages, store: LatentStore
+) -> dict[str, Any]:
+    """Distances of every point."""
+    settings, size, runtime = context.config.evaluation.gap, real.size, context.runtime
+    extractor = open_judge(settings.features, context.run, context.data, size, runtime)
+    order = torch.randperm(len(real.reference), generator=torch.Generator().manual_seed(real.seed + 2))
+    reference_rows = real.reference[order[: REFERENCES * len(real.stand_in)]]
+    reference = _features(extractor, lambda rows: real.images(reference_rows[rows]), len(reference_rows))
+    moments = FeatureMoments.from_features(reference)
+
+    def judge(walk: _Walk, name: str, fraction: float, count: int) -> GapPoint:
+        def made(rows: Tensor) -> Tensor:
+            noise = _noise(context.config.seed, rows, store.shape)
+            z = spherical_mixture(walk.latents(rows), noise, fraction)
+            condition = walk.condition(rows).to(runtime.device)
+            images: Tensor = generator(z.to(runtime.device), condition, resolution=size)
+            return images.float().clamp(-1, 1).cpu()
+
+        fakes, originals = ([load(rows) for rows in torch.arange(count).split(_BATCH)] for load in (made, walk.images))
+        sets = [torch.cat([extractor(batch).float().cpu() for batch in batches]) for batches in (fakes, originals)]
+        fd, floor_fd = (frechet_distance(moments, FeatureMoments.from_features(values)) for values in sets)
+        kd, floor_kd = (kernel_distance(reference, values) for values in sets)
+        pixels = [(contrast(images).per_image, sharpness(images)) for images in map(torch.cat, (fakes, originals))]
+        ratios = [a / max(b, 1e-12) for a, b in zip(*pixels, strict=True)]
+        return GapPoint(
+            name=name,
+            fraction=fraction,
+            fd=fd,
+            kd=kd.value,
+            kd_error=kd.standard_error,
+            floor_fd=floor_fd,
+            floor_kd=floor_kd.value,
+            contrast_ratio=ratios[0],
+            sharpness_ratio=ratios[1],
+        )
+
+    count = len(real.stand_in)
+    training = _training_walk(context, real, store)
+    points = [judge(training, "training", 0.0, count)]
+    kind, unseen, unseen_count = _unseen_walk(context, real, store)
+    if unseen_count >= LEAST:
+        points.append(judge(unseen, "unseen", 0.0, unseen_count))
+    points += [judge(training, "mixture", fraction, count) for fraction in settings.fractions]
+    points.append(judge(training, "noise", 1.0, count))
+    return {
+        "count": count,
+        "reference": len(reference_rows),
+        "unseen": {"kind": kind, "count": unseen_count},
+        "features": {"name": extractor.name, "dim": extractor.dim, "fingerprint": extractor.fingerprint},
+        "shown": "fd" if count >= ENOUGH * extractor.dim else "kd",
+        "points": [asdict(point) for point in points],
+    }
+
+
+def _features(extractor: FeatureExtractor, load: Callable[[Tensor], Tensor], count: int) -> Tensor:
+    return collect_features(extractor, load, count, batch_size=_BATCH).values
+
+
+def _noise(seed: int, rows: Tensor, shape: tuple[int, ...]) -> Tensor:
+    return torch.stack([torch.randn(shape, generator=seeded_generator(seed, "prior-gap", i)) for i in rows.tolist()])
+
+
+def _training_walk(context: StageContext, real: RealImages, store: LatentStore) -> _Walk:
+    """The walk from the latents of the stand-ins, which the generator was trained on."""
+    rows = real.stand_in
+    return _Walk(
+        latents=lambda part: store.get(rows[part]),
+        condition=lambda part: stored_condition(store, context.data, rows[part]),
+        images=lambda part: real.images(rows[part]),
+    )
+
+
+def _unseen_walk(context: StageContext, real: RealImages, store: LatentStore) -> tuple[str, _Walk, int]:
+    """Images that no stage was trained on, what they are, and how many.
+
+    Those of `evaluation.data` where it names others; else the mirror images of the stand-ins where the run has no use for
+    mirrors; else the stand-ins moved sideways by half a pixel of the base size (by a whole one where that is the final size).
+    """
+    config, data, size, rows = context.config, context.data, real.size, real.stand_in
+    base, other = config.base, config.evaluation.data
+    if other and other != config.data:
+        others = {s: open_real(context.run, config, other, s, context.runtime) for s in dict.fromkeys((base, size))}
+        chosen = RealImages.split(others[size], size, count=len(rows), seed=real.seed).stand_in
+        kind, labels = "images", others[size].labels(chosen)
+
+        def load(side: int, part: Tensor) -> Tensor:
+            return others[side].images(chosen[part], side)
+    elif not config.mirror:
+        kind, chosen, labels = "mirrored", rows, data.labels(rows)
+
+        def load(side: int, part: Tensor) -> Tensor:
+            return data.images(rows[part], side, torch.ones(len(part), dtype=torch.bool))
+    else:
+        kind, chosen, labels = "shifted", rows, data.labels(rows)
+        reduce, largest = Downsampler(config.downsampler), config.sizes[-1]
+
+        def load(side: int, part: Tensor) -> Tensor:
+            moved = shift_sideways(data.images(rows[part], largest), max(1, largest // base // 2))
+            return moved if side == largest else reduce.tensor(moved, side)
+
+    def condition(part: Tensor) -> Condition:
+        told = Condition.of_labels(None if labels is None else labels[part])
+        return (
+            replace(told, guidance=pair_weights(config, chosen[part], torch.zeros_like(part)))
+            if config.guidance.active
+            else told
+        )
+
+    facts = {"kind": kind, "rows": chosen.tolist(), "data": other, "latents": store.provenance}
+    z = _unseen_latents(context, facts, len(chosen), lambda part: load(base, part), condition)
+    return kind, _Walk(lambda part: z[part], condition, lambda part: load(size, part)), len(chosen)
+
+
+def shift_sideways(images: Tensor, pixels: int) -> Tensor:
+    """Images (B, C, H, W) moved to the right; the column at the left edge is repeated."""
+    return torch.cat([images[..., :1].expand(*images.shape[:-1], pixels), images[..., :-pixels]], dim=-1)
+
+
+def _unseen_latents(
+    context: StageContext,
+    facts: Mapping[str, Any],
+    count: int,
+    load: Callable[[Tensor], Tensor],
+    condition: Callable[[Tensor], Condition],
+) -> Tensor:
+    """Latents of unseen images, by the run's own encoder; kept in the run, since all sizes share them."""
+    path, said = context.run.path / "prior-gap" / "unseen.safetensors", json.dumps(facts, sort_keys=True)
+    if path.is_file():
+        tensors, metadata = load_tensors(path)
+        if metadata.get(_KEY) == said:
+            return tensors["z"]
+    denoiser, _ = load_teacher(context.run.teacher)
+    denoiser.to(context.runtime.device)
+    parts = []
+    for rows in torch.arange(count).split(context.config.encode.batch_size):
+        images = load(rows)
+        noise = None
+        if context.config.encode.add_noise:
+            draws = [seeded_generator(context.config.seed, "prior-gap", "unseen", i) for i in rows.tolist()]
+            noise = torch.stack([torch.randn(images.shape[1:], generator=draw) for draw in draws])
+        parts.append(encode_images(context.config, context.runtime, denoiser, images, condition(rows), noise).cpu())
+    z = torch.cat(parts)
+    path.parent.mkdir(exist_ok=True)
+    save_tensors(path, {"z": z}, {_KEY: said})
+    return z
+
+
+def gap_lines(facts: Mapping[str, Any]) -> list[str]:
+    """Lines for people: the two ends, then every point.
+
+    Args:
+        facts: What `measure_gap` wrote.
+    """
+    shown, points = facts["shown"], facts["points"]
+    name = f"{shown.upper()}[{facts['features']['name']}]"
+    first, last = points[0], points[-1]
+    lines = [
+        f"prior gap: {name} {first[shown]:.4g} at training latents, {last[shown]:.4g} at fresh noise, "
+        f"{first[f'floor_{shown}']:.4g} between real images; contrast {last['contrast_ratio']:.3f} of the data's"
+    ]
+    for point in points:
+        what = point["name"] if point["name"] != "unseen" else f"unseen ({facts['unseen']['kind']})"
+        error = f" +- {point['kd_error']:.2g}" if shown == "kd" else ""
+        lines.append(
+            f"  {point['fraction']:<5g} {what:<18} {point[shown]:.4g}{error}   real {point[f'floor_{shown}']:.4g}   "
+            f"contrast {point['contrast_ratio']:.3f}   sharpness {point['sharpness_ratio']:.3f}"
+        )
+    return lines
