@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from pagoda.data import LatentStore
-from pagoda.diffusion import Condition, EDMDenoiser, build_solver, karras_sigmas, sample
+from pagoda.diffusion import Condition, PreconditionedDenoiser, build_solver, karras_sigmas, sample
 from pagoda.stages.config import RunConfig
 from pagoda.stages.context import StageContext, load_teacher
 from pagoda.training import clock, seeded_generator
@@ -108,7 +108,9 @@ def make_teacher_pairs(context: StageContext) -> TeacherPairs:
     return TeacherPairs(LatentStore.open(run.teacher_pairs, expect=provenance), labels, config.seed)
 
 
-def teacher_images(context: StageContext, denoiser: EDMDenoiser, noise: Tensor, condition: Condition) -> Tensor:
+def teacher_images(
+    context: StageContext, denoiser: PreconditionedDenoiser, noise: Tensor, condition: Condition
+) -> Tensor:
     """What the teacher makes of unit noise (B, C, b, b), in [-1, 1]."""
     device, settings = context.runtime.device, context.config.distill.teacher_pairs
     with context.runtime.autocast():
