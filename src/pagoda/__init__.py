@@ -22,7 +22,7 @@ from pagoda.version import __version__
 
 if TYPE_CHECKING:
     from pagoda.acceleration import accelerate
-    from pagoda.api import Generator, Teacher, distill, grow, teach
+    from pagoda.api import Generator, Teacher, adopt, distill, grow, teach
     from pagoda.networks.generator import OneStepGenerator
     from pagoda.pipelines import PagodaPipeline, PagodaPipelineOutput
 
@@ -33,6 +33,7 @@ _LAZY = {
     "PagodaPipelineOutput": "pagoda.pipelines",
     "Teacher": "pagoda.api",
     "accelerate": "pagoda.acceleration",
+    "adopt": "pagoda.api",
     "distill": "pagoda.api",
     "grow": "pagoda.api",
     "teach": "pagoda.api",
@@ -47,6 +48,7 @@ __all__ = [
     "Teacher",
     "__version__",
     "accelerate",
+    "adopt",
     "distill",
     "grow",
     "teach",

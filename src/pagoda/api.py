@@ -27,6 +27,7 @@ from pagoda.errors import ConfigError
 from pagoda.images import to_pil
 from pagoda.networks import OneStepGenerator
 from pagoda.pretraining import TechniqueConfig
+from pagoda.stages.adopt import teacher_settings
 from pagoda.stages.config import RunConfig, override
 from pagoda.stages.context import load_teacher
 from pagoda.stages.presets import preset_config
@@ -158,6 +159,39 @@ def teach(
     return Teacher(train(config, str(folder), until="teach", quiet=quiet), kept)
 
 
+def adopt(
+    path: str | Path,
+    data: str | Path,
+    *,
+    out: str | Path | None = None,
+    preset: str = "small",
+    settings: Mapping[str, Any] | None = None,
+    quiet: bool = False,
+) -> Teacher:
+    """Take a diffusion model that was trained elsewhere in place of `teach`; `distill` and `grow` then go on as always.
+
+    Args:
+        path: A diffusers folder: a pipeline, or a network with its scheduler's configuration beside it.
+        data: Images like those that it was trained on, labelled as they were; see `teach`.
+        out: Run folder, continued when it is there; a temporary one when None.
+        preset: tiny, small or base: lengths of the later stages.
+        settings: Single settings by dotted key; those of later stages too.
+        quiet: Print nothing.
+
+    Raises:
+        PagodaError: no teacher, or one that suits neither pagoda nor the data.
+    """
+    kept = _TemporaryFolder() if out is None else None
+    folder = kept.path / "run" if kept is not None else Path(str(out))
+    given = dict(settings or {})
+    suitable = teacher_settings(str(path), null_condition=given.get("teacher.null_condition", ""))
+    size = suitable["base"]
+    config = override(preset_config(preset, str(data), base=size, size=size), {**suitable, **given})
+    if (folder / "config.yaml").exists():  # a run that has grown since keeps its final size
+        config = override(config, {"size": max(config.size, RunFolder(folder).config().size)})
+    return Teacher(train(config, str(folder), until="teach", quiet=quiet), kept)
+
+
 def distill(
     teacher: Teacher,
     data: str | Path | None = None,
@@ -168,7 +202,7 @@ def distill(
     """Invert every image to its latent and distil the teacher into a one-step generator of its size.
 
     Args:
-        teacher: From `teach`.
+        teacher: From `teach` or `adopt`.
         data: The teacher's own data, for readers' sake; other data are refused.
         settings: Settings of the stages `encode` and `distill` by dotted key.
         quiet: Print nothing.

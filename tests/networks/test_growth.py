@@ -61,7 +61,7 @@ def test_copied_head_needs_equal_width_and_a_head_that_draws_the_whole_image(une
         generator.grow(channels=16, head_init="copy")
     with pytest.raises(ConfigError, match="adds to an enlarged image"):
         generator.grow().grow(head_init="copy")
-    with pytest.raises(ConfigError, match="a DiT has no convolutional head"):
+    with pytest.raises(ConfigError, match="a transformer has no convolutional head"):
         OneStepGenerator.from_teacher(dit).grow(head_init="copy")
 
 

@@ -97,7 +97,7 @@ class AccelerateTune:
     def _run(self, folder: Path) -> tuple[Any, Callable[[int], Tensor], int]:
         import torch
 
-        from pagoda.diffusion import Condition, build_solver, karras_sigmas, sample
+        from pagoda.diffusion import Condition, build_solver, sample, suitable_sigmas
         from pagoda.stages.context import load_teacher
         from pagoda.stages.run_folder import RunFolder
         from pagoda.training import Runtime, noise_of_seeds
@@ -112,7 +112,7 @@ class AccelerateTune:
         if wrong:
             raise ConfigError(f"--label {wrong[0]}: the model knows {classes} classes, counted from 0.")
         steps = self.steps or 18
-        sigmas = torch.cat([karras_sigmas(max(2, steps)), torch.zeros(1, dtype=torch.float64)])
+        sigmas = suitable_sigmas(denoiser, max(2, steps))
         solver = build_solver(self.solver)
 
         def sampler(seed: int) -> Tensor:

@@ -43,13 +43,13 @@ class Configure:
     caption_column: str | None = None
     """Metadata column of the captions; `text` or `caption` when not given and there."""
 
-    def resolve(self) -> RunConfig:
-        """Preset, then the file, then single settings, then named options."""
+    def resolve(self, suitable: dict[str, Any] | None = None) -> RunConfig:
+        """Preset, then what suits a teacher, then the file, then single settings, then named options."""
         from pagoda.stages.config import override, read_yaml
         from pagoda.stages.presets import preset_config
 
         settings = {} if self.config is None else flatten(read_yaml(self.config))
-        settings |= parse_settings(self.set)
+        settings = {**(suitable or {}), **settings, **parse_settings(self.set)}
         # A preset's network depends on the base size, so the sizes are known first.
         sizes = {"base": 32, "size": 256}
         for name, value in (("base", self.base), ("size", self.size)):
@@ -66,6 +66,15 @@ class Configure:
             "source.caption_column": self.caption_column,
         }
         return override(config, {k: v for k, v in named.items() if v is not None})
+
+    def resolve_for_teacher(self, path: str) -> RunConfig:
+        """`resolve` for a run that brings its teacher."""
+        from pagoda.stages.adopt import teacher_settings
+
+        settings = parse_settings(self.set)
+        return Configure.resolve(
+            self, teacher_settings(path, null_condition=settings.get("teacher.null_condition", ""))
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,8 +107,16 @@ class Train(_Start):
     Examples:
       pagoda train shapes --out runs/shapes --base 8 --size 32 --preset tiny
       pagoda train emoji.zip --out runs/emoji --base 16 --size 64 --filter skin_tone=
+      pagoda train ~/photos --out runs/photos --teacher ~/ddpm-32 --size 256
       torchrun --nproc_per_node 2 -m pagoda.cli.main train ~/photos --out runs/photos
     """
+
+    teacher: Path | None = None
+    """A trained diffusion model (a diffusers folder with its scheduler) in place of the stage `teach`; its size is the base."""
+
+    def resolve(self) -> RunConfig:
+        """As without a teacher; what is not given suits the teacher."""
+        return super().resolve() if self.teacher is None else self.resolve_for_teacher(str(self.teacher))
 
     def run(self) -> None:
         """Run every stage."""
@@ -165,11 +182,22 @@ class Distill(_Continue):
     Examples:
       pagoda distill runs/shapes
       pagoda distill runs/shapes --set distill.loss.adversarial=0
+      pagoda distill runs/photos --teacher ~/ddpm-32
     """
+
+    teacher: Path | None = None
+    """A trained diffusion model in place of the stage `teach`, which must not have started; see `pagoda train --help`."""
 
     def run(self) -> None:
         """Run the stage."""
-        self.proceed("distill")
+        changes: dict[str, Any] = {}
+        if self.teacher is not None:
+            from pagoda.stages.adopt import teacher_settings
+
+            given = parse_settings(self.set)
+            suitable = teacher_settings(str(self.teacher), null_condition=given.get("teacher.null_condition", ""))
+            changes = {key: value for key, value in suitable.items() if key not in {"base", *given}}
+        self.proceed("distill", **changes)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -112,6 +112,10 @@ class ImageDataset:
         self._check_range(indices)
         return None if self._labels is None else self._labels[indices]
 
+    def drop_labels(self) -> None:
+        """Go on as a set without labels; the fingerprint stays that of the images with their labels."""
+        self._labels, self.class_names, self.num_classes = None, None, 0
+
     def _check_range(self, indices: Tensor) -> None:
         if len(indices) and not 0 <= int(indices.min()) <= int(indices.max()) < len(self):
             raise DataError(

@@ -1,7 +1,15 @@
 """Diffusion mathematics: schedules, denoisers, conditions, solvers, guidance, oracles. No files, no devices, no loops over data."""
 
 from pagoda.diffusion.conditions import NULL_LABEL, UNCONDITIONAL, Condition
-from pagoda.diffusion.denoiser import Denoiser, EDMDenoiser, Network, ScheduledDenoiser, per_sample
+from pagoda.diffusion.denoiser import (
+    Denoiser,
+    EDMDenoiser,
+    Network,
+    PreconditionedDenoiser,
+    ScheduledDenoiser,
+    per_sample,
+    precondition,
+)
 from pagoda.diffusion.guidance import GuidedDenoiser
 from pagoda.diffusion.listening import RunListener, RunStart, listeners_of, listening
 from pagoda.diffusion.mixing import spherical_mixture
@@ -30,6 +38,7 @@ from pagoda.diffusion.solvers import (
     log_sigmas,
     sample,
     solve,
+    suitable_sigmas,
 )
 
 __all__ = [
@@ -50,6 +59,7 @@ __all__ = [
     "Heun",
     "LinearVPSchedule",
     "Network",
+    "PreconditionedDenoiser",
     "RunListener",
     "RunStart",
     "Schedule",
@@ -66,8 +76,10 @@ __all__ = [
     "log_sigmas",
     "loss_weight",
     "per_sample",
+    "precondition",
     "sample",
     "schedule_from_scheduler",
     "solve",
     "spherical_mixture",
+    "suitable_sigmas",
 ]

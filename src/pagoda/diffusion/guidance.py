@@ -46,6 +46,13 @@ class GuidedDenoiser(Denoiser):
         self.weight = weight
         self.interval = interval
 
+    @property
+    def sigma_range(self) -> tuple[float, float]:
+        low, high = self.inner.sigma_range
+        if self.other is None:
+            return low, high
+        return max(low, self.other.sigma_range[0]), min(high, self.other.sigma_range[1])
+
     def denoise(self, x: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
         weight, condition = self._weights(x, sigma, condition)
         if bool((weight == 1).all()):

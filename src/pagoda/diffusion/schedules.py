@@ -22,6 +22,25 @@ PREDICTIONS = ("x0", "eps", "v", "velocity", "score")
 DIFFUSERS_PREDICTIONS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v", "flow_prediction": "velocity"}
 """diffusers' names for what a network predicts. Its `v_prediction` is Salimans-Ho's v; `flow_prediction` is the velocity."""
 
+PLAIN_SETTINGS = {"invert_sigmas": False, "timestep_type": "discrete", "snr_shift_scale": 1.0}
+"""Settings of some of diffusers' schedulers that change what the network's time means, each with the value that changes nothing."""
+READ_SETTINGS = (
+    "_class_name",
+    "prediction_type",
+    "num_train_timesteps",
+    "beta_schedule",
+    "beta_start",
+    "beta_end",
+    "trained_betas",
+    "rescale_betas_zero_snr",
+    "use_flow_sigmas",
+    "sigma_min",
+    "sigma_max",
+    "sigma_data",
+    *PLAIN_SETTINGS,
+)
+"""What `schedule_from_scheduler` looks at; the other settings of a scheduler say how to sample."""
+
 
 class Schedule(ABC):
     """alpha_t and sigma_t with their derivatives; times are float64 tensors of any shape in [t_min, t_max]."""
@@ -304,6 +323,14 @@ def schedule_from_scheduler(config: dict[str, Any]) -> tuple[Schedule, str]:
         ConfigError: the class or its prediction type is unknown, or it asks for zero terminal SNR.
     """
     name = str(config.get("_class_name", "")).removeprefix("Flax")
+    for key, plain in PLAIN_SETTINGS.items():
+        if config.get(key, plain) not in (plain, None):
+            raise ConfigError(f"{name} with {key}={config[key]!r} is not supported; {plain!r} is.")
+    if config.get("use_flow_sigmas") and config.get("prediction_type") != "flow_prediction":
+        raise ConfigError(
+            f"{name} with use_flow_sigmas=True and prediction_type={config.get('prediction_type')!r} is not supported; "
+            "'flow_prediction' is."
+        )
     # The multistep solvers of diffusers read `flow_prediction` as alpha = 1 - sigma, whatever their betas say.
     if "FlowMatch" in name or config.get("prediction_type") == "flow_prediction":
         return FlowMatchingSchedule(time_scale=float(config.get("num_train_timesteps", 1000))), "velocity"
@@ -336,14 +363,15 @@ def _betas(config: dict[str, Any]) -> Tensor:
         return torch.linspace(start, end, steps, dtype=torch.float64)
     if kind == "scaled_linear":
         return torch.linspace(start**0.5, end**0.5, steps, dtype=torch.float64) ** 2
+    if kind == "sigmoid":
+        return torch.sigmoid(torch.linspace(-6, 6, steps, dtype=torch.float64)) * (end - start) + start
     if kind == "squaredcos_cap_v2":
         # Nichol and Dhariwal 2021, eq. 17, with the betas capped at 0.999.
         t = torch.arange(steps + 1, dtype=torch.float64) / steps
         bar = torch.cos((t + 0.008) / 1.008 * math.pi / 2) ** 2
         return (1 - bar[1:] / bar[:-1]).clamp(max=0.999)
-    raise ConfigError(
-        f"unknown beta_schedule {kind!r}. {did_you_mean(str(kind), ['linear', 'scaled_linear', 'squaredcos_cap_v2'])}"
-    )
+    known = ["linear", "scaled_linear", "sigmoid", "squaredcos_cap_v2"]
+    raise ConfigError(f"unknown beta_schedule {kind!r}. {did_you_mean(str(kind), known)}")
 
 
 def convert(value: Tensor, x: Tensor, t: Tensor, source: str, target: str, schedule: Schedule) -> Tensor:

@@ -38,6 +38,13 @@ def karras_sigmas(num_nodes: int, *, sigma_min: float = 0.002, sigma_max: float 
     return sigmas
 
 
+def suitable_sigmas(denoiser: Denoiser, num_nodes: int = 18) -> Tensor:
+    """A falling grid for sampling, (num_nodes + 1,) float64: Karras nodes from 80 to 0.002, as far as the denoiser takes them, then 0."""
+    low, high = denoiser.sigma_range
+    grid = karras_sigmas(num_nodes, sigma_min=max(0.002, low), sigma_max=min(80.0, high))
+    return torch.cat([grid, torch.zeros(1, dtype=torch.float64)])
+
+
 def log_sigmas(num_nodes: int, *, sigma_min: float = 0.002, sigma_max: float = 80.0) -> Tensor:
     """Noise levels equidistant in log sigma (equal steps of log-SNR), falling, (num_nodes,) float64."""
     if num_nodes < 2 or not 0 < sigma_min < sigma_max:
@@ -261,13 +268,14 @@ def sample(
 ) -> Tensor:
     """Images (B, C, H, W) of the data's range from unit-scale noise `z` (B, C, H, W).
 
-    `sigmas` is a falling grid that starts where `z` lives; 18 Karras nodes and then 0 when None, as in Karras et al. 2022.
+    `sigmas` is a falling grid that starts where `z` lives; when None 18 Karras nodes and then 0, as in Karras et al. 2022, cut to
+    the levels that the denoiser takes (`suitable_sigmas`).
 
     Raises:
         ConfigError: the grid rises.
     """
     if sigmas is None:
-        sigmas = torch.cat([karras_sigmas(18), torch.zeros(1, dtype=torch.float64)])
+        sigmas = suitable_sigmas(denoiser)
     levels = torch.as_tensor(sigmas, dtype=torch.float64)
     if bool((levels.diff() > 0).any()):
         raise ConfigError(f"sampling needs falling sigmas, got {levels[0]:.4g} to {levels[-1]:.4g}; use `invert`.")

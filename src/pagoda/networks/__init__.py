@@ -3,6 +3,7 @@
 calling        diffusers models as the network callable of a denoiser
 anatomy        named parts, taps and split runs of U-Nets and DiTs
 backbones      presets by name
+teachers       networks of any origin with the scheduler that they were trained with
 generator      the one-step generator; `growth` is one octave of it
 counting       multiply-adds, kept memory and parameters of what runs
 features       frozen feature stacks, shared by losses and discriminators
@@ -19,7 +20,9 @@ from pagoda.networks.features import FeatureStack, RandomFeatures, TeacherFeatur
 from pagoda.networks.generator import OneStepGenerator
 from pagoda.networks.growth import GrowthLevel, LevelConfig
 from pagoda.networks.loading import load_model
+from pagoda.networks.null_condition import NullCondition
 from pagoda.networks.parts import Anatomy, Context, EncoderState, JointTokens, Residuals
+from pagoda.networks.teachers import ForeignTeacher, open_teacher
 from pagoda.networks.tokens import KeptAttention, TokenRows
 from pagoda.networks.transformer_anatomy import TransformerAnatomy
 from pagoda.networks.unet_anatomy import UNetAnatomy
@@ -35,11 +38,13 @@ __all__ = [
     "Discriminator",
     "EncoderState",
     "FeatureStack",
+    "ForeignTeacher",
     "GrowthLevel",
     "JointTokens",
     "KeptAttention",
     "LevelConfig",
     "MultiplyAdds",
+    "NullCondition",
     "OneStepGenerator",
     "ProjectedDiscriminator",
     "RandomFeatures",
@@ -56,4 +61,5 @@ __all__ = [
     "load_model",
     "model_hash",
     "num_parameters",
+    "open_teacher",
 ]

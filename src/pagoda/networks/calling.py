@@ -1,10 +1,11 @@
 """diffusers models as the `Network` callable that denoisers need: (x, t, condition) -> output, all shaped (B, C, H, W).
 
-| model | label | tokens |
-|---|---|---|
-| `UNet2DModel` | embedding table, last row = null | - |
-| `UNet2DConditionModel` | embedding table, last row = null | `encoder_hidden_states`, `encoder_attention_mask` |
-| `DiTTransformer2DModel` | embedding table of every block, last row = null | - |
+| model | label | tokens | pooled |
+|---|---|---|---|
+| `UNet2DModel` | embedding table, last row = null | - | - |
+| `UNet2DConditionModel` | embedding table, last row = null | with cross-attention: `encoder_hidden_states`, `encoder_attention_mask` | - |
+| `DiTTransformer2DModel` | embedding table of every block, last row = null | - | - |
+| `SD3Transformer2DModel` | - | `encoder_hidden_states` | `pooled_projections` |
 
 Labels 0 .. num_classes - 1 are classes; `NULL_LABEL` (-1), or no label at all, is the null row. A concatenated image
 follows `x` on the channel axis. A slot that the model has no input for is refused, never ignored.
@@ -17,13 +18,19 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from diffusers.models import DiTTransformer2DModel, UNet2DConditionModel, UNet2DModel
+from diffusers.models import DiTTransformer2DModel, SD3Transformer2DModel, UNet2DConditionModel, UNet2DModel
 from torch import Tensor, nn
 
 from pagoda.diffusion.conditions import NULL_LABEL, UNCONDITIONAL, Condition
 from pagoda.errors import ConfigError, ShapeError
+from pagoda.networks.null_condition import NullCondition
 
-SUPPORTED_MODELS: tuple[Any, ...] = (UNet2DModel, UNet2DConditionModel, DiTTransformer2DModel)
+SUPPORTED_MODELS: tuple[Any, ...] = (
+    UNet2DModel,
+    UNet2DConditionModel,
+    DiTTransformer2DModel,
+    SD3Transformer2DModel,
+)
 """The diffusers classes that can be called, tapped and grown."""
 
 
@@ -37,6 +44,8 @@ class ModelInputs:
     """(B, T, D)."""
     tokens_mask: Tensor | None
     """(B, T) bool, True = keep."""
+    pooled: Tensor | None = None
+    """(B, P)."""
 
 
 class DiffusersNetwork(nn.Module):
@@ -46,17 +55,19 @@ class DiffusersNetwork(nn.Module):
     training, so that probability is set to 0 here, in `model` itself.
 
     Args:
-        model: A `UNet2DModel`, `UNet2DConditionModel` or `DiTTransformer2DModel`; kept, not copied.
+        model: One of `SUPPORTED_MODELS`; kept, not copied.
+        null: Fills the slots that a condition lacks; None: a text-conditional model must be given its tokens.
 
     Raises:
         ConfigError: another class, or a way of embedding labels other than a table.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, null: NullCondition | None = None) -> None:
         super().__init__()
         check_supported(model)
         disable_label_dropout(model)
         self.model = model
+        self.null = null
         self._num_classes = count_classes(model)
 
     @property
@@ -74,6 +85,10 @@ class DiffusersNetwork(nn.Module):
         """Side of the images that the model was made for, in pixels; None where its config does not say."""
         return square_size(self.model)
 
+    def fill(self, condition: Condition, batch: int) -> Condition:
+        """The condition with what the null condition has for slots that it lacks; itself where there is none."""
+        return condition if self.null is None else self.null.fill(condition, batch)
+
     def forward(self, x: Tensor, t: Tensor, condition: Condition = UNCONDITIONAL) -> Tensor:
         """Run the model.
 
@@ -89,11 +104,15 @@ class DiffusersNetwork(nn.Module):
             ConfigError: a label out of range, or a slot that this model lacks or misses.
             ShapeError: channels or sizes that the model cannot take.
         """
+        condition = self.fill(condition, len(x))
         inputs = resolve_condition(self.model, condition, len(x), x.device)
         sample = concatenate_image(self.model, x, condition)
         arguments: dict[str, Any] = {"class_labels": inputs.labels}
         if isinstance(self.model, UNet2DConditionModel):
             arguments |= {"encoder_hidden_states": inputs.tokens, "encoder_attention_mask": inputs.tokens_mask}
+        elif isinstance(self.model, SD3Transformer2DModel):
+            arguments = {"timestep": t, "encoder_hidden_states": inputs.tokens, "pooled_projections": inputs.pooled}
+            return keep_mean(self.model(sample, **arguments, return_dict=False)[0], x.shape[1])
         output = self.model(sample, t, **arguments, return_dict=False)[0]
         return keep_mean(output, x.shape[1])
 
@@ -138,6 +157,27 @@ def count_classes(model: Any) -> int:
             "num_class_embeds = number of classes + 1 (the last row stands for no class)."
         )
     return embedding.num_embeddings - 1
+
+
+def takes_tokens(model: nn.Module) -> bool:
+    """Whether a supported model is conditioned on tokens: a joint transformer, or a U-Net with cross-attention."""
+    if isinstance(model, SD3Transformer2DModel):
+        return True
+    if not isinstance(model, UNet2DConditionModel):
+        return False
+    config = config_of(model)
+    return any(
+        "CrossAttn" in str(kind) for kind in (*config.down_block_types, *config.up_block_types, config.mid_block_type)
+    )
+
+
+def tokens_width(model: nn.Module) -> int | None:
+    """Width of the tokens that a model takes; None where blocks take different ones."""
+    config = config_of(model)
+    if isinstance(model, SD3Transformer2DModel):
+        return int(config.joint_attention_dim)
+    width = config.encoder_hid_dim or config.cross_attention_dim
+    return width if isinstance(width, int) else None
 
 
 def square_size(model: nn.Module) -> int | None:
@@ -195,24 +235,34 @@ def resolve_condition(model: nn.Module, condition: Condition, batch: int, device
     """
     if condition.batch_size not in (None, batch):
         raise ShapeError(f"the condition has {condition.batch_size} rows for {batch} images.")
-    takes_tokens = isinstance(model, UNet2DConditionModel)
-    unused = ["pooled", "guidance"] if takes_tokens else ["pooled", "guidance", "tokens", "tokens_mask"]
-    for slot in unused:
-        if getattr(condition, slot) is not None:
+    accepted = {"label", "image"}
+    if takes_tokens(model):
+        accepted |= {"tokens", "pooled"} if isinstance(model, SD3Transformer2DModel) else {"tokens", "tokens_mask"}
+    for slot in condition.slots():
+        if slot not in accepted:
             raise ConfigError(f"`{type(model).__name__}` has no input for the condition `{slot}`; leave it out.")
-    if takes_tokens:
-        if condition.tokens is None:
+    for slot in sorted(accepted & {"tokens", "pooled"}, reverse=True):
+        if getattr(condition, slot) is None:
+            shape = {"tokens": "(B, T, D)", "pooled": "(B, P)"}[slot]
             raise ConfigError(
-                "`UNet2DConditionModel` needs `tokens` (B, T, D); for none, give zeros (`Condition.null`)."
+                f"`{type(model).__name__}` needs `{slot}` {shape}; for none, give zeros (`Condition.null`)."
             )
-        width = config_of(model).encoder_hid_dim or config_of(model).cross_attention_dim
-        if isinstance(width, int) and condition.tokens.shape[-1] != width:
+    if condition.tokens is not None:
+        width = tokens_width(model)
+        if width is not None and condition.tokens.shape[-1] != width:
             raise ShapeError(f"tokens are {condition.tokens.shape[-1]} wide, the model expects {width}.")
+    if condition.pooled is not None and condition.pooled.shape[-1] != config_of(model).pooled_projection_dim:
+        raise ShapeError(
+            f"the pooled embedding is {condition.pooled.shape[-1]} wide, "
+            f"the model expects {config_of(model).pooled_projection_dim}."
+        )
     num_classes = count_classes(model)
     labels: Tensor | None = resolve_labels(condition.label, num_classes, batch, device)
     if num_classes == 0 and not isinstance(model, DiTTransformer2DModel):
         labels = None  # these models have no table at all; a DiT without classes keeps one row
-    return ModelInputs(labels=labels, tokens=condition.tokens, tokens_mask=condition.tokens_mask)
+    return ModelInputs(
+        labels=labels, tokens=condition.tokens, tokens_mask=condition.tokens_mask, pooled=condition.pooled
+    )
 
 
 def concatenate_image(model: nn.Module, x: Tensor, condition: Condition) -> Tensor:
@@ -244,7 +294,7 @@ def concatenate_image(model: nn.Module, x: Tensor, condition: Condition) -> Tens
 
 def total_stride(model: Any) -> int:
     """Factor by which the deepest features of a supported model are smaller than its input."""
-    if isinstance(model, DiTTransformer2DModel):
+    if isinstance(model, DiTTransformer2DModel | SD3Transformer2DModel):
         return int(model.config.patch_size)
     return int(2 ** sum(len(block.downsamplers or []) for block in model.down_blocks))
 

@@ -10,12 +10,14 @@ import hashlib
 import itertools
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pagoda.diffusion import UNCONDITIONAL, precondition
 from pagoda.errors import ConfigError, ShapeError
 from pagoda.networks.anatomy import anatomy, features
 from pagoda.networks.calling import DiffusersNetwork, config_of, model_hash
@@ -67,12 +69,13 @@ class TeacherFeatures(FeatureStack):
     """What a diffusion model sees in clean images: taps of its network at a small noise level, no noise added, no class.
 
     Args:
-        model: An EDM-preconditioned network with an anatomy, or a `DiffusersNetwork`; copied.
+        model: A network with an anatomy, or a `DiffusersNetwork`, whose null condition is then taken over; copied.
         sigma: Noise level that the network is told, in the units of the data.
         names: Parts to tap (see `anatomy`); None = the last layer of each encoder level, or in a DiT four blocks,
             evenly spread.
         sigma_data: As the teacher was trained with.
         noise_scale: As the teacher was trained with.
+        scheduler: Configuration of the scheduler that the teacher was trained with; None = EDM preconditioning.
         max_size: Larger images are first reduced to this side by area averaging, so that attention stays affordable;
             None = never. A U-Net takes any multiple of its stride, larger than its own size too.
 
@@ -89,6 +92,7 @@ class TeacherFeatures(FeatureStack):
         names: Sequence[str] | None = None,
         sigma_data: float = 0.5,
         noise_scale: float = 250.0,
+        scheduler: Mapping[str, Any] | None = None,
         max_size: int | None = None,
     ) -> None:
         super().__init__()
@@ -103,7 +107,14 @@ class TeacherFeatures(FeatureStack):
         self.channels = [parts.channels(name) for name in self.names]
         self.in_channels = int(config_of(parts.model).in_channels)
         self.sigma, self.sigma_data, self.noise_scale, self.max_size = sigma, sigma_data, noise_scale, max_size
-        self.network = DiffusersNetwork(copy.deepcopy(parts.model))
+        null = model.null if isinstance(model, DiffusersNetwork) else None
+        self.network = DiffusersNetwork(copy.deepcopy(parts.model), copy.deepcopy(null))
+        self.scheduler = None if scheduler is None else dict(scheduler)
+        self._scheduled: tuple[float, float] | None = None
+        if scheduler is not None:
+            denoiser = precondition(_uncalled, scheduler=scheduler)
+            level = torch.tensor([sigma], dtype=torch.float64)
+            self._scheduled = float(denoiser.scalings(level)[2]), float(denoiser.noise_input(level))
         self._fingerprint: str | None = None
         self.freeze()
 
@@ -112,18 +123,31 @@ class TeacherFeatures(FeatureStack):
         if self.max_size is not None and side > self.max_size:
             size = [length * self.max_size // side for length in images.shape[-2:]]
             images = F.interpolate(images, size=size, mode="area")
-        c_in = 1 / math.sqrt(self.sigma**2 + self.sigma_data**2)  # EDM, table 1
-        t = images.new_full((len(images),), self.noise_scale * math.log(self.sigma))
-        return list(features(self.network, c_in * images, t, names=self.names).values())
+        if self._scheduled is None:
+            c_in = 1 / math.sqrt(self.sigma**2 + self.sigma_data**2)  # EDM, table 1
+            time = self.noise_scale * math.log(self.sigma)
+        else:
+            c_in, time = self._scheduled
+        t = images.new_full((len(images),), time)
+        condition = self.network.fill(UNCONDITIONAL, len(images))
+        return list(features(self.network, c_in * images, t, condition, names=self.names).values())
 
     @property
     def fingerprint(self) -> str:
         if self._fingerprint is None:  # frozen, so it is enough to read the weights once
-            settings = [self.names, self.sigma, self.sigma_data, self.noise_scale, self.max_size]
+            settings: list[Any] = [self.names, self.sigma, self.sigma_data, self.noise_scale, self.max_size]
+            if self.scheduler is not None:
+                settings.append(sorted(self.scheduler.items()))
+            if self.network.null is not None:
+                settings.append(model_hash(self.network.null))
             model = self.network.model
             text = f"TeacherFeatures|{settings}|{sorted(describe_model(model).items())}|{model_hash(model)}"
             self._fingerprint = hashlib.sha256(text.encode()).hexdigest()
         return self._fingerprint
+
+
+def _uncalled(x: Tensor, t: Tensor, condition: Any) -> Tensor:
+    raise AssertionError("only the scalings of this denoiser are read")
 
 
 def default_taps(parts: Anatomy) -> list[str]:

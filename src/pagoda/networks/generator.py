@@ -8,18 +8,18 @@ Source: Kim et al. 2024, PaGoDA, arXiv:2405.14822.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
 from typing import Any, Literal, cast, overload
 
 import torch
 import torch.nn.functional as F
 from diffusers.configuration_utils import ConfigMixin, register_to_config
-from diffusers.models import DiTTransformer2DModel, ModelMixin
+from diffusers.models import ModelMixin
 from torch import Tensor, nn
 
 from pagoda.diffusion.conditions import UNCONDITIONAL, Condition
-from pagoda.diffusion.denoiser import EDMDenoiser
+from pagoda.diffusion.denoiser import PreconditionedDenoiser, precondition
 from pagoda.errors import ConfigError, ShapeError, did_you_mean
 from pagoda.networks.anatomy import anatomy
 from pagoda.networks.calling import (
@@ -32,9 +32,12 @@ from pagoda.networks.calling import (
 from pagoda.networks.description import build_model, describe_model
 from pagoda.networks.growth import GrowthLevel, LevelConfig, carry_over, count_groups
 from pagoda.networks.guidance import GuidanceEmbedding, resolve_guidance, shifted_state, split_guidance
+from pagoda.networks.null_condition import NullCondition
 from pagoda.networks.parts import Anatomy
+from pagoda.networks.transformer_anatomy import TransformerAnatomy
 
-OUTPUTS = ("denoiser", "raw")
+OUTPUTS = ("denoiser", "raw", "unit")
+Output = Literal["denoiser", "raw", "unit"]
 
 
 class OneStepGenerator(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers' own mixins disagree
@@ -45,13 +48,18 @@ class OneStepGenerator(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffus
     Args:
         base_config: Config of the base model, with its class under `_class_name`.
         output: "denoiser": image = c_skip sigma_max z + c_out F, so that it starts as the teacher's denoiser at
-            sigma_max. "raw": image = F, the official choice, which starts at about twice that.
+            sigma_max. "raw": image = F, the official choice, which starts at about twice that. "unit": the denoiser divided
+            by |c_out|, for teachers that predict eps: their c_out is -sigma_max, and would multiply every error of the
+            network by as much. It starts nearly grey.
         sigma_max: Noise level at which the base is called, in the units of the data.
         sigma_data: Standard deviation of the data.
         noise_scale: The base's noise input is noise_scale * ln(sigma_max).
         levels: `LevelConfig` fields of each level, the lowest first.
         guidance_max: Largest guidance weight that it is trained with; it then takes `Condition.guidance` from 1 (none) up
             to this. None: it takes no weight.
+        scheduler: Configuration of the diffusers scheduler that the base was trained with; sigma_data and noise_scale are then not
+            read. None: EDM preconditioning.
+        null_condition: Shapes of what the base receives in slots that a condition lacks; see `NullCondition`.
 
     Raises:
         ConfigError: an unknown output or base class, or noise levels that are not positive.
@@ -62,12 +70,14 @@ class OneStepGenerator(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffus
     def __init__(
         self,
         base_config: dict[str, Any],
-        output: Literal["denoiser", "raw"] = "denoiser",
+        output: Output = "denoiser",
         sigma_max: float = 80.0,
         sigma_data: float = 0.5,
         noise_scale: float = 250.0,
         levels: list[dict[str, Any]] | None = None,
         guidance_max: float | None = None,
+        scheduler: dict[str, Any] | None = None,
+        null_condition: dict[str, list[int]] | None = None,
     ) -> None:
         super().__init__()
         if guidance_max is not None and guidance_max <= 1:
@@ -85,7 +95,12 @@ class OneStepGenerator(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffus
             raise ShapeError("the base model's config has no sample_size; give the side of its images in pixels.")
         self.base_size = size
         self.num_classes = count_classes(self.base)
-        self._edm = EDMDenoiser(_unused_network, sigma_data=sigma_data, noise_scale=noise_scale)  # for its scalings
+        self._denoiser = precondition(  # for its scalings
+            _unused_network, sigma_data=sigma_data, noise_scale=noise_scale, scheduler=scheduler
+        )
+        # Looked up once: a schedule's table is no part of exported graphs.
+        self._scheduled = None if scheduler is None else _constants(self._denoiser, sigma_max)
+        self.null: Any = None if null_condition is None else NullCondition(null_condition)
         parts = self._parts
         self._base_width = parts.channels(parts.names()[-2])
         width = self._base_width
@@ -112,28 +127,32 @@ class OneStepGenerator(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffus
         cls,
         model: nn.Module,
         *,
-        output: Literal["denoiser", "raw"] = "denoiser",
+        output: Output = "denoiser",
         sigma_max: float = 80.0,
         sigma_data: float = 0.5,
         noise_scale: float = 250.0,
         guidance_max: float | None = None,
+        scheduler: Mapping[str, Any] | None = None,
     ) -> OneStepGenerator:
         """A generator of the teacher's architecture and size that starts from a copy of its weights.
 
         Args:
-            model: The teacher's network, a diffusers model or a `DiffusersNetwork`, of EDM preconditioning; left as it is.
+            model: The teacher's network, a diffusers model or a `DiffusersNetwork`, whose null condition is then taken over; left
+                as it is.
             output: See the class.
             sigma_max: As the latents were made with.
             sigma_data: As the teacher was trained with.
             noise_scale: As the teacher was trained with.
             guidance_max: See the class. The weight's embedding is drawn from torch's global generator.
+            scheduler: As the teacher was trained with; None: EDM preconditioning.
 
         Raises:
-            ConfigError: a model without anatomy, or an unknown output.
+            ConfigError: a model without anatomy, an unknown output, or a sigma_max outside of the schedule.
             ShapeError: its config names no size, or one that is not square.
         """
+        null: NullCondition | None = None
         if isinstance(model, DiffusersNetwork):
-            model = model.model
+            null, model = model.null, model.model
         generator = cls(
             base_config=describe_model(model),
             output=output,
@@ -141,9 +160,13 @@ class OneStepGenerator(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffus
             sigma_data=sigma_data,
             noise_scale=noise_scale,
             guidance_max=guidance_max,
+            scheduler=None if scheduler is None else dict(scheduler),
+            null_condition=None if null is None else null.shapes,
         )
         _match(generator, model)
         carry_over(model, generator.base)
+        if null is not None:
+            carry_over(null, generator.null)
         return generator
 
     # Shape.
@@ -281,17 +304,26 @@ class OneStepGenerator(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffus
         if z.ndim != 4 or tuple(z.shape[1:]) != expected:
             raise ShapeError(f"noise must have shape (B, {', '.join(map(str, expected))}), got {tuple(z.shape)}.")
         sigma = torch.full((z.shape[0],), self.sigma_max, dtype=z.dtype, device=z.device)
-        c_skip, c_out, c_in = (c[:, None, None, None] for c in self._edm.scalings(sigma))
+        if self._scheduled is None:
+            scalings, time = self._denoiser.scalings(sigma), self._denoiser.noise_input(sigma)
+        else:
+            *constants, time = (torch.full_like(sigma, value) for value in self._scheduled)
+            scalings = (constants[0], constants[1], constants[2])
+        c_skip, c_out, c_in = (c[:, None, None, None] for c in scalings)
         x = sigma[:, None, None, None] * z
         parts = self._parts
+        if self.null is not None:
+            condition = self.null.fill(condition, z.shape[0])
         shift = None
         if self.guided is not None:
             condition, weight = split_guidance(condition)
             shift = self.guided(resolve_guidance(weight, cast(float, self.guidance_max), z.shape[0], z))
-        hidden, state = shifted_state(parts, c_in * x, self._edm.noise_input(sigma), condition, shift)
+        hidden, state = shifted_state(parts, c_in * x, time, condition, shift)
         rgb = keep_mean(parts.head(hidden, state), self.channels)
         if config_of(self).output == "denoiser":
             rgb = c_skip * x + c_out * rgb
+        elif config_of(self).output == "unit":
+            rgb = c_skip / c_out.abs() * x + c_out.sign() * rgb
         hidden = parts.as_map(hidden)
         if hidden.shape[-1] != self.base_size:  # a DiT's token grid, brought to the size of its image
             hidden = F.interpolate(hidden, size=z.shape[-2:], mode="nearest")
@@ -364,14 +396,17 @@ class OneStepGenerator(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffus
                     'image ("skip_rgb"); use head_init="skip_rgb" here too.'
                 )
             return level.norm_out, level.conv_out, 1.0
-        if isinstance(self.base, DiTTransformer2DModel):
-            raise ConfigError('head_init="copy": a DiT has no convolutional head to copy; use head_init="skip_rgb".')
+        if isinstance(self._parts, TransformerAnatomy):
+            raise ConfigError(
+                'head_init="copy": a transformer has no convolutional head to copy; use head_init="skip_rgb".'
+            )
         if self.base.conv_out.out_channels != self.channels:
             raise ConfigError('head_init="copy": the base also predicts a variance; use head_init="skip_rgb".')
         if config_of(self).output == "raw":
             return self.base.conv_norm_out, self.base.conv_out, 1.0
-        _, c_out, _ = self._edm.scalings(torch.tensor(self.sigma_max, dtype=torch.float64))
-        return self.base.conv_norm_out, self.base.conv_out, float(c_out)
+        _, c_out, _ = self._denoiser.scalings(torch.tensor(self.sigma_max, dtype=torch.float64))
+        scale = float(c_out) if config_of(self).output == "denoiser" else float(c_out.sign())
+        return self.base.conv_norm_out, self.base.conv_out, scale
 
     # Freezing.
 
@@ -427,12 +462,19 @@ class OneStepGenerator(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffus
         index = self._index(self.size if size is None else size)
         if index:
             return cast(nn.Parameter, self.octaves[index - 1].conv_out.weight)
-        layer = self.base.proj_out_2 if isinstance(self.base, DiTTransformer2DModel) else self.base.conv_out
+        layer: Any = self._parts.part("head")[-1]  # conv_out, or what projects to patches
         return cast(nn.Parameter, layer.weight)
 
 
 def _unused_network(x: Tensor, t: Tensor, condition: Condition) -> Tensor:
     raise AssertionError("the generator runs its base through the anatomy")
+
+
+def _constants(denoiser: PreconditionedDenoiser, sigma: float) -> tuple[float, float, float, float]:
+    """c_skip, c_out, c_in and the network's time at one noise level."""
+    level = torch.tensor([sigma], dtype=torch.float64)
+    c_skip, c_out, c_in = (float(c) for c in denoiser.scalings(level))
+    return c_skip, c_out, c_in, float(denoiser.noise_input(level))
 
 
 def _match(module: nn.Module, like: nn.Module) -> None:

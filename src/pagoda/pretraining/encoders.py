@@ -26,6 +26,7 @@ from pagoda.errors import ArtifactError, ConfigError, ShapeError, did_you_mean, 
 from pagoda.evaluation import SmallClassifier, hash_weights, resize_images, train_classifier
 from pagoda.files import hash_json
 from pagoda.networks import FeatureStack, RandomFeatures, TeacherFeatures, load_model
+from pagoda.networks.teachers import preconditioning_of
 from pagoda.training import Setup, derive_seed
 
 CLASSIFIER_STEPS = 300
@@ -204,12 +205,11 @@ def _network(argument: str, setup: Setup, side: int) -> TargetEncoder:
     path = Path(argument) / "denoiser.json"
     try:
         facts = json.loads(path.read_text(encoding="utf-8"))
-        sigma_data, noise_scale = float(facts["sigma_data"]), float(facts["noise_scale"])
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError) as error:
         raise ArtifactError(
             f"{argument} holds no diffusion model of pagoda ({error}); name a run's `teacher`."
         ) from error
-    return StackEncoder(TeacherFeatures(load_model(argument), sigma_data=sigma_data, noise_scale=noise_scale))
+    return StackEncoder(TeacherFeatures(load_model(argument), **preconditioning_of(facts, argument)))
 
 
 def _random(argument: str, setup: Setup, side: int) -> TargetEncoder:

@@ -25,6 +25,24 @@ ConfigT = TypeVar("ConfigT")
 
 
 @dataclass(frozen=True, kw_only=True)
+class TeacherConfig:
+    """A trained diffusion model in place of stage 1."""
+
+    path: str = ""
+    """A diffusers folder, see `pagoda.networks.teachers`; empty: the run trains its own."""
+    null_condition: str = ""
+    """What a text-conditional teacher is told of every image: a safetensors file in place of its folder's own, or `zeros`."""
+    labels: bool = True
+    """False leaves the labels of the images out, for a teacher that knows none."""
+
+    def __post_init__(self) -> None:
+        if not self.path and (self.null_condition or not self.labels):
+            raise ConfigError(
+                "teacher.null_condition and teacher.labels are for a teacher that is brought: give teacher.path."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
 class TeachConfig:
     """Stage 1: a diffusion model of the down-sampled images."""
 
@@ -298,6 +316,7 @@ class RunConfig:
     """The network is told noise_scale * ln(sigma). Measured after 300 steps at 8 px: 25 denoises 2-10 % better than the official 250."""
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     """The network. `--set backbone=dit_s` takes a preset: tiny, small, base, dit_nano, dit_tiny, dit_s, dit_b, dit_l, dit_xl."""
+    teacher: TeacherConfig = TeacherConfig()
     teach: TeachConfig = TeachConfig()
     techniques: tuple[TechniqueConfig, ...] = ()
     """What changes the training of the diffusion model: names, or a name with options, as in `[repa, {cep: {gamma: 0.5}}]`."""
@@ -327,6 +346,11 @@ class RunConfig:
         if not 0 < self.encode.sigma_min < self.sigma_max:
             raise ConfigError(
                 f"encode.sigma_min must lie between 0 and sigma_max {self.sigma_max}, got {self.encode.sigma_min}."
+            )
+        if self.teacher.path and self.techniques:
+            raise ConfigError(
+                "techniques change the training of the diffusion model, and this run brings a trained one (teacher.path): "
+                f"leave out one of the two, got {[technique.name for technique in self.techniques]}."
             )
         self._check_guidance()
         build_techniques(self.techniques)  # refuses pairs that cannot be combined

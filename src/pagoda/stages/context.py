@@ -15,12 +15,14 @@ from torch import Tensor, nn
 
 from pagoda.data import Downsampler, ImageDataset, check_source, open_source, prepare_images
 from pagoda.data.order import batch_indices
-from pagoda.diffusion import Condition, EDMDenoiser
+from pagoda.diffusion import Condition, PreconditionedDenoiser, precondition
 from pagoda.errors import ArtifactError
-from pagoda.files import write_text_atomic
+from pagoda.files import load_tensors, save_tensors, write_text_atomic
 from pagoda.images import make_grid, save_image
 from pagoda.networks import DiffusersNetwork, model_hash
 from pagoda.networks.loading import load_model
+from pagoda.networks.null_condition import NullCondition
+from pagoda.networks.teachers import NULL_CONDITION, preconditioning_of
 from pagoda.stages.config import RunConfig
 from pagoda.stages.run_folder import RunFolder
 from pagoda.training import (
@@ -153,6 +155,8 @@ def open_context(run: RunFolder, config: RunConfig, runtime: Runtime, *, quiet: 
         _prepare(run, config, quiet=quiet)
     runtime.barrier()
     data = _prepare(run, config, quiet=True)
+    if not config.teacher.labels:
+        data.drop_labels()
     return StageContext(run, config, runtime, data, quiet)
 
 
@@ -176,14 +180,18 @@ def _prepare(run: RunFolder, config: RunConfig, *, quiet: bool) -> ImageDataset:
     return data
 
 
-def save_teacher(path: Path, denoiser: EDMDenoiser, network: DiffusersNetwork, facts: dict[str, object]) -> str:
+def save_teacher(
+    path: Path, denoiser: PreconditionedDenoiser, network: DiffusersNetwork, facts: dict[str, object]
+) -> str:
     """Write a teacher as a diffusers folder with its preconditioning beside it; returns its hash."""
     cast(Any, network.model).save_pretrained(path)
     digest = model_hash(network.model)
+    if network.null is not None:
+        save_tensors(path / NULL_CONDITION, network.null.rows())
+    scalings = denoiser.preconditioning
     preconditioning = {
-        "preconditioning": "edm",
-        "sigma_data": denoiser.sigma_data,
-        "noise_scale": denoiser.noise_scale,
+        "preconditioning": "scheduler" if "scheduler" in scalings else "edm",
+        **scalings,
         "hash": digest,
         **facts,
     }
@@ -203,7 +211,7 @@ def teacher_facts(path: Path) -> dict[str, Any]:
         raise ArtifactError(f"{path} holds no teacher of pagoda ({error}). Run `pagoda teach` first.") from error
 
 
-def load_teacher(path: Path) -> tuple[EDMDenoiser, dict[str, object]]:
+def load_teacher(path: Path) -> tuple[PreconditionedDenoiser, dict[str, object]]:
     """A teacher that `save_teacher` wrote, in evaluation mode, with the facts written beside it.
 
     Raises:
@@ -216,5 +224,8 @@ def load_teacher(path: Path) -> tuple[EDMDenoiser, dict[str, object]]:
         raise ArtifactError(
             f"the weights in {path} have the hash {digest}, written were {facts['hash']}: they were exchanged or damaged."
         )
-    network: nn.Module = DiffusersNetwork(model).eval().requires_grad_(False)
-    return EDMDenoiser(network, sigma_data=facts["sigma_data"], noise_scale=facts["noise_scale"]).eval(), facts
+    null = None
+    if (path / NULL_CONDITION).is_file():
+        null = NullCondition.of(load_tensors(path / NULL_CONDITION)[0])
+    network: nn.Module = DiffusersNetwork(model, null).eval().requires_grad_(False)
+    return precondition(network, **preconditioning_of(facts, str(path))).eval(), facts

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from pagoda.data import LatentStore
-from pagoda.diffusion import Condition, EDMDenoiser
+from pagoda.diffusion import Condition, PreconditionedDenoiser
 from pagoda.files import hash_json
 from pagoda.networks import (
     DiffusersNetwork,
@@ -44,7 +44,7 @@ class LatentInputs(GeneratorInputs):
 
 
 def build_critics(
-    context: StageContext, loss: LossConfig, size: int, seed_name: str, denoiser: EDMDenoiser | None = None
+    context: StageContext, loss: LossConfig, size: int, seed_name: str, denoiser: PreconditionedDenoiser | None = None
 ) -> tuple[Discriminator | None, TeacherFeatures | None]:
     """A fresh discriminator for images of `size` and the feature stack of the distance, as far as the weights ask for them.
 
@@ -55,9 +55,7 @@ def build_critics(
     if denoiser is None:
         denoiser, _ = load_teacher(context.run.teacher)
     assert isinstance(denoiser.network, DiffusersNetwork)
-    features = TeacherFeatures(
-        denoiser.network.model, sigma_data=denoiser.sigma_data, noise_scale=denoiser.noise_scale
-    ).to(context.runtime.device)
+    features = TeacherFeatures(denoiser.network, **denoiser.preconditioning).to(context.runtime.device)
     discriminator = None
     if loss.adversarial > 0:
         torch.manual_seed(derive_seed(context.config.seed, seed_name, "discriminator"))
@@ -86,7 +84,7 @@ def open_latents(context: StageContext) -> LatentStore:
 
 
 def build_objective(
-    context: StageContext, denoiser: EDMDenoiser, inputs: GeneratorInputs, pairs: TeacherPairs | None
+    context: StageContext, denoiser: PreconditionedDenoiser, inputs: GeneratorInputs, pairs: TeacherPairs | None
 ) -> GeneratorObjective:
     """What the stage trains: a copy of the teacher, and what judges it.
 
@@ -103,8 +101,7 @@ def build_objective(
         denoiser.network,
         output=config.distill.output,  # type: ignore[arg-type]
         sigma_max=config.sigma_max,
-        sigma_data=denoiser.sigma_data,
-        noise_scale=denoiser.noise_scale,
+        **denoiser.preconditioning,
         guidance_max=config.guidance.scale_max if config.guidance.active else None,
     ).to(runtime.device)
     generator.requires_grad_(True).train()

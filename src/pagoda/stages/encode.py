@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pagoda.data import Downsampler, LatentStore
-from pagoda.diffusion import Condition, EDMDenoiser, build_solver, invert, karras_sigmas, sample
+from pagoda.diffusion import Condition, PreconditionedDenoiser, build_solver, invert, karras_sigmas, sample
 from pagoda.errors import ArtifactError
 from pagoda.stages.config import EncodeConfig, RunConfig
 from pagoda.stages.context import StageContext, load_teacher
@@ -115,7 +115,7 @@ def total_rows(store: LatentStore) -> int:
     return len(store) * (2 if store.flips else 1)
 
 
-def encode_batch(context: StageContext, denoiser: EDMDenoiser, indices: Tensor, flips: Tensor) -> Tensor:
+def encode_batch(context: StageContext, denoiser: PreconditionedDenoiser, indices: Tensor, flips: Tensor) -> Tensor:
     """Unit-scale latents (B, C, b, b) of images of the data set."""
     config = context.config
     images, condition = context.load(config.base, indices, flips.bool())
@@ -128,7 +128,7 @@ def encode_batch(context: StageContext, denoiser: EDMDenoiser, indices: Tensor, 
 def encode_images(
     config: RunConfig,
     runtime: Runtime,
-    denoiser: EDMDenoiser,
+    denoiser: PreconditionedDenoiser,
     images: Tensor,
     condition: Condition,
     noise: Tensor | None,
@@ -152,7 +152,7 @@ def encode_images(
         ).float()
 
 
-def round_trip_psnr(context: StageContext, denoiser: EDMDenoiser, store: LatentStore) -> float:
+def round_trip_psnr(context: StageContext, denoiser: PreconditionedDenoiser, store: LatentStore) -> float:
     """PSNR in dB of images that went to their latents and back, over up to `CHECKED` of them."""
     config, device = context.config, context.runtime.device
     indices = torch.linspace(0, len(context.data) - 1, min(CHECKED, len(context.data))).long()

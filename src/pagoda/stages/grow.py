@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pagoda.data import LatentStore
-from pagoda.diffusion import Condition, EDMDenoiser
+from pagoda.diffusion import Condition, PreconditionedDenoiser
 from pagoda.errors import ConfigError
 from pagoda.files import hash_json
 from pagoda.networks import OneStepGenerator, model_hash
@@ -126,7 +126,7 @@ def build_objective(
     generator: OneStepGenerator,
     inputs: GeneratorInputs,
     size: int,
-    denoiser: EDMDenoiser | None = None,
+    denoiser: PreconditionedDenoiser | None = None,
 ) -> GeneratorObjective:
     """What the octave of `size` trains: the grown generator, and what judges it (`denoiser`: the teacher; None loads the run's)."""
     config = context.config

@@ -140,9 +140,8 @@ def open_judge(
         denoiser, _ = load_teacher(run.teacher)
         assert isinstance(denoiser.network, DiffusersNetwork)
         stack = TeacherFeatures(
-            denoiser.network.model,
-            sigma_data=denoiser.sigma_data,
-            noise_scale=denoiser.noise_scale,
+            denoiser.network,
+            **denoiser.preconditioning,
         )
         torch.nn.Module.to(stack, runtime.device)
         return StackFeatures(stack, name="teacher", input_size=run.config().base)

@@ -73,6 +73,11 @@ def plan_run(
     """
     if not 0 < utilisation <= 1:
         raise ConfigError(f"the utilisation is a share in (0, 1], got {utilisation}.")
+    if config.teacher.path:
+        raise ConfigError(
+            f"a run that brings its teacher ({config.teacher.path}) cannot be planned yet; leave teacher.path out to plan one that "
+            "trains its own."
+        )
     if config.base % config.backbone.stride:
         raise ConfigError(
             f"base {config.base} is not divisible by the network's stride {config.backbone.stride}. "

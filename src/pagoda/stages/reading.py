@@ -20,10 +20,11 @@ from pagoda.data import (
     open_source,
     prepare_images,
 )
-from pagoda.diffusion import Denoiser, EDMDenoiser, ScheduledDenoiser, schedule_from_scheduler
+from pagoda.diffusion import Denoiser, precondition
 from pagoda.errors import ArtifactError, ConfigError
 from pagoda.networks import DiffusersNetwork, model_hash
 from pagoda.networks.loading import load_model
+from pagoda.networks.teachers import read_scheduler
 from pagoda.stages.config import override
 from pagoda.stages.context import load_teacher
 from pagoda.stages.run_folder import RunFolder
@@ -140,13 +141,7 @@ def _open_pipeline(path: Path) -> ReadableModel:
     if part is None or "scheduler" not in index:
         raise ArtifactError(f"{path} names no `unet` or `transformer` with a `scheduler`; it has {sorted(index)}.")
     network = DiffusersNetwork(load_model(path / part))
-    scheduler = json.loads((path / "scheduler" / "scheduler_config.json").read_text(encoding="utf-8"))
-    schedule, prediction = schedule_from_scheduler(scheduler)
-    denoiser: Denoiser
-    if prediction == "edm":
-        denoiser = EDMDenoiser(network, sigma_data=float(scheduler["sigma_data"]), noise_scale=0.25)
-    else:
-        denoiser = ScheduledDenoiser(network, schedule, prediction)
+    denoiser = precondition(network, scheduler=read_scheduler(path))
     side = network.sample_size
     if side is None:
         raise ConfigError(f"{path / part} does not say its `sample_size`; add it to its config.json.")

@@ -330,6 +330,8 @@ def stage_settings(config: RunConfig, stage: str) -> dict[str, Any]:
     values = to_dict(config)
     if stage not in ("teach", "encode", "distill", "grow"):
         raise ConfigError(f"unknown stage {stage!r}; stages are teach, encode, distill, grow.")
+    if stage == "teach" and config.teacher.path:  # what is in that folder is an input of the stage, its path is nothing
+        return {"teacher": "brought", "base": values["base"], "labels": values["teacher"]["labels"]}
     shared = ["seed", "mirror", "precision"]
     shared += ["base", "sigma_data", "noise_scale", "backbone"] if stage == "teach" else ["sigma_max"]
     settings = {stage: values[stage], **{key: values[key] for key in shared}}

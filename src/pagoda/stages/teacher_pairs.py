@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from pagoda.data import LatentStore
-from pagoda.diffusion import Condition, EDMDenoiser, build_solver, karras_sigmas, sample
+from pagoda.diffusion import Condition, PreconditionedDenoiser, build_solver, karras_sigmas, sample
 from pagoda.stages.config import RunConfig
 from pagoda.stages.context import StageContext, load_teacher
 from pagoda.stages.guidance import drawn_weights, guided
@@ -122,7 +122,9 @@ def make_teacher_pairs(context: StageContext) -> TeacherPairs:
     return TeacherPairs(made, labels, config.seed, config.guidance.scale_max)
 
 
-def teacher_images(context: StageContext, denoiser: EDMDenoiser, noise: Tensor, condition: Condition) -> Tensor:
+def teacher_images(
+    context: StageContext, denoiser: PreconditionedDenoiser, noise: Tensor, condition: Condition
+) -> Tensor:
     """What the teacher makes of unit noise (B, C, b, b), in [-1, 1]; guided where the condition has a weight."""
     device, settings = context.runtime.device, context.config.distill.teacher_pairs
     with context.runtime.autocast():

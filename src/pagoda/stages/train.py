@@ -14,6 +14,7 @@ from pagoda.evaluation import psnr
 from pagoda.files import check_disk
 from pagoda.images import make_grid, save_image
 from pagoda.networks import OneStepGenerator, model_hash
+from pagoda.stages.adopt import adopt, check_brought
 from pagoda.stages.config import RunConfig
 from pagoda.stages.context import StageContext, open_context
 from pagoda.stages.distill import distill
@@ -49,7 +50,7 @@ def train(config: RunConfig, out: str, *, until: str = "grow", quiet: bool = Fal
     if until not in STAGES:
         raise ConfigError(f"unknown stage {until!r}; stages are {', '.join(STAGES)}.")
     network = config.backbone  # checked here, so that a stride that does not divide the base is known at once
-    if config.base % network.stride:
+    if config.base % network.stride and not config.teacher.path:
         raise ConfigError(
             f"base {config.base} is not divisible by the network's stride {network.stride} ({len(network.channels)} levels). "
             f"Use a multiple of {network.stride}, or fewer backbone.channels."
@@ -64,6 +65,7 @@ def train(config: RunConfig, out: str, *, until: str = "grow", quiet: bool = Fal
         wanted = stages_of(config, until)
         check_guidance(config, context.data.num_classes)
         check_stages(context, wanted)
+        check_brought(context)
         if runtime.is_main:
             check_disk(run.path, _disk_needed(context), "the latents and caches of this run")
             run.write_config(config)
@@ -148,7 +150,8 @@ def stages_of(config: RunConfig, until: str = "grow") -> list[str]:
 
 def run_stage(context: StageContext, stage: str) -> None:
     """Run one stage by its name in `stages_of`."""
-    alone: dict[str, Callable[[StageContext], None]] = {"teach": teach, "encode": encode, "distill": distill}
+    first = adopt if context.config.teacher.path else teach
+    alone: dict[str, Callable[[StageContext], None]] = {"teach": first, "encode": encode, "distill": distill}
     if stage in alone:
         alone[stage](context)
     else:

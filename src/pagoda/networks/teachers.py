@@ -1,0 +1,275 @@
+"""Reading a teacher of any origin: a diffusers network with the scheduler that it was trained with.
+
+| folder | network | preconditioning |
+|---|---|---|
+| a pipeline (`model_index.json`) | `unet`, `transformer` or `model` | `scheduler/` |
+| a model (`config.json`) | the folder itself | `scheduler_config.json` beside it, or in `scheduler/` |
+| a teacher of pagoda (`denoiser.json`) | the folder itself | `denoiser.json` |
+
+What the network predicts, its noise levels and its clock are read from the scheduler's configuration; what that leaves out has the
+default of its class in diffusers. A text-conditional network is given one embedding for all images, `null_condition.safetensors`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import inspect
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pagoda.diffusion import PreconditionedDenoiser, precondition
+from pagoda.diffusion.schedules import READ_SETTINGS
+from pagoda.errors import ArtifactError, ConfigError, ShapeError
+from pagoda.files import load_tensors
+from pagoda.networks.anatomy import anatomy
+from pagoda.networks.calling import (
+    DiffusersNetwork,
+    config_of,
+    count_classes,
+    model_hash,
+    square_size,
+    takes_tokens,
+    tokens_width,
+)
+from pagoda.networks.loading import load_model
+from pagoda.networks.null_condition import NullCondition
+
+NULL_CONDITION = "null_condition.safetensors"
+"""In a teacher's folder: `tokens` (T, D), and where the network takes it `pooled` (P,) and `tokens_mask` (T,)."""
+ZEROS = "zeros"
+"""In place of a file: tokens and pooled embedding of zeros."""
+FEW_STEP = ("LCMScheduler", "TCDScheduler", "FlowMatchLCMScheduler", "SCMScheduler", "CMStochasticIterativeScheduler")
+"""Schedulers of consistency models, whose networks jump to an image and estimate no mean."""
+
+
+@dataclass(frozen=True)
+class ForeignTeacher:
+    """A teacher as it was found.
+
+    Attributes:
+        denoiser: In evaluation mode; its network is a `DiffusersNetwork`.
+        size: Side of its images, in pixels.
+        channels: Of its images.
+        codec: Folder of the autoencoder whose latents its images are; None for pixels.
+    """
+
+    denoiser: PreconditionedDenoiser
+    size: int
+    channels: int
+    codec: Path | None = None
+
+    @property
+    def network(self) -> DiffusersNetwork:
+        """Its network."""
+        assert isinstance(self.denoiser.network, DiffusersNetwork)
+        return self.denoiser.network
+
+    @property
+    def num_classes(self) -> int:
+        """Rows of its label table, the last one for no class not counted; 0 without classes."""
+        return self.network.num_classes
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over weights, preconditioning and null condition; the path does not matter."""
+        parts = [model_hash(self.network.model), json.dumps(self.denoiser.preconditioning, sort_keys=True)]
+        if self.network.null is not None:
+            parts.append(model_hash(self.network.null))
+        return hashlib.sha256("|".join(parts).encode()).hexdigest()
+
+    def fit_classes(self, num_classes: int) -> ForeignTeacher:
+        """This teacher for data of `num_classes` classes.
+
+        A label table with one row for each class has none for an image without class; it gets one, the mean of the others. Features
+        of images are read with it, samples of a class are not.
+
+        Raises:
+            ConfigError: the table has another number of rows, or there is none and the data have labels.
+        """
+        if num_classes == self.num_classes:
+            return self
+        model: Any = self.network.model
+        table = getattr(model, "class_embedding", None)
+        if isinstance(table, nn.Embedding) and num_classes == table.num_embeddings:
+            _add_null_row(model)
+            network = DiffusersNetwork(model, self.network.null).eval().requires_grad_(False)
+            return replace(self, denoiser=precondition(network, **self.denoiser.preconditioning).eval())
+        if self.num_classes == 0:
+            raise ConfigError(
+                f"the teacher knows no classes and the data have {num_classes}. Leave their labels out with "
+                "`--set teacher.labels=false`."
+            )
+        raise ConfigError(
+            f"the teacher was trained with {self.num_classes} classes and the data have {num_classes or 'no labels'}; "
+            "the labels must be those of the teacher, in its order."
+        )
+
+
+def _add_null_row(model: Any) -> None:
+    old = model.class_embedding
+    new = nn.Embedding(old.num_embeddings + 1, old.embedding_dim).to(old.weight)
+    with torch.no_grad():
+        new.weight.copy_(torch.cat([old.weight, old.weight.mean(0, keepdim=True)]))
+    model.class_embedding = new
+    model.register_to_config(num_class_embeds=new.num_embeddings)
+
+
+def open_teacher(path: Path | str, *, null_condition: str = "") -> ForeignTeacher:
+    """The teacher in a folder.
+
+    Args:
+        path: See the module.
+        null_condition: A safetensors file in place of the folder's own, or "zeros".
+
+    Raises:
+        ArtifactError: no such folder, no network, no scheduler, no safetensors weights; or a text-conditional network whose null
+            condition is not there.
+        ConfigError: a network, scheduler or prediction that cannot be read; a network with inputs that have no condition.
+        ShapeError: a network whose images are not square or of unknown size, or a null condition of another width.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        raise ArtifactError(
+            f"{path} is not a folder; --teacher takes a folder that diffusers' `save_pretrained` wrote."
+        )
+    index = _read_json(path / "model_index.json")
+    if index is None:
+        network_folder, codec = path, None
+    else:
+        part = next((name for name in ("unet", "transformer", "model") if index.get(name)), None)
+        if part is None:
+            raise ArtifactError(f"{path}/model_index.json names no `unet` or `transformer`; it has {sorted(index)}.")
+        network_folder = path / part
+        codec_name = next((name for name in ("vae", "vqvae") if index.get(name)), None)
+        codec = None if codec_name is None else path / codec_name
+    own = _read_json(path / "denoiser.json")
+    scheduler = None if own is not None else read_scheduler(path)
+    model = load_model(network_folder)
+    _check_inputs(model)
+    size = square_size(model)
+    if size is None:
+        raise ShapeError(f"{network_folder} does not say its `sample_size`; add it to its config.json.")
+    network = DiffusersNetwork(model, _read_null(model, path, null_condition)).eval().requires_grad_(False)
+    if own is not None:
+        denoiser = precondition(network, **preconditioning_of(own, str(path)))
+    else:
+        denoiser = precondition(network, scheduler=scheduler)
+    return ForeignTeacher(denoiser.eval(), size, network.in_channels, codec)
+
+
+def preconditioning_of(facts: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The arguments of `precondition` among the facts in a `denoiser.json`.
+
+    Raises:
+        ArtifactError: they are not there.
+    """
+    if facts.get("scheduler") is not None:
+        return {"scheduler": dict(facts["scheduler"])}
+    try:
+        return {"sigma_data": float(facts["sigma_data"]), "noise_scale": float(facts["noise_scale"])}
+    except (KeyError, TypeError, ValueError) as error:
+        raise ArtifactError(
+            f"{where}/denoiser.json does not say how its network is preconditioned ({error})."
+        ) from error
+
+
+def read_scheduler(path: Path | str) -> dict[str, Any]:
+    """The scheduler's configuration in a teacher's folder; settings that it leaves out have the defaults of its class.
+
+    Raises:
+        ArtifactError: there is none, or it cannot be read.
+        ConfigError: a class that diffusers does not have, or that of a consistency model.
+    """
+    path = Path(path)
+    found = None
+    for file in (path / "scheduler" / "scheduler_config.json", path / "scheduler_config.json"):
+        found = _read_json(file)
+        if found is not None:
+            break
+    if found is None:
+        raise ArtifactError(
+            f"{path} has no scheduler: neither scheduler/scheduler_config.json nor scheduler_config.json. It says what the network "
+            "predicts and at which noise levels; write it with `scheduler.save_pretrained`, with the settings of the training."
+        )
+    name = str(found.get("_class_name", ""))
+    kind = getattr(importlib.import_module("diffusers"), name.removeprefix("Flax"), None) if name else None
+    if not isinstance(kind, type) or not name.endswith("Scheduler"):
+        raise ConfigError(f"{file} names the scheduler {name or '(none)'!r}, which diffusers does not have.")
+    if name.removeprefix("Flax") in FEW_STEP:
+        raise ConfigError(f"{file}: {name} belongs to a few-step model, whose network is no denoiser; use its teacher.")
+    parameters = inspect.signature(kind.__init__).parameters.values()
+    defaults = {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
+    config = {**defaults, **found}
+    return {key: config[key] for key in READ_SETTINGS if key in config}
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError) as error:
+        raise ArtifactError(f"{path} cannot be read ({error}).") from error
+
+
+def _check_inputs(model: nn.Module) -> None:
+    """Refuse networks that want more than an image, a time and the slots of a condition."""
+    anatomy(model)
+    count_classes(model)
+    config = config_of(model)
+    for key in ("addition_embed_type", "time_cond_proj_dim"):
+        if config.get(key) is not None:
+            raise ConfigError(
+                f"`{type(model).__name__}` with {key}={config[key]!r} wants inputs that no condition has; it cannot be a teacher."
+            )
+    if config.get("encoder_hid_dim_type") not in (None, "text_proj"):
+        raise ConfigError(f"encoder_hid_dim_type={config['encoder_hid_dim_type']!r} is not supported; 'text_proj' is.")
+    channels = int(config.out_channels or config.in_channels)
+    if channels not in (int(config.in_channels), 2 * int(config.in_channels)):
+        raise ShapeError(
+            f"the network takes {config.in_channels} channels and gives {channels}: a network for inpainting or enlarging is no "
+            "teacher; accepted are as many, or twice as many with a learned variance."
+        )
+
+
+def _read_null(model: nn.Module, path: Path, given: str) -> NullCondition | None:
+    if not takes_tokens(model):
+        if given:
+            raise ConfigError(f"`{type(model).__name__}` takes no text; leave teacher.null_condition empty.")
+        return None
+    pooled = config_of(model).get("pooled_projection_dim")
+    width = tokens_width(model)
+    rows: dict[str, Tensor]
+    if given == ZEROS:
+        if width is None:
+            raise ConfigError("the blocks of this network take tokens of different widths; give a file.")
+        rows = {"tokens": torch.zeros(1, width)}
+        if pooled is not None:
+            rows["pooled"] = torch.zeros(int(pooled))
+    else:
+        file = Path(given) if given else path / NULL_CONDITION
+        if not file.is_file():
+            raise ArtifactError(
+                f"{file} is not there. `{type(model).__name__}` is conditioned on text: put the embedding of the empty prompt "
+                "there, `tokens` (T, D)"
+                + (" and `pooled` (P,)" if pooled is not None else "")
+                + ", or take zeros with "
+                "`--set teacher.null_condition=zeros`."
+            )
+        rows, _ = load_tensors(file)
+    wanted = {"tokens"} | ({"pooled"} if pooled is not None else set())
+    optional = set() if pooled is not None else {"tokens_mask"}
+    if not wanted <= set(rows) <= wanted | optional:
+        raise ConfigError(f"the null condition must hold {sorted(wanted)}, got {sorted(rows)}.")
+    if width is not None and rows["tokens"].shape[-1] != width:
+        raise ShapeError(f"the null condition's tokens are {rows['tokens'].shape[-1]} wide, the model expects {width}.")
+    if pooled is not None and rows["pooled"].shape[-1] != pooled:
+        raise ShapeError(f"the null condition's pooled is {rows['pooled'].shape[-1]} wide, the model expects {pooled}.")
+    return NullCondition.of(rows)

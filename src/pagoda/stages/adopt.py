@@ -1,0 +1,127 @@
+"""A teacher that was trained elsewhere takes the place of stage 1: it becomes the run's `teacher/`, and the way goes on as always.
+
+The stage keeps its name, `teach`, so that everything after it works unchanged. It is made from what is in the teacher's folder, by
+hash: the folder may move, or go once the stage is done.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from pagoda.data import Downsampler
+from pagoda.diffusion import ScheduledDenoiser
+from pagoda.errors import ConfigError, ShapeError
+from pagoda.networks import ForeignTeacher, open_teacher
+from pagoda.stages.config import RunConfig
+from pagoda.stages.context import StageContext, save_teacher
+from pagoda.stages.run_folder import stage_settings
+
+STAGE = "teach"
+
+
+def adopt(context: StageContext) -> None:
+    """Write the teacher of `teacher.path` to `teacher/`; does nothing when done.
+
+    Raises:
+        ArtifactError: the folder has no teacher, or the run was started with another one.
+        ConfigError, ShapeError: it does not suit the data or the run (see `check_teacher`).
+    """
+    run, config, runtime, data = context.run, context.config, context.runtime, context.data
+    if run.is_done(STAGE) and not Path(config.teacher.path).is_dir():
+        context.say(f"teach: the run has its teacher already ({config.teacher.path} is gone)")
+        return
+    started = time.monotonic()
+    teacher = open_teacher(config.teacher.path, null_condition=config.teacher.null_condition)
+    inputs = {"data": data.fingerprint, "source": teacher.fingerprint}
+    run.begin(STAGE, stage_settings(config, STAGE), inputs, write=runtime.is_main)
+    if run.is_done(STAGE):
+        context.say("teach: done already")
+        return
+    check_teacher(teacher, config, channels=data.channels)
+    teacher = teacher.fit_classes(data.num_classes)
+    if runtime.is_main:
+        facts: dict[str, object] = {
+            "image_size": config.base,
+            "channels": data.channels,
+            "num_classes": data.num_classes,
+            "class_names": data.class_names,
+            "sigma_max": config.sigma_max,
+            "downsampler": Downsampler(config.downsampler).fingerprint,
+            "data": data.fingerprint,
+            "source": teacher.fingerprint,
+        }
+        with run.artifact(run.teacher) as folder:
+            digest = save_teacher(folder, teacher.denoiser, teacher.network, facts)
+        context.say(f"teach: took the {type(teacher.network.model).__name__} in {config.teacher.path}")
+        run.finish(STAGE, {"hash": digest, "seconds": time.monotonic() - started, "steps": 0})
+    runtime.barrier()
+
+
+def check_brought(context: StageContext) -> None:
+    """Look at a teacher that is to be adopted, or was, before anything else is done.
+
+    Raises:
+        As `adopt`.
+    """
+    run, config, data = context.run, context.config, context.data
+    if not config.teacher.path or (run.is_done(STAGE) and not Path(config.teacher.path).is_dir()):
+        return
+    teacher = open_teacher(config.teacher.path, null_condition=config.teacher.null_condition)
+    run.check(STAGE, stage_settings(config, STAGE), {"data": data.fingerprint, "source": teacher.fingerprint})
+    if not run.is_done(STAGE):
+        check_teacher(teacher, config, channels=data.channels)
+        teacher.fit_classes(data.num_classes)
+
+
+def check_teacher(teacher: ForeignTeacher, config: RunConfig, *, channels: int) -> None:
+    """Compare a teacher with the run that it is for.
+
+    Args:
+        channels: Of the run's images.
+
+    Raises:
+        ShapeError: another size or other channels.
+        ConfigError: it works on latents, or the run's noise levels leave its range.
+    """
+    if teacher.codec is not None:
+        raise ConfigError(
+            f"the images of the teacher in {config.teacher.path} are latents of {teacher.codec}; the stages work on pixels."
+        )
+    if teacher.channels != channels:
+        raise ShapeError(
+            f"the teacher makes images of {teacher.channels} channels, the data have {channels}. "
+            "Set source.mode to rgb or grey, or bring another teacher."
+        )
+    if teacher.size != config.base:
+        raise ShapeError(
+            f"the teacher makes images of {teacher.size} pixels, the run's base is {config.base}: set --base {teacher.size}."
+        )
+    low, high = teacher.denoiser.sigma_range
+    # The tolerance is that of a schedule's own range.
+    if config.encode.sigma_min < low * (1 - 1e-6) or config.sigma_max > high * (1 + 1e-6):
+        raise ConfigError(
+            f"the teacher's noise levels go from {low:.4g} to {high:.4g}; encode.sigma_min is {config.encode.sigma_min} and "
+            f"sigma_max {config.sigma_max}. Use `--set encode.sigma_min={max(low, 0.03):.4g} sigma_max={min(high, 80.0):.6g}`."
+        )
+
+
+def teacher_settings(path: str, *, null_condition: str = "") -> dict[str, Any]:
+    """Settings that suit the teacher in a folder, by dotted key: its size, and noise levels inside of its range.
+
+    Raises:
+        As `open_teacher`.
+    """
+    teacher = open_teacher(path, null_condition=null_condition)
+    low, high = teacher.denoiser.sigma_range
+    settings: dict[str, Any] = {
+        "teacher.path": path,
+        "base": teacher.size,
+        "sigma_max": min(80.0, high),
+        "encode.sigma_min": max(0.03, low),
+    }
+    denoiser = teacher.denoiser
+    if isinstance(denoiser, ScheduledDenoiser) and denoiser.prediction == "eps":
+        settings["distill.output"] = "unit"  # see OneStepGenerator
+    return settings

@@ -1,0 +1,299 @@
+"""Teachers of any origin: the wrapper says what diffusers' own scheduler says, and the way there and back ends where it began."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import DDIMScheduler, DDPMScheduler, LCMScheduler
+from tests.tiny_teachers import CLASSES, SIZE, TEACHERS, WIDTH, WITH_CLASSES, WITH_TEXT, ddpm, make_teacher, null_rows
+from torch import Tensor
+
+from pagoda.diffusion import Condition, invert, log_sigmas, precondition, sample
+from pagoda.errors import ArtifactError, ConfigError, ShapeError
+from pagoda.files import save_tensors
+from pagoda.networks import ForeignTeacher, OneStepGenerator, TeacherFeatures, open_teacher
+
+LABELS = torch.tensor([0, 3, 9])
+
+
+@pytest.fixture(scope="module", params=list(TEACHERS))
+def kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def folder(kind: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_teacher(tmp_path_factory.mktemp("teachers") / kind, kind)
+
+
+@pytest.fixture
+def teacher(folder: Path) -> ForeignTeacher:
+    return open_teacher(folder)
+
+
+def condition_of(kind: str) -> Condition:
+    return Condition.of_labels(LABELS if kind in WITH_CLASSES else None)
+
+
+def normal(*shape: int, seed: int = 1) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def scheduler_estimate(kind: str, folder: Path, x_t: Tensor, t: Any) -> Tensor:
+    """x_0 by diffusers alone: its model called by hand, its scheduler's own step."""
+    scheduler = TEACHERS[kind][1]()
+    model: Any = type(TEACHERS[kind][0]()).from_pretrained(folder, use_safetensors=True).eval()
+    given: dict[str, Any] = {"class_labels": LABELS} if kind in WITH_CLASSES else {}
+    if kind in WITH_TEXT:
+        rows = {name: row.expand(3, *row.shape) for name, row in null_rows(kind).items()}
+        given["encoder_hidden_states"] = rows["tokens"]
+        if kind == "sd3":
+            given["pooled_projections"] = rows["pooled"]
+    if kind == "class-unet":
+        given["encoder_hidden_states"] = None
+    if kind == "edm":
+        scheduler.set_timesteps(5)
+        index = t
+        x = x_t * scheduler.sigmas[index]
+        scaled = scheduler.scale_model_input(x, scheduler.timesteps[index])
+        output = model(scaled, scheduler.timesteps[index], **given).sample
+        return scheduler.step(output, scheduler.timesteps[index], x).pred_original_sample
+    if kind == "sd3":
+        scheduler.set_timesteps(sigmas=[t])  # shifted by the scheduler; its own timestep is what the model sees
+        output = model(x_t, timestep=scheduler.timesteps[0].expand(3), **given).sample
+        return scheduler.step(output, scheduler.timesteps[0], x_t).prev_sample  # a step to sigma = 0 lands on x0
+    ddim = DDIMScheduler.from_config(scheduler.config, clip_sample=False)
+    ddim.set_timesteps(1000)
+    name = "hidden_states" if kind == "dit" else "sample"
+    output = model(**{name: x_t, "timestep": torch.full((3,), t), **given}).sample[:, :3]
+    return ddim.step(output, t, x_t).pred_original_sample
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+@torch.no_grad()
+def test_the_wrapper_estimates_what_the_scheduler_does(
+    kind: str, folder: Path, teacher: ForeignTeacher, place: int
+) -> None:
+    x_t = normal(3, 3, SIZE, SIZE)
+    denoiser = teacher.denoiser
+    if kind == "edm":
+        scheduler = TEACHERS[kind][1]()
+        scheduler.set_timesteps(5)
+        sigma = float(scheduler.sigmas[place])
+        expected, x = scheduler_estimate(kind, folder, x_t, place), x_t * sigma
+    elif kind == "sd3":
+        given = (0.2, 0.6, 0.95)[place]
+        shifted = 3 * given / (1 + 2 * given)
+        expected = scheduler_estimate(kind, folder, x_t, given)
+        sigma, x = shifted / (1 - shifted), x_t / (1 - shifted)
+    else:
+        t = (20, 400, 900)[place]
+        expected = scheduler_estimate(kind, folder, x_t, t)
+        schedule = denoiser.schedule
+        level = torch.tensor(float(t), dtype=torch.float64)
+        sigma, x = float(schedule.nu(level)), (x_t.double() / schedule.alpha(level)).float()
+    estimate = denoiser(x, sigma, condition_of(kind))
+    # Float32 on both sides, relative to the size of the values: eps is multiplied by the noise level.
+    assert (estimate - expected).abs().max() <= 1e-5 * max(1.0, float(expected.abs().max()), sigma)
+
+
+@torch.no_grad()
+def test_inversion_and_sampling_return_to_the_image(kind: str, teacher: ForeignTeacher) -> None:
+    low, high = teacher.denoiser.sigma_range
+    images, condition = 0.5 * normal(3, 3, SIZE, SIZE), condition_of(kind)
+    errors = []
+    for nodes in (24, 96):
+        grid = log_sigmas(nodes, sigma_min=max(0.05, low), sigma_max=min(10.0, high))
+        z = invert(teacher.denoiser, images, sigmas=grid.flip(0), condition=condition)
+        back = sample(teacher.denoiser, z, sigmas=grid, condition=condition)
+        errors.append(float((back - images).square().mean().sqrt()))
+    assert errors[1] < 0.01
+    assert errors[1] < errors[0] / 4 + 1e-4  # second order, down to rounding
+
+
+@torch.no_grad()
+def test_the_generator_starts_as_the_denoiser_at_sigma_max_and_grows(
+    kind: str, teacher: ForeignTeacher, tmp_path: Path
+) -> None:
+    denoiser, sigma_max = teacher.denoiser, min(50.0, teacher.denoiser.sigma_range[1])
+    z, condition = normal(3, 3, SIZE, SIZE), condition_of(kind)
+    made = {
+        output: OneStepGenerator.from_teacher(
+            teacher.network,
+            output=output,
+            sigma_max=sigma_max,
+            **denoiser.preconditioning,
+        ).eval()
+        for output in ("denoiser", "unit")
+    }
+    expected = denoiser(sigma_max * z, sigma_max, condition)
+    scale = float(denoiser.scalings(torch.tensor([sigma_max], dtype=torch.float64))[1].abs())
+    tolerance = 1e-5 * max(1.0, float(expected.abs().max()), sigma_max)
+    torch.testing.assert_close(made["denoiser"](z, condition), expected, atol=tolerance, rtol=0)
+    torch.testing.assert_close(made["unit"](z, condition) * scale, expected, atol=tolerance, rtol=0)
+    grown = made["unit"].grow(channels=8)
+    wanted = torch.nn.functional.interpolate(made["unit"](z, condition), scale_factor=2, mode="bilinear")
+    assert torch.equal(grown(z, condition), wanted)
+    grown.save_pretrained(tmp_path)
+    again = OneStepGenerator.from_pretrained(tmp_path, use_safetensors=True).eval()
+    assert torch.equal(again(z, condition), grown(z, condition))
+    assert again.last_layer(SIZE).shape[0] in (3, 6, 12, 24)
+
+
+def test_every_weight_of_a_grown_generator_can_learn(kind: str, teacher: ForeignTeacher) -> None:
+    generator = OneStepGenerator.from_teacher(
+        teacher.network, sigma_max=min(50.0, teacher.denoiser.sigma_range[1]), **teacher.denoiser.preconditioning
+    ).grow(channels=8)
+    generator.requires_grad_(True)
+    generator(normal(3, 3, SIZE, SIZE), condition_of(kind)).square().mean().backward()
+    head = generator.last_layer(SIZE).grad
+    assert head is not None
+    assert float(head.abs().sum()) > 0
+
+
+@torch.no_grad()
+def test_a_teacher_s_features_are_those_of_a_slightly_noisy_image(kind: str, teacher: ForeignTeacher) -> None:
+    stack = TeacherFeatures(teacher.network, sigma=0.1, **teacher.denoiser.preconditioning)
+    images = 0.5 * normal(2, 3, SIZE, SIZE)
+    maps = stack(images)
+    assert [m.shape[1] for m in maps] == stack.channels
+    assert all(bool(m.isfinite().all()) for m in maps)
+    other = dict(teacher.denoiser.preconditioning)
+    if "scheduler" in other:
+        other["scheduler"] = {**other["scheduler"], "num_train_timesteps": 500}
+    else:
+        other["sigma_data"] = 0.7
+    changed = TeacherFeatures(teacher.network, sigma=0.1, **other)
+    assert changed.fingerprint != stack.fingerprint
+    assert not torch.equal(changed(images)[0], maps[0])
+
+
+def test_preconditioning_describes_the_denoiser_and_survives_json(teacher: ForeignTeacher, kind: str) -> None:
+    words = json.loads(json.dumps(teacher.denoiser.preconditioning))
+    again = precondition(teacher.network, **words).eval()
+    x = normal(3, 3, SIZE, SIZE)
+    with torch.no_grad():
+        assert torch.equal(again(x, 1.0, condition_of(kind)), teacher.denoiser(x, 1.0, condition_of(kind)))
+
+
+def test_the_fingerprint_is_of_weights_scheduler_and_text_and_not_of_the_path(tmp_path: Path) -> None:
+    prints = [open_teacher(make_teacher(tmp_path / name, "sd3")).fingerprint for name in ("a", "b")]
+    assert prints[0] == prints[1]
+    config = tmp_path / "b" / "scheduler_config.json"
+    config.write_text(config.read_text().replace('"num_train_timesteps": 1000', '"num_train_timesteps": 500'))
+    assert open_teacher(tmp_path / "b").fingerprint != prints[0]
+    assert open_teacher(tmp_path / "a", null_condition="zeros").fingerprint != prints[0]
+
+
+def test_settings_that_only_sample_do_not_count(tmp_path: Path) -> None:
+    first = open_teacher(make_teacher(tmp_path / "a", "ddpm")).fingerprint
+    config = tmp_path / "a" / "scheduler_config.json"
+    config.write_text(config.read_text().replace('"fixed_small"', '"fixed_large"'))
+    assert open_teacher(tmp_path / "a").fingerprint == first
+
+
+def test_what_a_scheduler_leaves_out_has_the_default_of_its_class(tmp_path: Path) -> None:
+    make_teacher(tmp_path, "ddpm")
+    (tmp_path / "scheduler_config.json").write_text(
+        json.dumps({"_class_name": "HeunDiscreteScheduler", "beta_schedule": "scaled_linear"})
+    )
+    scheduler = open_teacher(tmp_path).denoiser.preconditioning["scheduler"]
+    assert (scheduler["beta_start"], scheduler["beta_end"]) == (0.00085, 0.012)
+
+
+def test_a_table_without_a_row_for_no_class_gets_the_mean_of_its_rows(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    ddpm(num_class_embeds=CLASSES).save_pretrained(tmp_path)
+    DDPMScheduler().save_pretrained(tmp_path)
+    found = open_teacher(tmp_path)
+    assert found.num_classes == CLASSES - 1
+    before = found.network.model.class_embedding.weight.clone()
+    fitted = found.fit_classes(CLASSES)
+    table = fitted.network.model.class_embedding.weight
+    assert fitted.num_classes == CLASSES
+    assert torch.equal(table[:-1], before)
+    torch.testing.assert_close(table[-1], before.mean(0))
+    x = normal(2, 3, SIZE, SIZE)
+    with torch.no_grad():
+        assert not torch.equal(
+            fitted.denoiser(x, 1.0, Condition.of_labels([9, 9])), fitted.denoiser(x, 1.0, Condition.of_labels([-1, -1]))
+        )
+
+
+def test_classes_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="trained with 10 classes and the data have 7"):
+        open_teacher(make_teacher(tmp_path / "dit", "dit")).fit_classes(7)
+    with pytest.raises(ConfigError, match=r"knows no classes.*teacher.labels=false"):
+        open_teacher(make_teacher(tmp_path / "edm", "edm")).fit_classes(10)
+
+
+def test_a_folder_without_a_scheduler_is_refused_and_told_what_to_write(tmp_path: Path) -> None:
+    make_teacher(tmp_path, "ddpm")
+    (tmp_path / "scheduler_config.json").unlink()
+    with pytest.raises(ArtifactError, match=r"has no scheduler.*save_pretrained"):
+        open_teacher(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"prediction_type": "epsilom"}, "Did you mean `epsilon`"),
+        ({"prediction_type": "trigflow"}, "unknown prediction_type 'trigflow'"),
+        ({"rescale_betas_zero_snr": True}, "no signal"),
+        ({"_class_name": "EulerDiscreteScheduler", "timestep_type": "continuous"}, "timestep_type='continuous'"),
+        ({"_class_name": "FlowMatchEulerDiscreteScheduler", "invert_sigmas": True}, "invert_sigmas=True"),
+        ({"_class_name": "DPMSolverMultistepScheduler", "use_flow_sigmas": True}, "use_flow_sigmas"),
+        ({"_class_name": "CogVideoXDDIMScheduler", "snr_shift_scale": 3.0}, "snr_shift_scale=3.0"),
+        ({"_class_name": "LCMScheduler"}, "few-step"),
+        ({"_class_name": "DDPMSchedular"}, "DDPMSchedular"),
+    ],
+)
+def test_schedulers_that_cannot_be_read_are_refused_by_name(
+    tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    make_teacher(tmp_path, "ddpm")
+    config = tmp_path / "scheduler_config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), **change}))
+    with pytest.raises(ConfigError, match=message):
+        open_teacher(tmp_path)
+    assert LCMScheduler  # the name above is one that diffusers knows
+
+
+def test_networks_that_are_no_teacher_are_refused(tmp_path: Path) -> None:
+    ddpm(in_channels=7, out_channels=3).save_pretrained(tmp_path / "inpainting")
+    DDPMScheduler().save_pretrained(tmp_path / "inpainting")
+    with pytest.raises(ShapeError, match="takes 7 channels and gives 3"):
+        open_teacher(tmp_path / "inpainting")
+    with pytest.raises(ArtifactError, match="is not a folder"):
+        open_teacher(tmp_path / "nothing")
+    with pytest.raises(ConfigError, match="takes no text"):
+        open_teacher(make_teacher(tmp_path / "ddpm", "ddpm"), null_condition="zeros")
+
+
+def test_a_text_teacher_must_be_told_something(tmp_path: Path) -> None:
+    make_teacher(tmp_path, "text-unet")
+    (tmp_path / "null_condition.safetensors").unlink()
+    with pytest.raises(ArtifactError, match="empty prompt"):
+        open_teacher(tmp_path)
+    assert open_teacher(tmp_path, null_condition="zeros").network.null.tokens.shape == (1, WIDTH)
+    save_tensors(tmp_path / "wide.safetensors", {"tokens": torch.zeros(3, WIDTH + 1)})
+    with pytest.raises(ShapeError, match=f"{WIDTH + 1} wide"):
+        open_teacher(tmp_path, null_condition=str(tmp_path / "wide.safetensors"))
+    save_tensors(tmp_path / "other.safetensors", {"tokens": torch.zeros(3, WIDTH), "pooled": torch.zeros(2)})
+    with pytest.raises(ConfigError, match=r"must hold \['tokens'\]"):
+        open_teacher(tmp_path, null_condition=str(tmp_path / "other.safetensors"))
+
+
+def test_a_given_text_is_heard_in_place_of_the_null_condition(tmp_path: Path) -> None:
+    teacher = open_teacher(make_teacher(tmp_path, "text-unet"))
+    x, rows = normal(2, 3, SIZE, SIZE), null_rows("text-unet")
+    with torch.no_grad():
+        silent = teacher.denoiser(x, 1.0)
+        same = teacher.denoiser(x, 1.0, Condition(tokens=rows["tokens"].expand(2, -1, -1)))
+        other = teacher.denoiser(x, 1.0, Condition(tokens=rows["tokens"].flip(0).expand(2, -1, -1) + 1))
+    assert torch.equal(silent, same)
+    assert not torch.equal(silent, other)

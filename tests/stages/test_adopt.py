@@ -1,0 +1,169 @@
+"""A teacher that was trained elsewhere goes the whole way: as the run's own would, and refused where it does not fit."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from tests.conftest import TINY
+from tests.tiny_teachers import DATA, SIZE, make_teacher
+
+import pagoda
+from pagoda.cli.main import main
+from pagoda.diffusion import Condition
+from pagoda.errors import ArtifactError, ConfigError, ShapeError
+from pagoda.networks import model_hash, open_teacher
+from pagoda.stages.adopt import teacher_settings
+from pagoda.stages.config import RunConfig, override
+from pagoda.stages.context import load_teacher
+from pagoda.stages.presets import preset_config
+from pagoda.stages.run_folder import RunFolder
+from pagoda.stages.sampling import load_generator, sample_images
+from pagoda.stages.train import train
+
+STEPS = {"ddpm": 150, "dit": 200, "sd3": 200}
+"""Enough for latents of about unit variance."""
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("teachers")
+    return {kind: make_teacher(root / kind, kind, steps=steps) for kind, steps in STEPS.items()}
+
+
+def config_for(folder: Path, **changes: object) -> RunConfig:
+    """8 -> 16 px in a few steps; keys of `changes` are dotted with `__`."""
+    settings = {key: value for key, value in TINY.items() if not key.startswith("teach.")}
+    settings |= {**teacher_settings(str(folder)), "encode.num_nodes": 8}
+    settings |= {key.replace("__", "."): value for key, value in changes.items()}
+    return override(preset_config("tiny", DATA, base=SIZE, size=2 * SIZE), settings)
+
+
+@pytest.mark.parametrize("kind", list(STEPS))
+def test_a_brought_teacher_is_encoded_distilled_and_grown(kind: str, folders: dict[str, Path], tmp_path: Path) -> None:
+    labels = kind != "sd3"
+    config = config_for(folders[kind], **({} if labels else {"teacher__labels": False}))
+    run = train(config, str(tmp_path / "run"), quiet=True)
+    assert run.generator_sizes() == [SIZE, 2 * SIZE]
+    assert run.record("encode")["results"]["round_trip_psnr"] > 20
+    generator = load_generator(run)
+    assert generator.num_classes == (10 if labels else 0)
+    images = sample_images(generator, range(4))
+    assert images.shape == (4, 3, 16, 16)
+    assert bool(images.isfinite().all())
+    before = {path: path.stat().st_mtime_ns for path in run.path.rglob("*.safetensors")}
+    train(config, str(run.path), quiet=True)
+    assert before == {path: path.stat().st_mtime_ns for path in run.path.rglob("*.safetensors")}
+
+
+def test_the_run_s_teacher_is_the_one_that_was_brought(folders: dict[str, Path], tmp_path: Path) -> None:
+    for kind in ("dit", "sd3"):
+        run = train(
+            config_for(folders[kind], teacher__labels=kind == "dit"), str(tmp_path / kind), until="teach", quiet=True
+        )
+        theirs, (ours, facts) = open_teacher(folders[kind]), load_teacher(run.teacher)
+        x = torch.randn(2, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
+        condition = Condition.of_labels([1, -1] if kind == "dit" else None)
+        with torch.no_grad():
+            assert torch.equal(ours(x, 1.0, condition), theirs.denoiser(x, 1.0, condition))
+        assert facts["source"] == theirs.fingerprint
+        assert facts["num_classes"] == (10 if kind == "dit" else 0)
+
+
+def test_the_folder_may_move_or_go_but_not_be_exchanged(folders: dict[str, Path], tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    shutil.copytree(folders["ddpm"], source)
+    run = train(config_for(source), str(tmp_path / "run"), until="teach", quiet=True)
+    digest = load_teacher(run.teacher)[1]["hash"]
+    moved = config_for(folders["ddpm"])
+    shutil.rmtree(source)
+    train(run.config(), str(run.path), until="teach", quiet=True)
+    train(moved, str(run.path), until="teach", quiet=True)
+    assert load_teacher(run.teacher)[1]["hash"] == digest
+    other = make_teacher(tmp_path / "other", "ddpm")
+    with pytest.raises(ArtifactError, match=r"started with another configuration: source was"):
+        train(config_for(other), str(run.path), until="teach", quiet=True)
+    own = override(run.config(), {"teacher.path": ""})
+    with pytest.raises(ArtifactError, match="started with another configuration: teacher was 'brought'"):
+        train(own, str(run.path), until="teach", quiet=True)
+
+
+def test_a_run_with_a_teacher_of_its_own_does_not_take_another(
+    folders: dict[str, Path], finished_run: RunFolder, tmp_path: Path
+) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(finished_run.path, copy)
+    config = override(finished_run.config(), {"teacher.path": str(folders["ddpm"])})
+    with pytest.raises(ArtifactError, match="started with another configuration"):
+        train(config, str(copy), quiet=True)
+
+
+def test_another_run_s_teacher_can_be_brought(finished_run: RunFolder, tmp_path: Path) -> None:
+    run = train(config_for(finished_run.teacher), str(tmp_path / "run"), until="teach", quiet=True)
+    assert load_teacher(run.teacher)[1]["hash"] == load_teacher(finished_run.teacher)[1]["hash"]
+    assert (run.teacher / "denoiser.json").read_text() != ""
+    facts = json.loads((run.teacher / "denoiser.json").read_text())
+    assert facts["noise_scale"] == finished_run.config().noise_scale
+
+
+def test_settings_are_chosen_inside_of_the_teacher_s_range(folders: dict[str, Path], tmp_path: Path) -> None:
+    text = make_teacher(tmp_path / "text", "text-unet")
+    settings = teacher_settings(str(text))
+    low, high = open_teacher(text).denoiser.sigma_range
+    assert settings["sigma_max"] == high < 15
+    assert low <= settings["encode.sigma_min"]
+    assert settings["distill.output"] == "unit"  # it predicts eps
+    assert "distill.output" not in teacher_settings(str(folders["sd3"]))
+    assert teacher_settings(str(folders["sd3"]))["sigma_max"] == 80
+    with pytest.raises(ConfigError, match=r"noise levels go from 0\.\d+ to 14\.6.*sigma_max=14\.6"):
+        train(config_for(text, sigma_max=80.0, teacher__labels=False), str(tmp_path / "run"), until="teach", quiet=True)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"base": 16, "size": 32}, ShapeError, "makes images of 8 pixels, the run's base is 16"),
+        ({"teacher__labels": False}, ConfigError, "the data have no labels"),
+        ({"techniques": ["dtr"]}, ConfigError, "leave out one of the two"),
+        ({"teacher__null_condition": "zeros"}, ConfigError, "takes no text"),
+    ],
+)
+def test_a_teacher_that_does_not_fit_is_refused_before_anything_is_made(
+    folders: dict[str, Path], tmp_path: Path, changes: dict[str, object], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        train(config_for(folders["ddpm"], **changes), str(tmp_path / "run"), quiet=True)
+    assert not (tmp_path / "run" / "teacher").exists()
+
+
+def test_other_channels_are_refused(folders: dict[str, Path], tmp_path: Path) -> None:
+    from PIL import Image
+
+    for label in range(10):
+        (tmp_path / "grey" / str(label)).mkdir(parents=True)
+        for k in range(2):
+            Image.new("L", (16, 16), 20 * label + k).save(tmp_path / "grey" / str(label) / f"{k}.png")
+    config = config_for(folders["ddpm"], data=str(tmp_path / "grey"))
+    with pytest.raises(ShapeError, match="3 channels, the data have 1"):
+        train(config, str(tmp_path / "run"), quiet=True)
+
+
+def test_the_command_line_and_python_make_the_same_run(folders: dict[str, Path], tmp_path: Path) -> None:
+    tiny = [f"{key}={json.dumps(value)}" for key, value in TINY.items() if not key.startswith("teach.")]
+    arguments = ["train", DATA, "--out", str(tmp_path / "cli"), "--size", "8", "--preset", "tiny", "--quiet"]
+    assert main([*arguments, "--teacher", str(folders["dit"]), "--set", *tiny]) == 0
+    settings = {key: value for key, value in TINY.items() if not key.startswith("teach.")}
+    teacher = pagoda.adopt(folders["dit"], DATA, out=tmp_path / "python", preset="tiny", settings=settings, quiet=True)
+    assert teacher.sample(2, label=3)[0].size == (SIZE, SIZE)
+    generator = pagoda.distill(teacher, quiet=True)
+    assert model_hash(generator.model) == model_hash(load_generator(RunFolder.open(tmp_path / "cli")))
+
+
+def test_distill_takes_a_teacher_where_none_was_trained_yet(folders: dict[str, Path], tmp_path: Path) -> None:
+    config = config_for(folders["ddpm"])
+    RunFolder.create(tmp_path / "run", override(config, {"teacher.path": "", "size": SIZE}))
+    assert main(["distill", str(tmp_path / "run"), "--teacher", str(folders["ddpm"]), "--quiet"]) == 0
+    assert RunFolder.open(tmp_path / "run").generator_sizes() == [SIZE]
