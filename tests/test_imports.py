@@ -27,6 +27,7 @@ LEVELS = {
     "evaluation": 5,
     "acceleration": 6,
     "pretraining": 6,
+    "text": 6,
     "understanding": 6,
     "stages": 7,
     "pipelines": 8,
@@ -35,7 +36,7 @@ LEVELS = {
     "cli": 10,
 }
 """A module imports from lower levels, or from its own room."""
-OPTIONAL = {"datasets", "matplotlib", "onnx", "onnxruntime", "onnxscript", "tensorboard", "transformers"}
+OPTIONAL = {"datasets", "matplotlib", "onnx", "onnxruntime", "onnxscript", "tensorboard", "tokenizers", "transformers"}
 ROOMS = (
     "acceleration",
     "data",
@@ -44,6 +45,7 @@ ROOMS = (
     "export",
     "networks",
     "pretraining",
+    "text",
     "training",
     "understanding",
 )

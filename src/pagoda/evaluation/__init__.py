@@ -32,7 +32,7 @@ from pagoda.evaluation.pixels import Contrast, contrast, psnr, psnr_values, shar
 from pagoda.evaluation.references import ReferenceFacts, load_stats, save_stats
 from pagoda.evaluation.registry import EXTRACTORS, Place, open_extractor
 from pagoda.evaluation.scores import Score, check_comparable, load_scores, score_table
-from pagoda.evaluation.text import clip_scores, directional_similarity
+from pagoda.evaluation.text import clip_scores, directional_similarity, retrieval_accuracy
 from pagoda.evaluation.transformers import CLIPFeatures, DINOv2Features
 from pagoda.evaluation.weights import load_published
 
@@ -97,6 +97,7 @@ __all__ = [
     "psnr",
     "psnr_values",
     "resize_images",
+    "retrieval_accuracy",
     "save_stats",
     "score_features",
     "score_images",

@@ -1,0 +1,36 @@
+"""Texts: what reads captions, what keeps them, and the small encoder that is trained on the user's own.
+
+encoders     any text model of transformers as tokens and a pooled vector
+embeddings   the captions of a data set, embedded once
+two_tower    a small encoder of images and captions, trained by InfoNCE; `tokenizer` is its own
+training     how it is trained; `config` has the settings
+image_text   images and texts in one space, and the distance between them
+"""
+
+from pagoda.text.config import TWO_TOWER, TextConfig, TwoTowerConfig
+from pagoda.text.embeddings import CaptionTable, TextEmbeddings, unique_captions
+from pagoda.text.encoders import TextEncoder, TransformersTextEncoder
+from pagoda.text.image_text import ImageTextEncoder, TransformersImageTextEncoder, spherical_distance
+from pagoda.text.tokenizer import train_tokenizer
+from pagoda.text.training import measure_retrieval, train_two_tower
+from pagoda.text.two_tower import ContrastiveObjective, build_two_tower, contrastive_loss
+
+__all__ = [
+    "TWO_TOWER",
+    "CaptionTable",
+    "ContrastiveObjective",
+    "ImageTextEncoder",
+    "TextConfig",
+    "TextEmbeddings",
+    "TextEncoder",
+    "TransformersImageTextEncoder",
+    "TransformersTextEncoder",
+    "TwoTowerConfig",
+    "build_two_tower",
+    "contrastive_loss",
+    "measure_retrieval",
+    "spherical_distance",
+    "train_tokenizer",
+    "train_two_tower",
+    "unique_captions",
+]
