@@ -22,6 +22,7 @@ from pagoda.images import make_grid, save_image
 from pagoda.networks import DiffusersNetwork, model_hash
 from pagoda.networks.loading import load_model
 from pagoda.stages.config import RunConfig
+from pagoda.stages.data_report import write_data_report
 from pagoda.stages.run_folder import RunFolder
 from pagoda.training import (
     LoopConfig,
@@ -172,6 +173,7 @@ def _prepare(run: RunFolder, config: RunConfig, *, quiet: bool) -> ImageDataset:
         progress=not quiet,
     )
     if checked != wanted:
+        write_data_report(run, report)
         write_text_atomic(marker, json.dumps(wanted))
     return data
 

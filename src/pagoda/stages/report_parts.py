@@ -136,7 +136,7 @@ def cost_table(
         record, found, lines = records[stage], results_of(records[stage]), log.get(stage, [])
         state = "not started" if record is None else "done" if record["done"] else "under way"
         timed = [line for line in lines if "seconds" in line and line["step"] > 0]
-        steps = found.get("steps") or _planned_steps(stage, record)
+        steps = found.get("steps") or planned_steps(stage, record)
         promised = timed[0]["seconds"] / timed[0]["step"] * steps if timed and steps else None
         taken = found.get("seconds") or (timed[-1]["seconds"] if timed else None)
         if promised is not None and taken is not None and state == "done":
@@ -162,7 +162,7 @@ def cost_table(
     return f'<div class="card">{table(heads, rows)}<p class="note">{line}</p></div>{throughput(log, stages)}'
 
 
-def _planned_steps(stage: str, record: Mapping[str, Any] | None) -> int | None:
+def planned_steps(stage: str, record: Mapping[str, Any] | None) -> int | None:
     """Steps that a stage was started for; None for one without steps."""
     settings = (record or {}).get("settings", {}).get(stage.partition("-")[0], {})
     steps = settings.get("steps") or settings.get("loop", {}).get("steps")
