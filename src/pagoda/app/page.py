@@ -69,6 +69,9 @@ def theme(gr: Any) -> Any:
     ).set(
         body_background_fill="var(--paper)",
         body_background_fill_dark="var(--paper)",
+        color_accent="var(--accent)",
+        slider_color="var(--accent)",
+        slider_color_dark="var(--accent)",
         button_primary_background_fill="#a3341f",
         button_primary_background_fill_hover="#8a2a18",
         button_primary_background_fill_dark="#a3341f",

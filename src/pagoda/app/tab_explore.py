@@ -195,4 +195,7 @@ def build(context: PageContext, page: Any, tab: Any, run: Any) -> None:
     way.click(context.with_request(whole_way), [run, label, picks, cut], [status, result], **private)
     around.click(context.with_request(vary), [run, label, picks, strength, cut], [status, result], **private)
     run.change(change_run, run, [label, status, candidates, live, result], **private)
-    tab.select(context.with_request(show_candidates), [run, label, first, cut], [status, candidates], **private)
+    opened = tab.select(
+        context.with_request(show_candidates), [run, label, first, cut], [status, candidates], **private
+    )
+    opened.then(walking, inputs, [status, live], **private)

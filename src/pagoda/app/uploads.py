@@ -113,7 +113,7 @@ def clean_name(name: str) -> str:
     kept = "".join(c for c in last if unicodedata.category(c)[0] not in "CZ" or c == " ").strip()
     if len(kept) > _LONGEST_NAME:
         kept = kept[: _LONGEST_NAME - 12] + "..." + kept[-9:]
-    return kept or "the file"
+    return kept if kept.strip(".") else "the file"
 
 
 def _look_at_header(content: bytes, shown: str, limits: UploadLimits) -> None:
