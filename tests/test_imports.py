@@ -33,12 +33,26 @@ LEVELS = {
     "pipelines": 8,
     "api": 8,
     "export": 9,
-    "cli": 10,
+    "app": 10,
+    "cli": 11,
 }
 """A module imports from lower levels, or from its own room."""
-OPTIONAL = {"datasets", "matplotlib", "onnx", "onnxruntime", "onnxscript", "tensorboard", "tokenizers", "transformers"}
+OPTIONAL = {
+    "datasets",
+    "fastapi",
+    "gradio",
+    "matplotlib",
+    "onnx",
+    "onnxruntime",
+    "onnxscript",
+    "tensorboard",
+    "tokenizers",
+    "transformers",
+    "uvicorn",
+}
 ROOMS = (
     "acceleration",
+    "app",
     "data",
     "diffusion",
     "evaluation",

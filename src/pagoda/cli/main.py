@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import tyro
 
 from pagoda.cli.accelerating import AccelerateTune
+from pagoda.cli.app import App
 from pagoda.cli.commands import (
     CheckData,
     Distill,
@@ -43,6 +44,7 @@ COMMANDS: dict[str, type[Any]] = {
     "evaluate": Evaluate,
     "compare": Compare,
     "report": Report,
+    "app": App,
     "export": Export,
     "inspect": Inspect,
     "classify": Classify,

@@ -24,6 +24,7 @@ from pagoda.networks.loading import load_model
 from pagoda.networks.null_condition import NullCondition
 from pagoda.networks.teachers import NULL_CONDITION, preconditioning_of
 from pagoda.stages.config import RunConfig
+from pagoda.stages.data_report import write_data_report
 from pagoda.stages.run_folder import RunFolder
 from pagoda.training import (
     LoopConfig,
@@ -176,6 +177,7 @@ def _prepare(run: RunFolder, config: RunConfig, *, quiet: bool) -> ImageDataset:
         progress=not quiet,
     )
     if checked != wanted:
+        write_data_report(run, report)
         write_text_atomic(marker, json.dumps(wanted))
     return data
 

@@ -41,7 +41,7 @@ def cost_table(
         found = results_of(record)
         state = "not started" if record is None else "done" if record["done"] else "under way"
         timed = [line for line in lines if "seconds" in line and line["step"] > 0]
-        steps = found.get("steps") or _steps(stage, record)
+        steps = found.get("steps") or planned_steps(stage, record)
         promised = timed[0]["seconds"] / timed[0]["step"] * steps if timed and steps else None
         taken = found.get("seconds") or (timed[-1]["seconds"] if timed else None)
         if promised is not None and taken is not None and state == "done":
@@ -130,7 +130,7 @@ def _of_plan(
     return notes
 
 
-def _steps(stage: str, record: Mapping[str, Any] | None) -> int | None:
+def planned_steps(stage: str, record: Mapping[str, Any] | None) -> int | None:
     """Steps that a stage was started for; None for one without steps."""
     settings = (record or {}).get("settings", {}).get(stage.partition("-")[0], {})
     steps = settings.get("steps") or settings.get("loop", {}).get("steps")
