@@ -115,14 +115,18 @@ def test_downsampling_is_the_downsampler_up_to_its_rounding(kind: str, old: int,
     difference = downsampling(old, new, downsampler)(x) - downsampler.tensor(x, new)
     # Every pass rounds to bytes, and the box of `box_bicubic` makes up to three passes of two axes.
     assert float(difference.abs().max()) * 127.5 < (2.5 if kind == "box_bicubic" else 1.5)
-    torch.testing.assert_close(downsampling(old, new, downsampler)(torch.ones_like(x)), torch.ones(2, 3, new, new).double())
+    torch.testing.assert_close(
+        downsampling(old, new, downsampler)(torch.ones_like(x)), torch.ones(2, 3, new, new).double()
+    )
 
 
 def test_a_box_blur_is_the_mean_of_its_window() -> None:
     x = torch.randn(1, 1, 9, 9, dtype=torch.float64)
     blurred = box_blur(9, 3)(x)
     torch.testing.assert_close(blurred[0, 0, 4, 5], x[0, 0, 3:6, 4:7].mean())
-    torch.testing.assert_close(blurred[0, 0, 0, 0], (4 * x[0, 0, 0, 0] + 2 * (x[0, 0, 0, 1] + x[0, 0, 1, 0]) + x[0, 0, 1, 1]) / 9)
+    torch.testing.assert_close(
+        blurred[0, 0, 0, 0], (4 * x[0, 0, 0, 0] + 2 * (x[0, 0, 0, 1] + x[0, 0, 1, 0]) + x[0, 0, 1, 1]) / 9
+    )
     assert torch.equal(box_blur(9, 1)(x), x)
 
 
@@ -133,7 +137,9 @@ def test_projections_are_sums_along_rays() -> None:
     half = (operator.shape_out[1] - 11) // 2
     torch.testing.assert_close(across[half : half + 11], x[0, 0].sum(0))  # angle 0: along columns
     torch.testing.assert_close(down[half : half + 11], x[0, 0].sum(1))
-    torch.testing.assert_close(Projections(11, 7)(x).sum(-1) * operator.shape_out[1], x.sum((2, 3))[..., None].expand(1, 1, 7))
+    torch.testing.assert_close(
+        Projections(11, 7)(x).sum(-1) * operator.shape_out[1], x.sum((2, 3))[..., None].expand(1, 1, 7)
+    )
 
 
 def test_the_hole_is_continued_smoothly() -> None:
@@ -175,5 +181,5 @@ def test_shapes_and_settings_are_refused_in_words() -> None:
 def test_a_hopeless_system_is_given_up_in_words() -> None:
     steep = torch.logspace(0, -12, 40, dtype=torch.float64)[None, None, None]
     y = torch.ones(1, 1, 1, 40, dtype=torch.float64)
-    with pytest.raises(ConfigError, match="nearly singular. Give a damping above 0"):
+    with pytest.raises(ConfigError, match=r"nearly singular\. Give a damping above 0"):
         least_squares(lambda x: x * steep, lambda x: x * steep, y, max_steps=20)

@@ -82,10 +82,11 @@ class Editor:
         if images.ndim != 4 or images.shape[1] != channels or images.shape[-1] != images.shape[-2]:
             raise ShapeError(f"images must be (B, {channels}, s, s), got {tuple(images.shape)}.")
         small = images if images.shape[-1] == base else self.downsampler.tensor(images, base)
+        small = small.contiguous()  # another layout in memory moves the last bits of convolutions
         parts = [
             self.encoder(small[rows].to(self.device).float(), c) for rows, c in self._parts(len(images), condition)
         ]
-        z = torch.cat(parts).float()
+        z = torch.cat(parts).float().contiguous()
         expected = (len(images), channels, base, base)
         if tuple(z.shape) != expected:
             raise ArtifactError(f"the encoder gives latents of shape {tuple(z.shape)}, the generator takes {expected}.")
@@ -100,7 +101,7 @@ class Editor:
     @torch.no_grad()
     def generate(self, z: Tensor, condition: Condition = UNCONDITIONAL, *, resolution: int | None = None) -> Tensor:
         """G: images (B, C, r, r) of latents."""
-        parts = [self._generate(z[rows], c, resolution) for rows, c in self._parts(len(z), condition)]
+        parts = [self._generate(z[rows].contiguous(), c, resolution) for rows, c in self._parts(len(z), condition)]
         return torch.cat(parts).clamp(-1, 1).cpu()
 
     def _generate(self, z: Tensor, condition: Condition, resolution: int | None) -> Tensor:
