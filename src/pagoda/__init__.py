@@ -23,12 +23,14 @@ from pagoda.version import __version__
 if TYPE_CHECKING:
     from pagoda.acceleration import accelerate
     from pagoda.api import Generator, Teacher, adopt, distill, grow, teach
+    from pagoda.edit_pipeline import PagodaEditPipeline
     from pagoda.networks.generator import OneStepGenerator
     from pagoda.pipelines import PagodaPipeline, PagodaPipelineOutput
 
 _LAZY = {
     "Generator": "pagoda.api",
     "OneStepGenerator": "pagoda.networks.generator",
+    "PagodaEditPipeline": "pagoda.edit_pipeline",
     "PagodaPipeline": "pagoda.pipelines",
     "PagodaPipelineOutput": "pagoda.pipelines",
     "Teacher": "pagoda.api",
@@ -43,6 +45,7 @@ _LAZY = {
 __all__ = [
     "Generator",
     "OneStepGenerator",
+    "PagodaEditPipeline",
     "PagodaPipeline",
     "PagodaPipelineOutput",
     "Teacher",

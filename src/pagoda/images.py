@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +83,46 @@ def save_image(
         part.write_bytes(content)
 
 
+def save_animation(
+    frames: Sequence[Image.Image], path: Path | str, *, milliseconds: int, metadata: Mapping[str, Any] | None = None
+) -> None:
+    """Write an endless animation, a lossless WebP or a GIF, by the name's ending, whole or not at all, with what made it.
+
+    A GIF has 256 colours a frame and times in hundredths of a second.
+
+    Args:
+        frames: Two or more, of one size.
+        milliseconds: That each frame is shown.
+
+    Raises:
+        ConfigError: another ending, or fewer than two frames.
+    """
+    path = Path(path)
+    ending = path.suffix.lower()
+    if ending not in (".gif", ".webp") or len(frames) < 2:
+        raise ConfigError(
+            f"animations have 2 frames or more and end with .gif or .webp, got {len(frames)} as {path.name!r}."
+        )
+    text = json.dumps({"version": __version__, **(metadata or {})})
+    options: dict[str, Any] = {"comment": f"{METADATA_KEY} {text}".encode("ascii")}
+    if ending == ".webp":
+        options = {"exif": _exif_block(text), "lossless": True, "method": 4}
+    buffer = io.BytesIO()
+    images = [frame.convert("RGB") for frame in frames]
+    images[0].save(
+        buffer,
+        format="GIF" if ending == ".gif" else "WEBP",
+        save_all=True,
+        append_images=images[1:],
+        duration=milliseconds,
+        loop=0,
+        **options,
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_path(path) as part:
+        part.write_bytes(buffer.getvalue())
+
+
 def image_format(path: Path | str) -> str:
     """PNG, WEBP or JPEG, by the ending of a name.
 
@@ -112,11 +152,7 @@ def encode_image(
     else:
         if format == "JPEG":
             facts["quality"] = quality
-        text = json.dumps(facts).encode("ascii")
-        exif = Image.Exif()
-        exif[_SOFTWARE] = f"{METADATA_KEY} {__version__}"
-        exif.get_ifd(_EXIF_IFD)[_USER_COMMENT] = _ASCII + text
-        block = exif.tobytes()
+        block = _exif_block(json.dumps(facts))
         if format == "JPEG" and len(block) > _JPEG_LIMIT:
             raise ConfigError(
                 f"what made this image takes {len(block)} bytes, a JPEG holds {_JPEG_LIMIT}; write .png or .webp, or fewer images."
@@ -125,6 +161,14 @@ def encode_image(
     buffer = io.BytesIO()
     image.save(buffer, format=format, **options)
     return buffer.getvalue()
+
+
+def _exif_block(text: str) -> bytes:
+    """EXIF that holds a text in ASCII."""
+    exif = Image.Exif()
+    exif[_SOFTWARE] = f"{METADATA_KEY} {__version__}"
+    exif.get_ifd(_EXIF_IFD)[_USER_COMMENT] = _ASCII + text.encode("ascii")
+    return exif.tobytes()
 
 
 def read_metadata(path: Path | str) -> dict[str, Any] | None:
@@ -155,6 +199,9 @@ def _metadata_text(image: Image.Image) -> str | None:
     text = image.info.get(METADATA_KEY)
     if text is not None:
         return str(text)
+    said = image.info.get("comment")
+    if image.format == "GIF" and isinstance(said, bytes) and said.startswith(f"{METADATA_KEY} {{".encode()):
+        return said.removeprefix(f"{METADATA_KEY} ".encode()).decode("ascii", errors="replace")
     comment = image.getexif().get_ifd(_EXIF_IFD).get(_USER_COMMENT)
     if not isinstance(comment, bytes) or not comment.startswith(_ASCII + b"{"):
         return None  # a photograph's own comment, or none

@@ -24,6 +24,14 @@ from pagoda.cli.commands import (
     Teach,
     Train,
 )
+from pagoda.cli.editing import (
+    EditInpaint,
+    EditInterpolate,
+    EditReconstruct,
+    EditRestore,
+    EditTransfer,
+    EditUpscale,
+)
 from pagoda.cli.evaluation import Compare, Evaluate, Report
 from pagoda.cli.exporting import Export, Inspect
 from pagoda.cli.planning import Plan
@@ -41,6 +49,12 @@ COMMANDS: dict[str, type[Any]] = {
     "distill": Distill,
     "grow": Grow,
     "sample": Sample,
+    "edit reconstruct": EditReconstruct,
+    "edit transfer": EditTransfer,
+    "edit interpolate": EditInterpolate,
+    "edit inpaint": EditInpaint,
+    "edit upscale": EditUpscale,
+    "edit restore": EditRestore,
     "evaluate": Evaluate,
     "compare": Compare,
     "report": Report,

@@ -32,6 +32,19 @@ def decode_image(content: bytes, background: Colour) -> Image.Image:
     Raises:
         UndecodableError: empty, truncated, not an image, far too large, or of a pixel format without a known range.
     """
+    return to_plain(load_upright(content), background)
+
+
+def load_upright(content: bytes, frame: int | None = 0) -> Image.Image:
+    """One frame of an image file, upright, in the mode that it came in.
+
+    Args:
+        content: The whole file.
+        frame: Which one, counted from 0; None takes the only one and refuses a file with several.
+
+    Raises:
+        UndecodableError: see `decode_image`; or no such frame, or several and none chosen.
+    """
     if not content:
         raise UndecodableError("0 bytes")
     try:
@@ -39,10 +52,15 @@ def decode_image(content: bytes, background: Colour) -> Image.Image:
             # Pillow warns about images beyond its limit of pixels, and raises beyond twice the limit: both are refused.
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(io.BytesIO(content)) as image:
-                image.seek(0)
+                # The second image of an MPO, as telephones write them, is a preview.
+                count = 1 if image.format == "MPO" or frame == 0 else getattr(image, "n_frames", 1)
+                if frame is None and count > 1:
+                    raise UndecodableError(f"animated, {count} frames")
+                if frame is not None and not 0 <= frame < count:
+                    raise UndecodableError(f"has {count} frames, none of number {frame}")
+                image.seek(frame or 0)
                 image.load()
-                upright = ImageOps.exif_transpose(image)
-                return to_plain(upright, background)
+                return ImageOps.exif_transpose(image)
     except UndecodableError:
         raise
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:

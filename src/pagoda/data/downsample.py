@@ -104,6 +104,26 @@ class Downsampler:
             target[:] = self(Image.fromarray(row[:, :, 0] if channels == 1 else row), size)
         return (torch.from_numpy(small).permute(0, 3, 1, 2).float() / 127.5 - 1).to(images.device)
 
+    def matrix(self, old: int, new: int) -> np.ndarray:
+        """What the downsampler does along either axis of a square image, before it rounds: (new, old) float64, rows sum to 1.
+
+        Raises:
+            ShapeError: `new` is not in 1..old.
+        """
+        if not 1 <= new <= old:
+            raise ShapeError(f"{old} pixels cannot be reduced to {new}: choose a number from 1 to {old}.")
+        units, height = Image.fromarray(np.eye(old, dtype=np.float32)), old
+        if self.kind == "box_bicubic":
+            while height >= 2 * new:
+                height //= 2
+                units = units.resize((old, height), Image.Resampling.BOX)
+        if height != new and self.kind == "area":
+            return _overlaps(old, new)
+        if height != new:
+            lanczos = self.kind == "lanczos"
+            units = units.resize((old, new), Image.Resampling.LANCZOS if lanczos else Image.Resampling.BICUBIC)
+        return np.asarray(units, dtype=np.float64)
+
     def _reduce(self, image: Image.Image, size: int) -> Image.Image:
         """The whole image with its short side at `size`."""
         if self.kind == "box_bicubic":

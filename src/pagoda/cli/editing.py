@@ -1,0 +1,304 @@
+"""`pagoda edit ...`: edits of a user's own images by a finished run. Heavy imports happen in `run`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+
+from pagoda.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from pagoda.edit_pipeline import PagodaEditPipeline
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Edit:
+    """What every edit takes."""
+
+    run_dir: tyro.conf.Positional[str]
+    """Run folder."""
+    image: tyro.conf.Positional[Path]
+    """The image; any size, shape and format."""
+    label: str | None = None
+    """What the image shows, a class by number or name; guessed when not given, at the cost of an inversion for each class."""
+    resolution: int | None = None
+    """Side of what the model makes, in pixels; its largest when not given."""
+    out: Path | None = None
+    """Image to write (.png, .webp, .jpg); `RUN/edits/<name>-<edit>.png` when not given."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to compute; a GPU when there is one."""
+
+    def pipeline(self, edit: str, endings: tuple[str, ...] = (".png", ".webp", ".jpg", ".jpeg")) -> PagodaEditPipeline:
+        """The run's pipeline, after a look at the name that is to be written."""
+        from pagoda.edit_pipeline import PagodaEditPipeline
+        from pagoda.training import Runtime
+
+        target = self.target(edit)
+        if target.suffix.lower() not in endings:
+            raise ConfigError(f"--out ends with {', '.join(endings)} here, got {target.name!r}.")
+        return PagodaEditPipeline.from_pretrained(self.run_dir, device=Runtime(self.device).device)
+
+    def target(self, edit: str) -> Path:
+        """The file to write."""
+        return self.out or Path(self.run_dir) / "edits" / f"{self.image.stem}-{edit}.png"
+
+    def finish(self, edit: str, edited: Any, **options: Any) -> None:
+        """Write, and say where."""
+        target = self.target(edit)
+        edited.save(target, **options)
+        print(target)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Placed(_Edit):
+    """Edits that put a square back into the image."""
+
+    fit: Literal["pad", "crop"] = "pad"
+    """Where the model's square lies: around the whole image, its edge continued, or on its centre."""
+    box: tuple[int, int, int] | None = None
+    """left, top and side of the square, in pixels, in place of --fit."""
+    frame: int | None = None
+    """Frame of an animation, counted from 0."""
+    seed: int = 0
+    """Of the noise."""
+
+    def placement(self) -> dict[str, Any]:
+        """The options above and the class, by name."""
+        names = ("label", "resolution", "fit", "box", "frame", "seed")
+        return {name: getattr(self, name) for name in names}
+
+
+@dataclass(frozen=True, kw_only=True)
+class EditReconstruct(_Placed):
+    """An image as the model rebuilds it from its latent; with a strength, a variation of it.
+
+    Examples:
+      pagoda edit reconstruct runs/photos photo.jpg
+      pagoda edit reconstruct runs/photos photo.jpg --strength 0.4 --seed 3 --out variation.png
+    """
+
+    strength: float = 0.0
+    """How far the latent moves towards fresh noise, 0 to 1."""
+
+    def run(self) -> None:
+        """Edit and write."""
+        pipeline = self.pipeline("reconstruct")
+        edited = pipeline.reconstruct(self.image, strength=self.strength, **self.placement())
+        self.finish("reconstruct", edited)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EditTransfer(_Placed):
+    """An image carried over to another class: encoded as what it shows, generated as what it shall show.
+
+    Examples:
+      pagoda edit transfer runs/photos cat.jpg --to dog
+      pagoda edit transfer runs/photos cat.jpg --label cat --to 5 --strength 0.3 --out dog.png
+    """
+
+    to: str
+    """The other class, by number or name."""
+    strength: float = 0.0
+    """How far the latent moves towards fresh noise, 0 to 1."""
+
+    def run(self) -> None:
+        """Edit and write."""
+        pipeline = self.pipeline("transfer")
+        pipeline.label_of(self.to)
+        edited = pipeline.transfer(self.image, self.to, strength=self.strength, **self.placement())
+        self.finish("transfer", edited)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EditInterpolate(_Edit):
+    """The way from one image to another: a strip, or an animation there and back.
+
+    Examples:
+      pagoda edit interpolate runs/photos first.png second.png --frames 8
+      pagoda edit interpolate runs/photos first.png second.png --frames 24 --out way.webp --seconds 3
+    """
+
+    second: tyro.conf.Positional[Path]
+    """Where the way leads."""
+    second_label: str | None = None
+    """What the second image shows; guessed when not given."""
+    frames: int = 8
+    """How many, both ends included."""
+    fit: Literal["pad", "crop"] = "pad"
+    """Where the model's square lies on either image."""
+    seconds: float = 2.0
+    """Of an animation, one way."""
+
+    def run(self) -> None:
+        """Edit and write: .png and .jpg are strips, .gif and .webp (lossless) animations."""
+        if self.seconds <= 0:
+            raise ConfigError(f"--seconds must be > 0, got {self.seconds}.")
+        edit = f"to-{self.second.stem}"
+        pipeline = self.pipeline(edit, (".png", ".jpg", ".jpeg", ".gif", ".webp"))
+        edited = pipeline.interpolate(
+            self.image,
+            self.second,
+            frames=self.frames,
+            labels=(self.label, self.second_label),
+            resolution=self.resolution,
+            fit=self.fit,
+        )
+        self.finish(edit, edited, seconds=self.seconds)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EditInpaint(_Placed):
+    """A hole filled. Every pixel outside of it comes back as it was, at the image's own size.
+
+    Examples:
+      pagoda edit inpaint runs/photos photo.jpg --mask mask.png
+      pagoda edit inpaint runs/photos photo.jpg --hole 40 30 64 48 --seed 3 --out filled.png
+      pagoda edit inpaint runs/photos painted.png --paint magenta
+    """
+
+    mask: Path | None = None
+    """Image of the same size: white is kept, black is the hole."""
+    hole: tuple[int, int, int, int] | None = None
+    """left, top, width and height of the hole, in pixels, in place of a mask."""
+    paint: str | None = None
+    """Colour that the hole is painted with in the image itself, or `transparent`, in place of a mask."""
+    strength: float = 0.5
+    """Noise of the first round: 0 continues the surroundings, 1 starts afresh."""
+    rounds: int = 6
+    """Of encoding and generating."""
+    smooth: Annotated[bool, tyro.conf.arg(help="Hide the seam by a smooth correction over the hole.")] = True
+
+    def run(self) -> None:
+        """Edit and write; a JPEG cannot keep pixels."""
+        target = self.target("inpaint")
+        if target.suffix.lower() in (".jpg", ".jpeg"):
+            raise ConfigError(f"a JPEG does not keep pixels as they are; write .png or .webp, got {target.name!r}.")
+        pipeline = self.pipeline("inpaint")
+        edited = pipeline.inpaint(
+            self.image,
+            self.mask,
+            paint=self.paint,
+            holes=() if self.hole is None else (self.hole,),
+            strength=self.strength,
+            rounds=self.rounds,
+            smooth=self.smooth,
+            **self.placement(),
+        )
+        self.finish("inpaint", edited)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EditUpscale(_Edit):
+    """A small image enlarged to a size of the run; reduced again it is the given one.
+
+    Examples:
+      pagoda edit upscale runs/photos small.png
+      pagoda edit upscale runs/photos small.png --resolution 64 --method optimise --out large.png
+    """
+
+    method: Literal["project", "alternate", "optimise"] = "project"
+    """project: one pass and a back-projection; alternate: several; optimise: search for the latent."""
+    rounds: int = 3
+    """Of alternate."""
+    steps: int = 100
+    """Of optimise."""
+    fit: Literal["pad", "crop"] = "pad"
+    """Where the model's square lies."""
+    frame: int | None = None
+    """Frame of an animation, counted from 0."""
+
+    def run(self) -> None:
+        """Edit and write."""
+        pipeline = self.pipeline("upscale")
+        edited = pipeline.upscale(
+            self.image,
+            label=self.label,
+            resolution=self.resolution,
+            method=self.method,
+            rounds=self.rounds,
+            steps=self.steps,
+            fit=self.fit,
+            frame=self.frame,
+        )
+        self.finish("upscale", edited)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EditRestore(_Edit):
+    """An image from what was measured of it: a blurred one, or its sums along rays. With --simulate, from an image that is measured first.
+
+    Examples:
+      pagoda edit restore runs/photos blurred.png --blur 5
+      pagoda edit restore runs/photos photo.png --rays 24 --simulate --out back.png
+    """
+
+    blur: int | None = None
+    """The image is the mean over this many pixels a side (odd); its side is a size of the run."""
+    rays: int | None = None
+    """The image is a picture of sums along rays at this many angles, one a row, as --simulate writes it."""
+    simulate: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """The image is a whole one: measure it first, and write what was measured beside the result."""
+    method: Literal["project", "alternate", "optimise"] = "alternate"
+    """project: one pass and a back-projection; alternate: several; optimise: search for the latent."""
+    rounds: int = 3
+    """Of alternate."""
+    steps: int = 100
+    """Of optimise."""
+    strength: float = 0.0
+    """Of alternate: noise of the first round, 0 to 1."""
+    damping: float | None = None
+    """Trust in the measurement: 0 is full; 0.0005, which suits bytes, when not given."""
+    seed: int = 0
+    """Of the noise."""
+
+    def run(self) -> None:
+        """Restore and write."""
+        from pagoda.edit_pipeline import ROUNDING_DAMPING
+        from pagoda.images import save_image, to_pil, to_uint8
+        from pagoda.steering import Projections, box_blur
+
+        if (self.blur is None) == (self.rays is None):
+            raise ConfigError("give one of --blur and --rays: what was measured?")
+        pipeline = self.pipeline("restore")
+        size = pipeline.editor.resolution(self.resolution)
+        operator = Projections(size, self.rays) if self.rays is not None else box_blur(size, int(self.blur or 0))
+        given = self._pixels(pipeline, operator.shape_in if self.simulate else operator.shape_out)
+        measured = given
+        if self.simulate:
+            # What would be read from a file: bytes.
+            measured = to_uint8(operator(given.double())).float() / 127.5 - 1
+            beside = self.target("restore").with_stem(self.target("restore").stem + "-measured")
+            facts = {"kind": "measured", "operator": type(operator).__name__, "blur": self.blur, "rays": self.rays}
+            save_image(to_pil(measured)[0], beside, metadata=facts)
+            print(beside)
+        edited = pipeline.restore(
+            measured,
+            operator,
+            label=self.label,
+            method=self.method,
+            rounds=self.rounds,
+            steps=self.steps,
+            strength=self.strength,
+            seed=self.seed,
+            damping=ROUNDING_DAMPING if self.damping is None else self.damping,
+        )
+        self.finish("restore", edited)
+
+    def _pixels(self, pipeline: PagodaEditPipeline, shape: tuple[int, int]) -> Tensor:
+        """The image as a tensor of exactly this height and width."""
+        from pagoda.steering import read_picture, to_tensor
+
+        channels = pipeline.editor.generator.channels
+        picture = read_picture(self.image, channels=channels, background=pipeline.background)
+        if picture.size != (shape[1], shape[0]):
+            sizes = pipeline.editor.generator.sizes
+            raise DataError(
+                f"{self.image} has {picture.size[0]} x {picture.size[1]} px, {shape[1]} x {shape[0]} are needed here. "
+                f"The run makes images of {sizes} px: choose by --resolution, or resize the image."
+            )
+        return to_tensor(picture.pixels)

@@ -1,0 +1,401 @@
+"""Edits of a user's own images by a finished run: `PagodaEditPipeline.from_pretrained(RUN)`."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from pagoda.data import Downsampler
+from pagoda.diffusion import Condition
+from pagoda.errors import ConfigError, DataError
+from pagoda.images import to_pil
+from pagoda.stages.context import teacher_facts
+from pagoda.stages.editing import Edited, EditedFrames, condition_facts, edit_facts, load_encoder
+from pagoda.stages.run_folder import RunFolder
+from pagoda.stages.sampling import load_generator
+from pagoda.steering import (
+    Box,
+    Editor,
+    Fit,
+    ImageEncoder,
+    ImageLike,
+    LinearOperator,
+    Method,
+    Picture,
+    Square,
+    choose_square,
+    composite,
+    cut_square,
+    fill_picture,
+    fit_mask,
+    fit_picture,
+    paint_mask,
+    read_mask,
+    read_picture,
+    to_image,
+    to_tensor,
+)
+
+ROUNDING_DAMPING = 5e-4
+"""(rounding error of bytes, 0.0023 / what a generated pixel is typically off by, 0.1)^2: damping for images that were read from files."""
+
+
+class PagodaEditPipeline:
+    """Edits by encoder and one-step generator; images of any size and shape, see `steering.fitting`.
+
+    An image is a file's name, its bytes or a Pillow image. Every edit takes where the model's square lies (`fit`, `box`), which
+    frame of an animation is meant (`frame`), and what the image shows: `label`, a class by number or name, or `condition`, a
+    `Condition` of one row. A generator with classes that is told neither guesses the class (`Editor.guess_labels`), which costs an
+    inversion for each class.
+
+    Args:
+        editor: Generator, encoder and downsampler, of one run.
+        class_names: Names of the classes, in the order of the labels; None for a generator without.
+        background: Behind transparent pixels; the run's own.
+    """
+
+    def __init__(
+        self,
+        editor: Editor,
+        *,
+        class_names: Sequence[str] | None = None,
+        background: tuple[int, int, int] = (255, 255, 255),
+    ) -> None:
+        self.editor = editor
+        self.class_names = None if class_names is None else list(class_names)
+        self.background = background
+
+    @classmethod
+    def from_pretrained(
+        cls, run: RunFolder | Path | str, *, encoder: ImageEncoder | None = None, device: torch.device | str = "cpu"
+    ) -> PagodaEditPipeline:
+        """The pipeline of a run folder.
+
+        Args:
+            run: The folder.
+            encoder: In place of the inversion by the run's teacher, which then need not be there.
+            device: Where to compute.
+
+        Raises:
+            ArtifactError: the folder is no run, has no generator yet, or has no teacher.
+        """
+        folder = run if isinstance(run, RunFolder) else RunFolder.open(run)
+        generator = load_generator(folder, device=device)
+        config = folder.config()
+        names = None
+        if encoder is None:
+            encoder = load_encoder(folder, device=device)
+        if (folder.teacher / "denoiser.json").is_file():
+            names = teacher_facts(folder.teacher).get("class_names")
+        editor = Editor(generator, encoder, Downsampler(config.downsampler))
+        return cls(editor, class_names=names, background=config.source.background_rgb)
+
+    # Edits.
+
+    def reconstruct(
+        self,
+        image: ImageLike,
+        *,
+        label: int | str | None = None,
+        condition: Condition | None = None,
+        strength: float = 0.0,
+        seed: int = 0,
+        resolution: int | None = None,
+        fit: Fit = "pad",
+        box: Box | None = None,
+        frame: int | None = None,
+    ) -> Edited:
+        """The image as the model rebuilds it from its latent; with a strength, a variation of it.
+
+        Args:
+            image, label, condition, fit, box, frame: See the class.
+            strength: How far the latent is moved towards the noise of the seed, in [0, 1]; 1 is the sample of the seed.
+            seed: Of that noise.
+            resolution: Side of what the model makes; its largest when None.
+
+        Raises:
+            DataError: an image that cannot be read, or not by this model.
+            ConfigError, ShapeError: settings out of range.
+        """
+        picture, square, x = self._fit(image, fit, box, frame, resolution)
+        shown = self._condition(x, label, condition)
+        made = self.editor.reconstruct(x, shown, strength=strength, seeds=[seed], resolution=resolution)
+        facts = self._facts("reconstruct", picture, square, shown, made, strength=strength, seed=seed)
+        return Edited(self._back(picture, square, made), made, facts)
+
+    def transfer(
+        self,
+        image: ImageLike,
+        to: int | str | Condition,
+        *,
+        label: int | str | None = None,
+        condition: Condition | None = None,
+        strength: float = 0.0,
+        seed: int = 0,
+        resolution: int | None = None,
+        fit: Fit = "pad",
+        box: Box | None = None,
+        frame: int | None = None,
+    ) -> Edited:
+        """The image carried over to another class: encoded as what it shows, generated as what it shall show.
+
+        Args:
+            to: The class, by number or name, or a condition of one row, such as a text.
+            image, label, condition, strength, seed, resolution, fit, box, frame: As for `reconstruct`.
+
+        Raises:
+            DataError, ConfigError, ShapeError: as `reconstruct`; and a class that the model does not know.
+        """
+        target = to if isinstance(to, Condition) else Condition.of_labels([self.label_of(to)])
+        picture, square, x = self._fit(image, fit, box, frame, resolution)
+        shown = self._condition(x, label, condition)
+        made = self.editor.reconstruct(x, shown, target=target, strength=strength, seeds=[seed], resolution=resolution)
+        to_facts = condition_facts(target)
+        facts = self._facts("transfer", picture, square, shown, made, to=to_facts, strength=strength, seed=seed)
+        return Edited(self._back(picture, square, made), made, facts)
+
+    def interpolate(
+        self,
+        first: ImageLike,
+        second: ImageLike,
+        *,
+        frames: int = 8,
+        labels: tuple[int | str | None, int | str | None] = (None, None),
+        conditions: tuple[Condition | None, Condition | None] = (None, None),
+        resolution: int | None = None,
+        fit: Fit = "pad",
+    ) -> EditedFrames:
+        """The way from one image to another, at the model's own size; its ends are the reconstructions of both, bit for bit.
+
+        Args:
+            first, second: The images.
+            frames: How many, both ends included.
+            labels, conditions: What each shows, see the class.
+            resolution, fit: As for `reconstruct`.
+
+        Raises:
+            DataError, ConfigError, ShapeError: as `reconstruct`; and fewer than two frames.
+        """
+        ends = [self._fit(image, fit, None, None, resolution) for image in (first, second)]
+        one, two = (
+            self._condition(x, *given)
+            for (_, _, x), given in zip(ends, zip(labels, conditions, strict=True), strict=True)
+        )
+        made = self.editor.interpolate(ends[0][2], ends[1][2], (one, two), frames=frames, resolution=resolution)
+        facts = self._facts("interpolate", ends[0][0], ends[0][1], one, made, frames=frames)
+        facts |= {"second": ends[1][0].digest, "second_shows": condition_facts(two)}
+        return EditedFrames(made, facts)
+
+    def inpaint(
+        self,
+        image: ImageLike,
+        mask: ImageLike | np.ndarray | Tensor | None = None,
+        *,
+        paint: str | None = None,
+        holes: Sequence[tuple[int, int, int, int]] = (),
+        label: int | str | None = None,
+        condition: Condition | None = None,
+        rounds: int = 6,
+        strength: float = 0.5,
+        seed: int = 0,
+        smooth: bool = True,
+        resolution: int | None = None,
+        fit: Fit = "pad",
+        box: Box | None = None,
+        frame: int | None = None,
+    ) -> Edited:
+        """A hole filled. Every pixel outside of it comes back as it was, byte for byte, at the image's own size, with its transparency.
+
+        Args:
+            mask: Of the image's size; white (1) = keep, black (0) = hole.
+            paint: In place of a mask, the colour that the hole is painted with in the image, or "transparent".
+            holes: In place of a mask, boxes (left, top, width, height).
+            rounds, strength, smooth: See `Editor.inpaint`.
+            image, label, condition, seed, resolution, fit, box, frame: As for `reconstruct`.
+
+        Raises:
+            DataError: as `reconstruct`; a mask of another size, without a hole, or all hole; a hole beyond the model's square.
+            ConfigError, ShapeError: settings out of range; no mask, or several.
+        """
+        if (mask is not None) + (paint is not None) + bool(holes) != 1:
+            raise ConfigError("an inpainting needs one of mask, paint and holes: where is the hole?")
+        resolution = self.editor.resolution(resolution)
+        picture = self._read(image, frame)
+        keep = paint_mask(picture, colour=paint, holes=holes) if mask is None else read_mask(mask, picture.size)
+        square = choose_square(picture.size, fit=fit, box=box)
+        known = fit_mask(keep, square, resolution)
+        if not bool(known.any()):
+            raise DataError(
+                f"the hole leaves no pixel of the model's {resolution} px: nothing is known. Choose a larger box."
+            )
+        # What lies under the hole must not leak into the pixels beside it when the image is reduced.
+        filled = fill_picture(picture, keep)
+        x = fit_picture(filled, square, resolution, self.editor.downsampler)
+        shown = self._condition(x, label, condition)
+        made = self.editor.inpaint(x, known, shown, rounds=rounds, strength=strength, seeds=[seed], smooth=smooth)
+        image_back = to_image(composite(picture, square, made, self.editor.downsampler, keep=keep))
+        digest = hashlib.sha256(np.packbits(keep).tobytes()).hexdigest()
+        facts = self._facts(
+            "inpaint", picture, square, shown, made, mask=digest, rounds=rounds, strength=strength, seed=seed
+        )
+        return Edited(image_back, made, facts | {"smooth": smooth})
+
+    def upscale(
+        self,
+        image: ImageLike,
+        *,
+        label: int | str | None = None,
+        condition: Condition | None = None,
+        resolution: int | None = None,
+        method: Method = "project",
+        rounds: int = 3,
+        steps: int = 100,
+        fit: Fit = "pad",
+        frame: int | None = None,
+    ) -> Edited:
+        """A small image enlarged; reduced again it is the given one.
+
+        Args:
+            resolution: Side of the model's square; the result is larger than the image by resolution / longer side.
+            method, rounds, steps: See `Editor.upscale`.
+            image, label, condition, fit, frame: As for `reconstruct`.
+
+        Raises:
+            DataError, ConfigError, ShapeError: as `reconstruct`; and an image that is as large as the result.
+        """
+        resolution = self.editor.resolution(resolution)
+        picture = self._read(image, frame)
+        square = choose_square(picture.size, fit=fit)
+        y = to_tensor(cut_square(picture.pixels, square))
+        base = self.editor.generator.base_size
+        shown = Condition()
+        if square.side < resolution:  # if not, `Editor.upscale` says so
+            seen = y if square.side >= base else fit_picture(picture, square, base, self.editor.downsampler)
+            shown = self._condition(seen, label, condition)
+        made = self.editor.upscale(y, shown, resolution=resolution, method=method, rounds=rounds, steps=steps)
+        facts = self._facts("upscale", picture, square, shown, made, method=method, rounds=rounds, steps=steps)
+        enlarged, scale = to_pil(made)[0], resolution / square.side
+        rows, columns = square.inside(*picture.size)
+        edges = [edge * scale for edge in (columns.start - square.left, rows.start - square.top)]
+        edges += [edge * scale for edge in (columns.stop - square.left, rows.stop - square.top)]
+        left, top, right, bottom = (round(edge) for edge in edges)
+        return Edited(enlarged.crop((left, top, max(left + 1, right), max(top + 1, bottom))), made, facts)
+
+    def restore(
+        self,
+        measured: Tensor,
+        operator: LinearOperator,
+        *,
+        label: int | str | None = None,
+        condition: Condition | None = None,
+        method: Method = "alternate",
+        rounds: int = 3,
+        strength: float = 0.0,
+        seed: int = 0,
+        steps: int = 100,
+        damping: float = ROUNDING_DAMPING,
+    ) -> Edited:
+        """The image of which y = A x was measured, at the model's own size.
+
+        Args:
+            measured: y, (1, C, *operator.shape_out).
+            operator: A, of images whose side is a size of the generator.
+            method, rounds, strength, steps, damping: See `Editor.restore`. 0 damps nothing, for measurements without noise.
+            label, condition, seed: As for `reconstruct`.
+
+        Raises:
+            ConfigError, ShapeError: settings out of range, sizes that do not fit.
+        """
+        guess = operator.pseudo_inverse(measured, damping=damping).clamp(-1, 1)
+        self.editor.resolution(operator.shape_in[0])
+        shown = self._condition(guess, label, condition)
+        made = self.editor.restore(
+            measured,
+            operator,
+            shown,
+            method=method,
+            rounds=rounds,
+            strength=strength,
+            seeds=[seed],
+            steps=steps,
+            damping=damping,
+        )
+        settings: Mapping[str, Any] = {
+            "operator": type(operator).__name__,
+            "source": hashlib.sha256(measured.float().numpy().tobytes()).hexdigest(),
+            "shows": condition_facts(shown),
+            "resolution": made.shape[-1],
+            "method": method,
+            "rounds": rounds,
+            "strength": strength,
+            "seed": seed,
+            "steps": steps,
+            "damping": damping,
+        }
+        facts = edit_facts(self.editor.generator, self.editor.encoder, "restore", **settings)
+        return Edited(to_pil(made)[0], made, facts)
+
+    # What they share.
+
+    def label_of(self, label: int | str) -> int:
+        """The label of a class, by its number or name.
+
+        Raises:
+            ConfigError: no such class.
+        """
+        classes, names = self.editor.generator.num_classes, self.class_names or []
+        if classes == 0:
+            raise ConfigError("this generator was trained without labels; leave them out.")
+        if isinstance(label, str) and label in names:
+            return names.index(label)
+        if isinstance(label, str) and label.lstrip("-").isdigit():
+            label = int(label)
+        if isinstance(label, str) or not -1 <= label < classes:
+            raise ConfigError(f"no class {label!r}; classes are 0..{classes - 1}" + (f": {names}." if names else "."))
+        return label
+
+    def _read(self, image: ImageLike, frame: int | None) -> Picture:
+        channels = self.editor.generator.channels
+        return read_picture(image, channels=channels, background=self.background, frame=frame)
+
+    def _fit(
+        self, image: ImageLike, fit: Fit, box: Box | None, frame: int | None, resolution: int | None
+    ) -> tuple[Picture, Square, Tensor]:
+        """The picture, where its square lies, and the square as the encoder sees it."""
+        self.editor.resolution(resolution)
+        picture = self._read(image, frame)
+        square = choose_square(picture.size, fit=fit, box=box)
+        return picture, square, fit_picture(picture, square, self.editor.generator.base_size, self.editor.downsampler)
+
+    def _condition(self, images: Tensor, label: int | str | None, condition: Condition | None) -> Condition:
+        """What an image shows: as it is told, or guessed."""
+        if condition is not None:
+            if label is not None:
+                raise ConfigError("label and condition say the same thing; give one of them.")
+            return condition
+        if label is not None:
+            return Condition.of_labels([self.label_of(label)])
+        if self.editor.generator.num_classes == 0:
+            return Condition()
+        return Condition.of_labels(self.editor.guess_labels(images))
+
+    def _back(self, picture: Picture, square: Square, made: Tensor) -> Image.Image:
+        return to_image(composite(picture, square, made, self.editor.downsampler))
+
+    def _facts(
+        self, edit: str, picture: Picture, square: Square, shown: Condition, made: Tensor, **settings: Any
+    ) -> dict[str, Any]:
+        common = {
+            "source": picture.digest,
+            "square": [square.left, square.top, square.side],
+            "shows": condition_facts(shown),
+            "resolution": made.shape[-1],
+        }
+        return edit_facts(self.editor.generator, self.editor.encoder, edit, **common, **settings)

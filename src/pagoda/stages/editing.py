@@ -1,0 +1,145 @@
+"""What edits need of a run: its teacher as an encoder of any image, and the facts that go into what is written."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from pagoda.diffusion import Condition, EDMDenoiser, build_solver, invert
+from pagoda.images import make_grid, save_animation, save_image, to_pil
+from pagoda.networks import OneStepGenerator, model_hash
+from pagoda.stages.config import RunConfig
+from pagoda.stages.context import load_teacher
+from pagoda.stages.encode import inversion_grid
+from pagoda.stages.run_folder import RunFolder
+from pagoda.steering import ImageEncoder
+from pagoda.training import seeded_generator
+
+
+@dataclass(frozen=True)
+class Edited:
+    """An edited image.
+
+    Attributes:
+        image: At the size of the user's image (upscaled: larger), with the edited square in it.
+        square: What the model made, (1, C, r, r) in [-1, 1].
+        facts: What made it.
+    """
+
+    image: Image.Image
+    square: Tensor
+    facts: dict[str, Any]
+
+    def save(self, path: Path | str) -> None:
+        """Write a PNG, a lossless WebP or a JPEG, by the name's ending, with the facts in its metadata."""
+        save_image(self.image, path, metadata=self.facts)
+
+
+@dataclass(frozen=True)
+class EditedFrames:
+    """The way from one image to another.
+
+    Attributes:
+        frames: (N, C, r, r) in [-1, 1], at the model's own size.
+        facts: What made them.
+    """
+
+    frames: Tensor
+    facts: dict[str, Any]
+
+    def save(self, path: Path | str, *, seconds: float = 2.0, there_and_back: bool = True) -> None:
+        """Write an animation (.gif, or .webp, which is lossless) or a strip (.png, .jpg).
+
+        Args:
+            path: Name; its ending decides.
+            seconds: Of an animation's way there.
+            there_and_back: Whether an animation also returns.
+        """
+        if Path(path).suffix.lower() in (".gif", ".webp"):
+            images = to_pil(self.frames)
+            images += images[-2:0:-1] if there_and_back else []
+            save_animation(images, path, milliseconds=round(1000 * seconds / len(self.frames)), metadata=self.facts)
+        else:
+            save_image(make_grid(self.frames, columns=len(self.frames)), path, metadata=self.facts)
+
+
+class TeacherEncoder:
+    """The inversion that a run was encoded with, for images that it has not seen.
+
+    Where `encode` adds noise first, every image gets the same draw of it, a function of the run's seed alone: so the latent of
+    an image depends on nothing but the image.
+
+    Args:
+        denoiser: The run's teacher.
+        config: Of the run: solver, grid, noise and clamp of `encode`.
+        fingerprint: The teacher's hash.
+    """
+
+    def __init__(self, denoiser: EDMDenoiser, config: RunConfig, fingerprint: str) -> None:
+        self.denoiser = denoiser
+        self.config = config
+        self.fingerprint = fingerprint
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor, condition: Condition) -> Tensor:
+        """Unit-scale latents (B, C, b, b) of images (B, C, b, b) in [-1, 1]."""
+        settings, noise = self.config.encode, None
+        if settings.add_noise:
+            drawn = torch.randn(tuple(images.shape[1:]), generator=seeded_generator(self.config.seed, "edit"))
+            noise = drawn.to(images).expand_as(images)
+        return invert(
+            self.denoiser,
+            images,
+            sigmas=inversion_grid(settings, self.config.sigma_max),
+            condition=condition,
+            solver=build_solver(settings.solver),
+            noise=noise,
+            clip_denoised=settings.clip_denoised,
+        )
+
+
+def load_encoder(run: RunFolder, *, device: torch.device | str = "cpu") -> TeacherEncoder:
+    """The encoder of a run.
+
+    Raises:
+        ArtifactError: the run has no teacher, or its weights are not those that were written.
+    """
+    denoiser, facts = load_teacher(run.teacher)
+    nn.Module.to(denoiser, device)
+    return TeacherEncoder(denoiser, run.config(), str(facts["hash"]))
+
+
+def edit_facts(generator: OneStepGenerator, encoder: ImageEncoder, edit: str, **settings: Any) -> dict[str, Any]:
+    """What made an edited image: model, encoder, settings, circumstances; `pagoda inspect` prints it.
+
+    Args:
+        generator: What made it.
+        encoder: What read the image; told by its `fingerprint`, or by the name of its class.
+        edit: Which edit.
+        **settings: Everything else that decides the pixels, with the digests of the images that went in.
+    """
+    parameter = next(generator.parameters())
+    return {
+        "kind": "edit",
+        "edit": edit,
+        "model": model_hash(generator),
+        "encoder": f"{type(encoder).__name__} {getattr(encoder, 'fingerprint', '')}".strip(),
+        **settings,
+        "torch": torch.__version__,
+        "device": parameter.device.type,
+        "dtype": str(parameter.dtype).removeprefix("torch."),
+    }
+
+
+def condition_facts(condition: Condition) -> Any:
+    """A condition for people: its label, or the hash of each slot."""
+    slots = condition.slots()
+    if set(slots) <= {"label"}:
+        return int(slots["label"][0]) if slots else None
+    return {name: hashlib.sha256(value.cpu().numpy().tobytes()).hexdigest()[:16] for name, value in slots.items()}

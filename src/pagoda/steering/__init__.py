@@ -1,0 +1,75 @@
+"""Steering a trained model: edits of images by an encoder, a one-step generator, and what is done to the latent in between.
+
+Editor              reconstruct, transfer, interpolate, inpaint, upscale, restore; on tensors of the model's own sizes
+operators           what was measured of an image: masks, reductions, blurs, projections, with their pseudo-inverses
+read_picture, ...   a user's image of any size onto the model's square, and back
+"""
+
+from pagoda.steering.editor import METHODS, Editor, ImageEncoder, Method
+from pagoda.steering.fitting import (
+    Box,
+    Fit,
+    ImageLike,
+    Picture,
+    Square,
+    choose_square,
+    composite,
+    cut_square,
+    fit_picture,
+    load_image,
+    read_picture,
+    resize_square,
+    to_image,
+    to_tensor,
+)
+from pagoda.steering.masks import fill_picture, fit_mask, paint_mask, read_mask
+from pagoda.steering.mixing import interpolate_latents, mix_latents, mixed_condition
+from pagoda.steering.operators import (
+    LinearOperator,
+    MaskOperator,
+    Projections,
+    SeparableOperator,
+    box_blur,
+    downsampling,
+    least_squares,
+)
+from pagoda.steering.restoration import alternate, back_project, fill_hole, optimise_latents
+
+__all__ = [
+    "METHODS",
+    "Box",
+    "Editor",
+    "Fit",
+    "ImageEncoder",
+    "ImageLike",
+    "LinearOperator",
+    "MaskOperator",
+    "Method",
+    "Picture",
+    "Projections",
+    "SeparableOperator",
+    "Square",
+    "alternate",
+    "back_project",
+    "box_blur",
+    "choose_square",
+    "composite",
+    "cut_square",
+    "downsampling",
+    "fill_hole",
+    "fill_picture",
+    "fit_mask",
+    "fit_picture",
+    "interpolate_latents",
+    "least_squares",
+    "load_image",
+    "mix_latents",
+    "mixed_condition",
+    "optimise_latents",
+    "paint_mask",
+    "read_mask",
+    "read_picture",
+    "resize_square",
+    "to_image",
+    "to_tensor",
+]

@@ -1,0 +1,377 @@
+"""Edits of images at the model's own sizes: an encoder, a one-step generator, and what is done to the latent between them.
+
+Source: Kim et al. 2024, PaGoDA, arXiv:2405.14822; where it names a task without a procedure, the procedure is our own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pagoda.data import Downsampler
+from pagoda.diffusion import UNCONDITIONAL, Condition
+from pagoda.errors import ArtifactError, ConfigError, ShapeError
+from pagoda.networks import OneStepGenerator
+from pagoda.steering.mixing import interpolate_latents, mix_latents, mixed_condition
+from pagoda.steering.operators import LinearOperator, MaskOperator, downsampling
+from pagoda.steering.restoration import alternate, back_project, fill_hole, optimise_latents
+from pagoda.training import noise_of_seeds
+
+Method = Literal["project", "alternate", "optimise"]
+METHODS: tuple[Method, ...] = ("project", "alternate", "optimise")
+
+
+class ImageEncoder(Protocol):
+    """From images to latents: the teacher's inversion, or a network that was trained to do the same in one call."""
+
+    def __call__(self, images: Tensor, condition: Condition) -> Tensor:
+        """Unit-scale latents (B, C, b, b) of images (B, C, b, b) in [-1, 1]."""
+
+
+@dataclass(frozen=True)
+class Editor:
+    """Edits of batches of images; no file, no size but the generator's own.
+
+    Images are (B, C, s, s) in [-1, 1]; results are (B, C, r, r), clamped to it, on the CPU. Without a condition, images have none.
+
+    Args:
+        generator: G, in evaluation mode.
+        encoder: E.
+        downsampler: That the run was trained with: E sees images at base size by it.
+        batch_size: Images a network call. With 1 an image is the same to the last bit whatever it is edited together with.
+    """
+
+    generator: OneStepGenerator
+    encoder: ImageEncoder
+    downsampler: Downsampler = Downsampler()
+    batch_size: int = 1
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ConfigError(f"batch_size must be >= 1, got {self.batch_size}.")
+
+    @property
+    def device(self) -> torch.device:
+        """Where the generator is."""
+        return next(self.generator.parameters()).device
+
+    def resolution(self, size: int | None = None) -> int:
+        """A size of the generator; the largest when None.
+
+        Raises:
+            ShapeError: the generator has no such size.
+        """
+        if size is not None and size not in self.generator.sizes:
+            raise ShapeError(f"the generator makes images of {self.generator.sizes} px, none of {size}.")
+        return self.generator.size if size is None else size
+
+    @torch.no_grad()
+    def encode(self, images: Tensor, condition: Condition = UNCONDITIONAL) -> Tensor:
+        """E: unit-scale latents (B, C, b, b) of images of base size or larger.
+
+        Raises:
+            ShapeError: images smaller than the base, or with other channels than the generator's.
+            ArtifactError: the encoder gives another shape, or a scale that no latent has.
+        """
+        base, channels = self.generator.base_size, self.generator.channels
+        if images.ndim != 4 or images.shape[1] != channels or images.shape[-1] != images.shape[-2]:
+            raise ShapeError(f"images must be (B, {channels}, s, s), got {tuple(images.shape)}.")
+        small = images if images.shape[-1] == base else self.downsampler.tensor(images, base)
+        small = small.contiguous()  # another layout in memory moves the last bits of convolutions
+        parts = [
+            self.encoder(small[rows].to(self.device).float(), c) for rows, c in self._parts(len(images), condition)
+        ]
+        z = torch.cat(parts).float().contiguous()
+        expected = (len(images), channels, base, base)
+        if tuple(z.shape) != expected:
+            raise ArtifactError(f"the encoder gives latents of shape {tuple(z.shape)}, the generator takes {expected}.")
+        rms = z.square().flatten(1).mean(1).sqrt()
+        if not bool(((rms > 0.05) & (rms < 20)).all()):
+            raise ArtifactError(
+                f"the encoder gives latents with a root mean square of {rms.tolist()}, 1 is expected: "
+                "latents have unit scale (the ODE's state divided by sigma_max)."
+            )
+        return z
+
+    @torch.no_grad()
+    def generate(self, z: Tensor, condition: Condition = UNCONDITIONAL, *, resolution: int | None = None) -> Tensor:
+        """G: images (B, C, r, r) of latents."""
+        parts = [self._generate(z[rows].contiguous(), c, resolution) for rows, c in self._parts(len(z), condition)]
+        return torch.cat(parts).clamp(-1, 1).cpu()
+
+    def _generate(self, z: Tensor, condition: Condition, resolution: int | None) -> Tensor:
+        made: Tensor = self.generator(z.to(next(self.generator.parameters())), condition, resolution=resolution)
+        return made.float()
+
+    def _parts(self, count: int, condition: Condition) -> Iterator[tuple[Tensor, Condition]]:
+        """Rows of each call, with their conditions on the device."""
+        if condition.batch_size not in (None, count):
+            raise ShapeError(f"the condition has {condition.batch_size} rows for {count} images.")
+        for rows in torch.arange(count).split(self.batch_size):
+            yield rows, condition[rows].to(self.device)
+
+    def fresh(self, seeds: Sequence[int]) -> Tensor:
+        """The noise of seeds, (B, C, b, b): the same as `sample_images` takes."""
+        base = self.generator.base_size
+        return noise_of_seeds(list(seeds), (self.generator.channels, base, base)).to(self.device)
+
+    def guess_labels(self, images: Tensor) -> list[int]:
+        """The class of each image under which it is rebuilt best, at base size; costs an inversion a class.
+
+        Raises:
+            ConfigError: the generator knows no classes.
+        """
+        classes = self.generator.num_classes
+        if classes == 0:
+            raise ConfigError("this generator was trained without labels; there is nothing to guess.")
+        base = self.generator.base_size
+        small = images if images.shape[-1] == base else self.downsampler.tensor(images, base)
+        errors = []
+        for label in range(classes):
+            condition = Condition.of_labels([label] * len(small))
+            made = self.generate(self.encode(small, condition), condition, resolution=base)
+            errors.append((made - small.cpu()).square().flatten(1).mean(1))
+        return [int(k) for k in torch.stack(errors).argmin(0)]
+
+    # Edits.
+
+    def reconstruct(
+        self,
+        images: Tensor,
+        condition: Condition = UNCONDITIONAL,
+        *,
+        target: Condition | None = None,
+        strength: float = 0.0,
+        seeds: Sequence[int] = (),
+        resolution: int | None = None,
+    ) -> Tensor:
+        """G(E(x, condition), target): the image again, or, with another target, carried over to it.
+
+        Args:
+            images: (B, C, s, s), s at least the base size.
+            condition: What the images show.
+            target: What the results shall show; `condition` when None.
+            strength: How far latents are moved towards the fresh noise of `seeds`, in [0, 1]. 0 does not need seeds; 1 is a fresh
+                sample of the target.
+            seeds: One an image.
+            resolution: Side of the results; the largest when None.
+
+        Raises:
+            ConfigError: a strength outside [0, 1], or above 0 without a seed for each image.
+            ShapeError: sizes that do not fit.
+        """
+        resolution = self.resolution(resolution)
+        z = self.encode(images, condition)
+        if strength:
+            if len(seeds) != len(images):
+                raise ConfigError(
+                    f"a strength of {strength} needs a seed for each of {len(images)} images, got {len(seeds)}."
+                )
+            z = mix_latents(z, self.fresh(seeds), strength)
+        return self.generate(z, condition if target is None else target, resolution=resolution)
+
+    def interpolate(
+        self,
+        first: Tensor,
+        second: Tensor,
+        conditions: tuple[Condition, Condition] = (UNCONDITIONAL, UNCONDITIONAL),
+        *,
+        frames: int = 8,
+        resolution: int | None = None,
+    ) -> Tensor:
+        """The way from one image to another, (frames, C, r, r), its ends being the reconstructions of both.
+
+        Latents go along the sphere (`interpolate_latents`), conditions straight (`mixed_condition`).
+
+        Args:
+            first: (1, C, s, s).
+            second: Like `first`.
+            conditions: What the two images show; the same slots.
+            frames: How many, both ends included; 2 or more.
+            resolution: Side of the results; the largest when None.
+
+        Raises:
+            ConfigError: fewer than two frames.
+            ShapeError: sizes that do not fit, or more than one image.
+        """
+        if frames < 2:
+            raise ConfigError(f"an interpolation has 2 frames or more, got {frames}.")
+        if len(first) != 1 or len(second) != 1:
+            raise ShapeError(f"an interpolation takes one image at either end, got {len(first)} and {len(second)}.")
+        resolution = self.resolution(resolution)
+        ends = (self.encode(first, conditions[0]), self.encode(second, conditions[1]))
+        made = []
+        for index in range(frames):
+            share = index / (frames - 1)
+            with mixed_condition(self.generator, *conditions, share) as condition:
+                made.append(self.generate(interpolate_latents(*ends, share), condition, resolution=resolution))
+        return torch.cat(made)
+
+    def inpaint(
+        self,
+        images: Tensor,
+        mask: Tensor,
+        condition: Condition = UNCONDITIONAL,
+        *,
+        rounds: int = 6,
+        strength: float = 0.5,
+        seeds: Sequence[int] = (),
+        smooth: bool = True,
+    ) -> Tensor:
+        """Holes filled with what the generator makes of the rest; known pixels come back bit for bit.
+
+        Args:
+            images: (B, C, r, r), r a size of the generator; pixels in the hole are not read.
+            mask: (r, r) or (B, 1, r, r), True = known.
+            condition: What the images show.
+            rounds: Of encoding and generating, see `alternate`.
+            strength: Noise of the first round, in [0, 1]: 0 continues the surroundings, 1 starts afresh.
+            seeds: One an image; needed where the strength is above 0.
+            smooth: Add the smooth continuation of (known - generated) over the hole, so that no seam is seen.
+
+        Raises:
+            ConfigError: nothing is known of an image, or settings out of range.
+            ShapeError: sizes that do not fit.
+        """
+        resolution = self.resolution(images.shape[-1])
+        known = mask.expand(len(images), 1, resolution, resolution).bool()
+        operator = MaskOperator(known)
+        made = alternate(
+            fill_hole(images, known),
+            operator(images),
+            operator,
+            lambda x: self.encode(x, condition),
+            lambda z: self.generate(z, condition, resolution=resolution),
+            rounds=rounds,
+            strength=strength,
+            seeds=seeds,
+        )
+        if smooth:
+            made = made + fill_hole(images - made, known)
+        return torch.where(known, images, made.clamp(-1, 1))
+
+    def restore(
+        self,
+        measured: Tensor,
+        operator: LinearOperator,
+        condition: Condition = UNCONDITIONAL,
+        *,
+        method: Method = "alternate",
+        rounds: int = 3,
+        strength: float = 0.0,
+        seeds: Sequence[int] = (),
+        steps: int = 100,
+        damping: float = 0.0,
+    ) -> Tensor:
+        """Images of which y = A x was measured.
+
+        Args:
+            measured: y, (B, C, *operator.shape_out).
+            operator: A, of images (r, r), r a size of the generator.
+            condition: What the images show.
+            method: "project": G(E(A^+ y)) and one back-projection; "alternate": so `rounds` times; "optimise": search for the latent
+                whose image agrees with y, then a back-projection.
+            rounds, strength, seeds: Of "alternate".
+            steps: Of "optimise".
+            damping: Of every pseudo-inverse; above 0 where y is noisy, see `operators`.
+
+        Raises:
+            ConfigError: an unknown method, or settings out of range.
+            ShapeError: sizes that do not fit.
+        """
+        if method not in METHODS:
+            raise ConfigError(f"unknown method {method!r}; accepted are {', '.join(METHODS)}.")
+        resolution = self.resolution(operator.shape_in[0])
+        start = operator.pseudo_inverse(measured, damping=damping).clamp(-1, 1)
+        return self._restore(
+            start, measured, operator, condition, resolution, method, rounds, strength, seeds, steps, damping
+        )
+
+    def upscale(
+        self,
+        images: Tensor,
+        condition: Condition = UNCONDITIONAL,
+        *,
+        resolution: int | None = None,
+        method: Method = "project",
+        rounds: int = 3,
+        steps: int = 100,
+    ) -> Tensor:
+        """Images enlarged to a size of the generator; reduced again by the run's downsampler they are the given ones.
+
+        The encoder sees the given images themselves where they have the base size.
+
+        Args:
+            images: (B, C, s, s) of any size below the resolution.
+            condition: What the images show.
+            resolution: Side of the results; the largest when None.
+            method, rounds, steps: As for `restore`.
+
+        Returns:
+            (B, C, r, r). Clamping to [-1, 1] comes last and may move a sharp edge away from the given image a little.
+
+        Raises:
+            ConfigError: images that are as large as the result already, or an unknown method.
+            ShapeError: sizes that do not fit.
+        """
+        if method not in METHODS:
+            raise ConfigError(f"unknown method {method!r}; accepted are {', '.join(METHODS)}.")
+        resolution, size = self.resolution(resolution), images.shape[-1]
+        if size >= resolution:
+            raise ConfigError(
+                f"images of {size} px are not enlarged by a result of {resolution} px. The generator makes "
+                f"{self.generator.sizes}: ask for a larger one, grow the run, or give smaller images."
+            )
+        operator = downsampling(resolution, size, self.downsampler)
+        start = images
+        if size < self.generator.base_size:
+            side = (self.generator.base_size,) * 2
+            start = F.interpolate(images, size=side, mode="bicubic", align_corners=False).clamp(-1, 1)
+        return self._restore(start, images, operator, condition, resolution, method, rounds, 0.0, (), steps, 0.0)
+
+    def _restore(
+        self,
+        start: Tensor,
+        measured: Tensor,
+        operator: LinearOperator,
+        condition: Condition,
+        resolution: int,
+        method: Method,
+        rounds: int,
+        strength: float,
+        seeds: Sequence[int],
+        steps: int,
+        damping: float,
+    ) -> Tensor:
+        if method == "optimise":
+            z = self.encode(start, condition)
+            found = []
+            for rows, c in self._parts(len(z), condition):
+                found.append(
+                    optimise_latents(
+                        z[rows],
+                        measured[rows].to(self.device),
+                        operator,
+                        lambda latents, c=c: self._generate(latents, c, resolution),
+                        steps=steps,
+                    )
+                )
+            made = self.generate(torch.cat(found), condition, resolution=resolution)
+        else:
+            made = alternate(
+                start,
+                measured,
+                operator,
+                lambda x: self.encode(x, condition),
+                lambda latents: self.generate(latents, condition, resolution=resolution),
+                rounds=rounds if method == "alternate" else 1,
+                strength=strength if method == "alternate" else 0.0,
+                seeds=seeds,
+                damping=damping,
+            )
+        return back_project(made, measured.cpu(), operator, damping=damping).clamp(-1, 1)

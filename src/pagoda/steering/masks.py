@@ -1,0 +1,122 @@
+"""What is to be kept of an image and what is to be made: masks that are given, painted into the image, or boxes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from PIL import ImageColor
+from torch import Tensor
+
+from pagoda.data.decode import UndecodableError, to_plain
+from pagoda.errors import ConfigError, DataError
+from pagoda.images import to_uint8
+from pagoda.steering.fitting import ImageLike, Picture, Square, cut_square, load_image, to_tensor
+from pagoda.steering.restoration import fill_hole
+
+
+def read_mask(mask: ImageLike | np.ndarray | Tensor, size: tuple[int, int]) -> np.ndarray:
+    """A mask of an image: True = keep, False = hole.
+
+    Args:
+        mask: A file or image, of which light pixels (128 and more) are kept and dark ones are the hole; or an array or tensor
+            (H, W) of booleans, or of 0 (hole) and 1 (keep).
+        size: Width and height of the image, in pixels.
+
+    Returns:
+        bool (H, W).
+
+    Raises:
+        DataError: another size, no hole, or nothing but a hole; a file that cannot be read.
+    """
+    if isinstance(mask, np.ndarray | Tensor):
+        values = np.asarray(mask)
+        if values.dtype != bool and not np.isin(values, (0, 1)).all():
+            raise DataError("a mask of numbers holds 0 (hole) and 1 (keep) only; give `values >= threshold`.")
+        keep = values.astype(bool)
+    else:
+        try:
+            plain = to_plain(load_image(mask, None), (255, 255, 255))
+        except UndecodableError as error:
+            raise DataError(f"the mask cannot be used: {error}. Give a PNG of the image's size.") from error
+        keep = np.asarray(plain.convert("L")) >= 128
+    if keep.shape != (size[1], size[0]):
+        seen = " x ".join(map(str, keep.shape[::-1]))
+        raise DataError(f"the mask has {seen} px, the image {size[0]} x {size[1]} px. Give a mask of the image's size.")
+    return _check_hole(keep)
+
+
+def paint_mask(
+    picture: Picture, *, colour: str | None = None, holes: Sequence[tuple[int, int, int, int]] = ()
+) -> np.ndarray:
+    """A mask from what was painted into the image itself, or from boxes: bool (H, W), True = keep.
+
+    Args:
+        picture: The image.
+        colour: Pixels of exactly this colour (in any form that Pillow reads) are the hole; "transparent": fully transparent ones.
+        holes: left, top, width and height of boxes that belong to the hole, in pixels.
+
+    Raises:
+        ConfigError: no colour at all, or a box beyond the image.
+        DataError: no hole, or nothing but a hole; "transparent" for an image without transparency.
+    """
+    width, height = picture.size
+    keep = np.ones((height, width), bool)
+    if colour == "transparent":
+        if picture.alpha is None:
+            raise DataError(f"{picture.name} has no transparent pixels, so no hole is painted in it.")
+        keep &= picture.alpha > 0
+    elif colour is not None:
+        try:
+            wanted = np.array(ImageColor.getrgb(colour)[:3])
+        except ValueError as error:
+            raise ConfigError(
+                f"no colour: {colour!r}. Give one such as `magenta` or `#ff00ff`, or `transparent`."
+            ) from error
+        keep &= (picture.own != wanted[: picture.own.shape[2]]).any(-1)
+    for left, top, wide, high in holes:
+        if left < 0 or top < 0 or wide < 1 or high < 1 or left + wide > width or top + high > height:
+            raise ConfigError(
+                f"the hole {left},{top},{wide},{high} does not lie within the image's {width} x {height} px."
+            )
+        keep[top : top + high, left : left + wide] = False
+    return _check_hole(keep)
+
+
+def fit_mask(keep: np.ndarray, square: Square, size: int) -> Tensor:
+    """A mask as the model sees it, bool (1, 1, size, size): True where every pixel below is kept.
+
+    Raises:
+        DataError: the hole reaches beyond the square.
+    """
+    rows, columns = square.inside(keep.shape[1], keep.shape[0])
+    outside = keep.copy()
+    outside[rows, columns] = True
+    if not outside.all():
+        raise DataError("the hole reaches beyond the model's square. Use fit=pad, or a box that holds the whole hole.")
+    cut = cut_square(keep, square)
+    edges = np.arange(size) * square.side
+    first, last = edges // size, np.maximum(edges // size + 1, -(-(edges + square.side) // size))
+    holes = np.pad(np.cumsum(np.cumsum(~cut, 0), 1), ((1, 0), (1, 0)))
+    count = holes[last][:, last] - holes[first][:, last] - holes[last][:, first] + holes[first][:, first]
+    return torch.from_numpy(count == 0)[None, None]
+
+
+def _check_hole(keep: np.ndarray) -> np.ndarray:
+    if keep.all():
+        raise DataError("the mask has no hole: nothing is to be made. Dark pixels (0) of a mask are the hole.")
+    if not keep.any():
+        raise DataError(
+            "the mask is all hole: nothing of the image is kept. `pagoda sample` makes images from nothing."
+        )
+    return keep
+
+
+def fill_picture(picture: Picture, keep: np.ndarray) -> Picture:
+    """The picture with its hole smoothly continued, so that nothing of what lay there leaks out when it is reduced."""
+    images = to_tensor(picture.pixels)
+    filled = fill_hole(images, torch.from_numpy(keep))
+    pixels = to_uint8(filled)[0].permute(1, 2, 0).numpy()
+    return replace(picture, pixels=np.ascontiguousarray(pixels))

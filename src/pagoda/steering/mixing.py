@@ -1,0 +1,142 @@
+"""Ways from one latent to another: towards fresh noise by a strength, to another image along the sphere; conditions likewise."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pagoda.diffusion import Condition
+from pagoda.errors import ConfigError, ShapeError
+from pagoda.networks import OneStepGenerator
+from pagoda.networks.calling import resolve_labels
+
+_PARALLEL = 1e-6
+"""Sine of an angle below which two latents count as parallel."""
+
+
+def mix_latents(z: Tensor, noise: Tensor, strength: float) -> Tensor:
+    """A latent moved towards fresh noise: sqrt(1 - s^2) z + s noise, of unit variance where both are.
+
+    Args:
+        z: Unit-scale latents (B, C, b, b).
+        noise: Unit Gaussian, like `z`.
+        strength: s in [0, 1]; 0 gives `z` and 1 gives `noise`, bit for bit.
+
+    Raises:
+        ConfigError: a strength outside [0, 1].
+        ShapeError: `noise` has another shape.
+    """
+    if not 0 <= strength <= 1:
+        raise ConfigError(f"strength must lie in [0, 1], got {strength}: 0 keeps the image, 1 makes a fresh one.")
+    if z.shape != noise.shape:
+        raise ShapeError(f"latents of shape {tuple(z.shape)} cannot be mixed with noise of shape {tuple(noise.shape)}.")
+    return (1 - strength**2) ** 0.5 * z + strength * noise
+
+
+def interpolate_latents(first: Tensor, second: Tensor, share: float) -> Tensor:
+    """Spherical interpolation, each sample along the great circle through its two flattened latents.
+
+    A straight line between two independent latents is shorter in the middle (its norm falls to 0.71), where the generator has
+    seen no noise. Latents that are parallel are joined by the straight line, which then is the circle.
+
+    Args:
+        first: Unit-scale latents (B, C, b, b).
+        second: Like `first`.
+        share: Way travelled, in [0, 1]; 0 gives `first` and 1 gives `second`, bit for bit.
+
+    Raises:
+        ConfigError: a share outside [0, 1], or two opposite latents, between which no way is the shortest.
+        ShapeError: the shapes differ.
+
+    Source: Shoemake 1985, Animating rotation with quaternion curves.
+    """
+    if not 0 <= share <= 1:
+        raise ConfigError(f"the share of an interpolation must lie in [0, 1], got {share}.")
+    if first.shape != second.shape:
+        raise ShapeError(f"latents of shapes {tuple(first.shape)} and {tuple(second.shape)} cannot be interpolated.")
+    a, b = first.flatten(1).double(), second.flatten(1).double()
+    cosine = (F.normalize(a, dim=1) * F.normalize(b, dim=1)).sum(1).clamp(-1, 1)
+    angle, sine = cosine.acos(), (1 - cosine**2).sqrt()
+    parallel = sine < _PARALLEL
+    if bool((parallel & (cosine < 0)).any()):
+        raise ConfigError(
+            "two latents are opposite to each other: no way between them is the shortest. Move one a little."
+        )
+    ones = torch.ones_like(angle)
+    weight_a = torch.where(
+        parallel, (1 - share) * ones, (angle * (1 - share)).sin() / angle.sin().where(~parallel, ones)
+    )
+    weight_b = torch.where(parallel, share * ones, (angle * share).sin() / angle.sin().where(~parallel, ones))
+    weight_a, weight_b = (w.to(first.dtype).reshape(-1, *[1] * (first.ndim - 1)) for w in (weight_a, weight_b))
+    return weight_a * first + weight_b * second
+
+
+@contextmanager
+def mixed_condition(
+    generator: OneStepGenerator, first: Condition, second: Condition, share: float
+) -> Iterator[Condition]:
+    """A condition part of the way between two, for calls of a generator within the context.
+
+    Tokens, pooled text, images and guidance weights are mixed linearly. Labels are numbers of rows, so their embeddings are:
+    within the context the generator's tables of labels give (1 - share) e(first) + share e(second).
+
+    Args:
+        generator: Whose calls are meant; as it was after the context.
+        first: One row a sample.
+        second: The same slots.
+        share: In [0, 1]; at 0 and 1 the generator is called with `first` or `second` themselves, bit for bit.
+
+    Raises:
+        ConfigError: a share outside [0, 1], or labels that the generator does not know.
+        ShapeError: the conditions set other slots or have another number of rows.
+    """
+    if not 0 <= share <= 1:
+        raise ConfigError(f"the share of an interpolation must lie in [0, 1], got {share}.")
+    if share in (0, 1):
+        yield second if share else first
+        return
+    one, other = first.slots(), second.slots()
+    if one.keys() != other.keys() or any(one[name].shape != other[name].shape for name in one):
+        shapes = [{name: tuple(value.shape) for name, value in slots.items()} for slots in (one, other)]
+        raise ShapeError(
+            f"conditions to be mixed must have the same slots and shapes, got {shapes[0]} and {shapes[1]}."
+        )
+    mixed = {}
+    for name, value in one.items():
+        if name == "label":
+            mixed[name] = value
+        elif (
+            value.dtype == torch.bool
+        ):  # tokens that only one of the two has are kept, at the share that they come with
+            mixed[name] = value | other[name]
+        else:
+            mixed[name] = (1 - share) * value + share * other[name]
+    tables = _mixed_tables(generator, other["label"], share) if "label" in one else nullcontext()
+    with tables:
+        yield Condition(**mixed)
+
+
+@contextmanager
+def _mixed_tables(generator: OneStepGenerator, labels: Tensor, share: float) -> Iterator[None]:
+    """Every table of labels mixes what it gives with the rows of other labels (B,)."""
+    rows = resolve_labels(labels, generator.num_classes, len(labels), labels.device)
+
+    def mix(table: nn.Module, arguments: tuple[Tensor, ...], found: Tensor) -> Tensor:
+        assert isinstance(table, nn.Embedding)
+        return (1 - share) * found + share * F.embedding(rows.to(found.device), table.weight)
+
+    tables = [
+        module
+        for module in generator.base.modules()
+        if isinstance(module, nn.Embedding) and module.num_embeddings == generator.num_classes + 1
+    ]
+    handles = [table.register_forward_hook(mix) for table in tables]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,207 @@
+"""Images from what was measured of them: back-projection, alternation of encoder and generator, search for the latent.
+
+The generator says what images look like, the measurement y = A x says which of them it was. Nothing is trained.
+
+Source: the tasks are those of Kim et al. 2024, PaGoDA, arXiv:2405.14822; the procedures are our own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from pagoda.errors import ConfigError
+from pagoda.steering.mixing import mix_latents
+from pagoda.steering.operators import LinearOperator, dot
+from pagoda.training import seeded_generator
+
+
+def back_project(images: Tensor, measured: Tensor, operator: LinearOperator, *, damping: float = 0.0) -> Tensor:
+    """The nearest images that agree with a measurement: x + A^+ (y - A x).
+
+    Args:
+        images: x, (B, C, H, W).
+        measured: y, (B, C, h, w).
+        operator: A.
+        damping: 0 agrees exactly, where y is in the range of A; more trusts y less, see `operators`.
+
+    Returns:
+        (B, C, H, W) in the type of `images`; not clamped.
+
+    Raises:
+        ShapeError: shapes that the operator does not take.
+    """
+    x = images.double()
+    return (x + operator.pseudo_inverse(measured.double() - operator(x), damping=damping)).to(images.dtype)
+
+
+def alternate(
+    start: Tensor,
+    measured: Tensor,
+    operator: LinearOperator,
+    encode: Callable[[Tensor], Tensor],
+    generate: Callable[[Tensor], Tensor],
+    *,
+    rounds: int,
+    strength: float = 0.0,
+    seeds: Sequence[int] = (),
+    damping: float = 0.0,
+) -> Tensor:
+    """Encoder, noise, generator, back-projection, in turn: x <- P(G(sqrt(1 - eta^2) E(x) + eta noise)).
+
+    With a `MaskOperator` this is inpainting: P puts the known pixels back.
+
+    Args:
+        start: x at the start, (B, C, H, W).
+        measured: y, (B, C, h, w).
+        operator: A.
+        encode: E, images (B, C, H, W) -> unit-scale latents.
+        generate: G, latents -> images (B, C, H, W).
+        rounds: How often.
+        strength: eta of the first round, in [0, 1]; it falls in equal steps to 0 in the last.
+        seeds: One a sample; needed where the strength is above 0.
+        damping: Of the back-projections.
+
+    Returns:
+        What the generator made in the last round, (B, C, H, W), before its back-projection.
+
+    Raises:
+        ConfigError: no round, a strength outside [0, 1], or not one seed a sample.
+    """
+    if rounds < 1:
+        raise ConfigError(f"rounds must be >= 1, got {rounds}.")
+    if strength and len(seeds) != len(start):
+        raise ConfigError(f"a strength of {strength} needs a seed for each of {len(start)} images, got {len(seeds)}.")
+    x = made = start
+    for index in range(rounds):
+        if index:
+            x = back_project(made, measured, operator, damping=damping).clamp(-1, 1)
+        z = encode(x)
+        eta = strength * (1 - index / (rounds - 1)) if rounds > 1 else 0.0
+        if strength:
+            shape = tuple(z.shape[1:])
+            noise = torch.stack([torch.randn(shape, generator=seeded_generator("edit", seed, index)) for seed in seeds])
+            z = mix_latents(z, noise.to(z), eta)
+        made = generate(z)
+    return made
+
+
+def optimise_latents(
+    start: Tensor,
+    measured: Tensor,
+    operator: LinearOperator,
+    generate: Callable[[Tensor], Tensor],
+    *,
+    steps: int = 100,
+    rate: float = 0.03,
+    sphere: float = 0.1,
+) -> Tensor:
+    """Latents whose images agree with a measurement, by Adam on |y - A G(z)|^2 / d_y + sphere (|z|^2 / d_z - 1)^2.
+
+    The second term keeps latents at the radius where the generator has seen noise. Each sample has a loss of its own, so that others
+    in the batch do not matter.
+
+    Args:
+        start: Unit-scale latents (B, C, b, b) to start from; left as they are.
+        measured: y, (B, C, h, w).
+        operator: A.
+        generate: G, differentiable.
+        steps: Of Adam; the best latent of each sample on the way is returned.
+        rate: Its learning rate at the start; it falls to 0 along a half cosine.
+        sphere: Weight of the second term.
+
+    Returns:
+        Latents (B, C, b, b).
+
+    Raises:
+        ConfigError: no step, or a rate or weight out of range.
+    """
+    if steps < 1 or rate <= 0 or sphere < 0:
+        raise ConfigError(f"steps must be >= 1, rate > 0 and sphere >= 0, got {steps}, {rate}, {sphere}.")
+    best, lowest = start.clone(), torch.full((len(start),), float("inf"), device=start.device)
+    with torch.enable_grad():
+        z = start.detach().clone().requires_grad_(True)
+        adam = torch.optim.Adam([z], lr=rate)
+        falling = torch.optim.lr_scheduler.CosineAnnealingLR(adam, steps)
+        for _ in range(steps):
+            adam.zero_grad()
+            loss = (operator(generate(z)) - measured).square().flatten(1).mean(1)
+            loss = loss + sphere * (z.square().flatten(1).mean(1) - 1).square()
+            loss.sum().backward()
+            better = loss.detach() < lowest
+            best[better], lowest = z.detach()[better], torch.where(better, loss.detach(), lowest)
+            adam.step()
+            falling.step()
+    return best
+
+
+def fill_hole(images: Tensor, mask: Tensor) -> Tensor:
+    """Known pixels as they are, and the smoothest continuation of them elsewhere: its Laplacian is 0 there.
+
+    Args:
+        images: (B, C, H, W); what is not known is not read.
+        mask: (H, W) or (B, 1, H, W); True = known. At least one pixel of every sample.
+
+    Returns:
+        (B, C, H, W); values between the least and the largest known ones.
+
+    Raises:
+        ConfigError: a sample of which nothing is known.
+    """
+    known = mask.expand(len(images), 1, *images.shape[-2:]).to(images.device).bool()
+    if not bool(known.flatten(1).any(1).all()):
+        raise ConfigError("nothing is known of an image, so there is nothing to continue.")
+    hole = (~known).double()
+    neighbours = _sum_of_neighbours(torch.ones_like(hole))
+    fixed = torch.where(known, images.double(), 0.0)
+
+    def laplacian(u: Tensor) -> Tensor:
+        return hole * (neighbours * u - _sum_of_neighbours(u))
+
+    filled = conjugate_gradients(laplacian, hole * _sum_of_neighbours(fixed))
+    return torch.where(known, images, filled.to(images.dtype))
+
+
+def conjugate_gradients(
+    apply: Callable[[Tensor], Tensor], target: Tensor, *, tolerance: float = 1e-6, max_steps: int = 10_000
+) -> Tensor:
+    """Solve M x = target with a symmetric positive definite M, for each sample by itself.
+
+    Args:
+        apply: M, on tensors like `target`; samples must not mix.
+        target: (B, C, H, W), in the range of M.
+        tolerance: Norm of the residual that ends a sample's solution, as a share of the norm of its target.
+        max_steps: Steps after which the solution is given up.
+
+    Raises:
+        ConfigError: the solution was given up.
+
+    Source: Hestenes and Stiefel 1952, Methods of conjugate gradients for solving linear systems, section 3.
+    """
+    x, residual, direction = torch.zeros_like(target), target, target
+    error = dot(residual, residual)
+    enough = tolerance**2 * error
+    for _ in range(max_steps):
+        going = error > enough  # a solved sample stays as it is, whatever its batch
+        if not bool(going.any()):
+            return x
+        image = apply(direction)
+        step = torch.where(going, error / dot(direction, image).where(going, torch.ones_like(error)), 0.0)
+        x, residual = x + step * direction, residual - step * image
+        after = dot(residual, residual)
+        ratio = after / error.where(going, torch.ones_like(error))
+        direction = torch.where(going, residual + ratio * direction, direction)
+        error = torch.where(going, after, error)
+    raise ConfigError(f"a linear system is not solved to {tolerance:g} after {max_steps} steps.")
+
+
+def _sum_of_neighbours(u: Tensor) -> Tensor:
+    """Sum over the neighbours above, below, left and right, as far as there are any."""
+    total = torch.zeros_like(u)
+    total[..., 1:, :] += u[..., :-1, :]
+    total[..., :-1, :] += u[..., 1:, :]
+    total[..., 1:] += u[..., :-1]
+    total[..., :-1] += u[..., 1:]
+    return total

@@ -1,0 +1,327 @@
+"""Edits at the model's own sizes: neutral settings change nothing, ends are reconstructions, batches do not matter."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from pagoda.diffusion import UNCONDITIONAL, Condition
+from pagoda.errors import ArtifactError, ConfigError, ShapeError
+from pagoda.networks import OneStepGenerator
+from pagoda.stages.editing import TeacherEncoder, load_encoder
+from pagoda.stages.run_folder import RunFolder
+from pagoda.stages.sampling import load_generator, sample_images
+from pagoda.steering import (
+    Editor,
+    MaskOperator,
+    Projections,
+    alternate,
+    box_blur,
+    downsampling,
+    interpolate_latents,
+    mix_latents,
+    mixed_condition,
+    optimise_latents,
+)
+
+LABELS = Condition.of_labels([3, 7, 1])
+
+
+@pytest.fixture(scope="module")
+def editor(finished_run: RunFolder) -> Editor:
+    return Editor(load_generator(finished_run), load_encoder(finished_run))
+
+
+@pytest.fixture
+def images() -> Tensor:
+    return torch.rand(3, 3, 16, 16) * 2 - 1
+
+
+# Latents.
+
+
+def test_the_ends_of_a_mixture_are_exact() -> None:
+    z, noise = torch.randn(2, 3, 4, 8, 8)
+    assert torch.equal(mix_latents(z, noise, 0.0), z)
+    assert torch.equal(mix_latents(z, noise, 1.0), noise)
+    assert torch.equal(interpolate_latents(z, noise, 0.0), z)
+    assert torch.equal(interpolate_latents(z, noise, 1.0), noise)
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.8])
+def test_mixtures_keep_the_radius(share: float) -> None:
+    z, noise = torch.randn(2, 4, 3, 32, 32, dtype=torch.float64)
+    for mixed in (mix_latents(z, noise, share), interpolate_latents(z, noise, share)):
+        torch.testing.assert_close(mixed.flatten(1).std(1), torch.ones(4).double(), rtol=0.06, atol=0)
+
+
+def test_the_spherical_way_is_even() -> None:
+    z, noise = (torch.nn.functional.normalize(torch.randn(1, 12, dtype=torch.float64)) for _ in range(2))
+    angle = (z * noise).sum().acos()
+    for share in (0.25, 0.5, 0.9):
+        between = interpolate_latents(z, noise, share)
+        torch.testing.assert_close((z * between).sum().clamp(-1, 1).acos(), share * angle)
+        torch.testing.assert_close(between.norm(), torch.tensor(1.0).double())
+
+
+def test_latents_without_an_angle() -> None:
+    z = torch.randn(2, 3, 4, 4)
+    torch.testing.assert_close(interpolate_latents(z, 3 * z, 0.5), 2 * z)
+    with pytest.raises(ConfigError, match="opposite"):
+        interpolate_latents(z, -z, 0.5)
+    for function in (mix_latents, interpolate_latents):
+        with pytest.raises(ConfigError, match=r"got 1.5"):
+            function(z, z, 1.5)
+        with pytest.raises(ShapeError, match=r"\(2, 3, 4, 4\)"):
+            function(z, z[:1], 0.5)
+
+
+def test_labels_are_mixed_by_their_embeddings(editor: Editor) -> None:
+    generator, z = editor.generator, torch.randn(1, 3, 8, 8)
+    one, other = Condition.of_labels([2]), Condition.of_labels([5])
+    plain = generator(z, one)
+    with mixed_condition(generator, one, one, 0.4) as same:
+        torch.testing.assert_close(generator(z, same), plain, rtol=0, atol=1e-5)
+    with mixed_condition(generator, one, other, 0.4) as condition, torch.no_grad():
+        mixed = generator(z, condition)
+        table = generator.base.class_embedding
+        torch.testing.assert_close(table(torch.tensor([2])), 0.6 * table.weight[[2]] + 0.4 * table.weight[[5]])
+    assert not torch.equal(mixed, plain)
+    for share, end in ((0, one), (1, other)):
+        with mixed_condition(generator, one, other, share) as condition:
+            assert condition is end
+    assert torch.equal(generator(z, one), plain)  # no trace is left
+
+
+def test_other_slots_are_mixed_linearly(editor: Editor) -> None:
+    one, other = (
+        Condition(tokens=torch.randn(1, 4, 6), tokens_mask=torch.tensor([m])) for m in ([1, 0, 1, 0], [1, 1, 0, 0])
+    )
+    one, other = (Condition(tokens=c.tokens, tokens_mask=c.tokens_mask.bool()) for c in (one, other))
+    with mixed_condition(editor.generator, one, other, 0.25) as condition:
+        assert condition.tokens is not None
+        torch.testing.assert_close(condition.tokens, 0.75 * one.tokens + 0.25 * other.tokens)
+        assert condition.tokens_mask is not None
+        assert condition.tokens_mask.tolist() == [[True, True, True, False]]
+    with pytest.raises(ShapeError, match="same slots"), mixed_condition(editor.generator, one, LABELS, 0.5):
+        pass
+
+
+# Edits.
+
+
+def test_a_strength_of_0_is_the_reconstruction_and_of_1_a_fresh_sample(editor: Editor, images: Tensor) -> None:
+    plain = editor.reconstruct(images, LABELS)
+    assert torch.equal(editor.reconstruct(images, LABELS, strength=0.0, seeds=[1, 2, 3]), plain)
+    fresh = editor.reconstruct(images, LABELS, strength=1.0, seeds=[5, 6, 7])
+    assert torch.equal(fresh, sample_images(editor.generator, [5, 6, 7], labels=[3, 7, 1], batch_size=1))
+    between = editor.reconstruct(images, LABELS, strength=0.5, seeds=[5, 6, 7])
+    assert not torch.equal(between, plain)
+    assert torch.equal(between, editor.reconstruct(images, LABELS, strength=0.5, seeds=[5, 6, 7]))
+    assert not torch.equal(between, editor.reconstruct(images, LABELS, strength=0.5, seeds=[8, 9, 10]))
+
+
+def test_a_transfer_to_what_an_image_shows_is_the_reconstruction(editor: Editor, images: Tensor) -> None:
+    assert torch.equal(editor.reconstruct(images, LABELS, target=LABELS), editor.reconstruct(images, LABELS))
+    assert not torch.equal(
+        editor.reconstruct(images, LABELS, target=LABELS[[1, 2, 0]]), editor.reconstruct(images, LABELS)
+    )
+
+
+def test_the_ends_of_an_interpolation_are_the_reconstructions(editor: Editor, images: Tensor) -> None:
+    frames = editor.interpolate(images[:1], images[1:2], (LABELS[:1], LABELS[1:2]), frames=4)
+    assert frames.shape == (4, 3, 16, 16)
+    assert torch.equal(frames[:1], editor.reconstruct(images[:1], LABELS[:1]))
+    assert torch.equal(frames[-1:], editor.reconstruct(images[1:2], LABELS[1:2]))
+    back = editor.interpolate(images[1:2], images[:1], (LABELS[1:2], LABELS[:1]), frames=4)
+    torch.testing.assert_close(back.flip(0), frames, rtol=0, atol=1e-5)
+    assert float((frames[1:] - frames[:-1]).abs().max()) > 0
+
+
+def every_edit(editor: Editor, images: Tensor, condition: Condition, seeds: list[int]) -> dict[str, Tensor]:
+    mask = torch.ones(16, 16, dtype=torch.bool)
+    mask[4:9, 5:11] = False
+    blur, small = box_blur(16, 3), downsampling(16, 12)
+    return {
+        "reconstruct": editor.reconstruct(images, condition, strength=0.3, seeds=seeds),
+        "inpaint": editor.inpaint(images, mask, condition, rounds=2, seeds=seeds),
+        "upscale": editor.upscale(small(images), condition, method="alternate", rounds=2),
+        "optimise": editor.restore(blur(images), blur, condition, method="optimise", steps=3, damping=1e-3),
+        "alternate": editor.restore(blur(images), blur, condition, strength=0.5, seeds=seeds, damping=1e-3),
+    }
+
+
+def test_results_do_not_depend_on_the_batch(editor: Editor, images: Tensor) -> None:
+    together = every_edit(editor, images, LABELS, [1, 2, 3])
+    alone = every_edit(editor, images[1:2], LABELS[1:2], [2])
+    large = every_edit(Editor(editor.generator, editor.encoder, batch_size=3), images, LABELS, [1, 2, 3])
+    for name, made in together.items():
+        torch.testing.assert_close(made[1:2], alone[name], rtol=0, atol=0 if name == "reconstruct" else 1e-6, msg=name)
+        # A batch of another size moves the last bits, and the encoder then sees bytes that are one off.
+        torch.testing.assert_close(large[name], made, rtol=0, atol=1e-5 if name == "reconstruct" else 0.05, msg=name)
+        assert float(made.abs().max()) <= 1
+
+
+def test_known_pixels_come_back_bit_for_bit_whatever_the_settings(editor: Editor, images: Tensor) -> None:
+    masks = torch.rand(3, 1, 16, 16) > 0.3
+    for options in ({}, {"strength": 1.0, "rounds": 1}, {"strength": 0.0, "smooth": False}):
+        made = editor.inpaint(images, masks, LABELS, **{"rounds": 2, "seeds": [1, 2, 3], **options})  # type: ignore[arg-type]
+        known = masks.expand_as(images)
+        assert torch.equal(made[known], images[known])
+        assert not torch.equal(made[~known], images[~known])
+
+
+def test_what_lies_in_a_hole_is_not_read(editor: Editor, images: Tensor) -> None:
+    mask = torch.ones(16, 16, dtype=torch.bool)
+    mask[2:7, 3:12] = False
+    other = torch.where(mask, images, torch.tensor(0.9))
+    first, second = (editor.inpaint(x, mask, LABELS, rounds=2, seeds=[1, 2, 3]) for x in (images, other))
+    assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize("small", [6, 8, 12, 15])
+@pytest.mark.parametrize("method", ["project", "optimise"])
+def test_what_is_upscaled_is_the_given_image_when_it_is_reduced(editor: Editor, small: int, method: str) -> None:
+    reduce = downsampling(16, small)
+    given = reduce(0.3 * torch.rand(2, 3, 16, 16))  # mild, so that nothing is clamped
+    made = editor.upscale(given, LABELS[:2], method=method, steps=2)  # type: ignore[arg-type]
+    assert made.shape == (2, 3, 16, 16)
+    if float(made.abs().max()) < 1:
+        torch.testing.assert_close(reduce(made), given, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["project", "alternate", "optimise"])
+@pytest.mark.parametrize("operator", [box_blur(16, 3), Projections(16, 8), MaskOperator(torch.rand(16, 16) > 0.4)])
+def test_what_is_restored_agrees_with_the_measurement(editor: Editor, operator: object, method: str) -> None:
+    y = operator(0.2 * torch.rand(1, 3, 16, 16))  # type: ignore[operator]
+    made = editor.restore(y, operator, LABELS[:1], method=method, rounds=2, steps=3)  # type: ignore[arg-type]
+    assert made.shape == (1, 3, 16, 16)
+    assert float((operator(made) - y).abs().max()) < (1e-5 if float(made.abs().max()) < 1 else 0.3)  # type: ignore[operator]
+
+
+def test_the_search_for_a_latent_comes_nearer(editor: Editor) -> None:
+    z, operator = torch.randn(2, 3, 8, 8), box_blur(16, 3)
+    condition = LABELS[:2]
+    measured = operator(editor.generate(z, condition))
+
+    def generate(latents: Tensor) -> Tensor:
+        return editor.generator(latents, condition)
+
+    def error(latents: Tensor) -> Tensor:
+        return (operator(editor.generate(latents, condition)) - measured).square().flatten(1).mean(1)
+
+    start = torch.randn(2, 3, 8, 8)
+    found = optimise_latents(start, measured, operator, generate, steps=40, rate=0.1)
+    assert bool((error(found) < 0.7 * error(start)).all())
+    kept = optimise_latents(z, measured, operator, generate, steps=3, sphere=0.0)
+    torch.testing.assert_close(kept, z, rtol=0, atol=1e-6)  # the best on the way is the start itself
+
+
+def test_alternation_ends_without_noise() -> None:
+    seen: list[Tensor] = []
+
+    def encode(x: Tensor) -> Tensor:
+        return torch.zeros(len(x), 1, 2, 2)
+
+    def generate(z: Tensor) -> Tensor:
+        seen.append(z)
+        return z.repeat_interleave(2, -1).repeat_interleave(2, -2)
+
+    operator = MaskOperator(torch.ones(4, 4))
+    start = torch.zeros(2, 1, 4, 4)
+    alternate(start, start, operator, encode, generate, rounds=3, strength=1.0, seeds=[1, 2])
+    sizes = [float(z.std()) for z in seen]
+    assert sizes[0] > sizes[1] > sizes[2] == 0
+    assert not torch.equal(seen[0][0], seen[0][1])
+
+
+def test_the_class_is_guessed_by_the_better_reconstruction(editor: Editor, images: Tensor) -> None:
+    guessed = editor.guess_labels(images)
+    small = editor.downsampler.tensor(images, 8)
+    errors = []
+    for label in range(editor.generator.num_classes):
+        condition = Condition.of_labels([label] * 3)
+        errors.append((editor.reconstruct(small, condition, resolution=8) - small).square().mean((1, 2, 3)))
+    assert guessed == torch.stack(errors).argmin(0).tolist()
+    assert guessed[1:2] == editor.guess_labels(images[1:2])
+
+
+# The encoder.
+
+
+def test_the_teachers_inversion_depends_on_the_image_alone(finished_run: RunFolder, images: Tensor) -> None:
+    encoder = load_encoder(finished_run)
+    small = Editor(load_generator(finished_run), encoder).downsampler.tensor(images, 8)
+    together = encoder(small, LABELS)
+    assert together.shape == (3, 3, 8, 8)
+    torch.testing.assert_close(encoder(small[1:2], LABELS[1:2]), together[1:2], rtol=0, atol=1e-4)
+    assert 0.2 < float(together.std()) < 5
+    assert isinstance(encoder, TeacherEncoder)
+    assert len(encoder.fingerprint) == 64
+
+
+def test_any_callable_is_an_encoder_if_its_latents_are_latents(editor: Editor, images: Tensor) -> None:
+    seen: list[Condition] = []
+
+    def halves(x: Tensor, condition: Condition) -> Tensor:
+        assert x.shape[1:] == (3, 8, 8)
+        seen.append(condition)
+        return x
+
+    given = Editor(editor.generator, halves, batch_size=2)
+    made = given.reconstruct(images, LABELS)
+    expected = editor.generate(editor.downsampler.tensor(images, 8), LABELS)
+    torch.testing.assert_close(made, expected, rtol=0, atol=1e-5)
+    assert [c.label.tolist() for c in seen if c.label is not None] == [[3, 7], [1]]
+    with pytest.raises(ArtifactError, match=r"latents have unit scale"):
+        Editor(editor.generator, lambda x, c: 80 * torch.randn_like(x)).encode(images)
+    with pytest.raises(ArtifactError, match=r"unit scale"):
+        Editor(editor.generator, lambda x, c: x * float("nan")).encode(images)
+    with pytest.raises(ArtifactError, match=r"latents of shape \(3, 3, 4, 4\), the generator takes \(3, 3, 8, 8\)"):
+        Editor(editor.generator, lambda x, c: x[..., ::2, ::2]).encode(images)
+
+
+# What is refused.
+
+
+def test_settings_out_of_range_are_refused_before_the_encoder_is_asked(editor: Editor, images: Tensor) -> None:
+    def never(x: Tensor, condition: Condition) -> Tensor:
+        raise AssertionError("the encoder was asked")
+
+    strict = Editor(editor.generator, never)
+    for call, message in (
+        (lambda: strict.reconstruct(images, resolution=32), r"makes images of \[8, 16\] px, none of 32"),
+        (lambda: strict.encode(images[:, :1]), r"images must be \(B, 3, s, s\), got \(3, 1, 16, 16\)"),
+        (lambda: strict.encode(images, LABELS[:2]), "the condition has 2 rows for 3 images"),
+        (lambda: strict.interpolate(images, images), "one image at either end, got 3 and 3"),
+        (lambda: strict.inpaint(images[..., :12, :12], torch.ones(12, 12)), "none of 12"),
+        (
+            lambda: strict.restore(images, box_blur(16, 3), method="guess"),
+            "unknown method 'guess'; accepted are project",
+        ),
+        (lambda: strict.upscale(images), "images of 16 px are not enlarged by a result of 16 px"),
+        (lambda: strict.upscale(images, resolution=8), "not enlarged by a result of 8 px"),
+        (lambda: Editor(editor.generator, never, batch_size=0), "batch_size must be >= 1, got 0"),
+    ):
+        with pytest.raises((ConfigError, ShapeError), match=message):
+            call()
+    with pytest.raises(ConfigError, match="interpolation has 2 frames or more, got 1"):
+        strict.interpolate(images[:1], images[:1], frames=1)
+    with pytest.raises(ConfigError, match="needs a seed for each of 3 images, got 1"):
+        editor.reconstruct(images, LABELS, strength=0.5, seeds=[1])
+    with pytest.raises(ConfigError, match="needs a seed for each of 3 images, got 0"):
+        editor.inpaint(images, torch.rand(16, 16) > 0.5, LABELS)
+    with pytest.raises(ConfigError, match="rounds must be >= 1, got 0"):
+        editor.inpaint(images, torch.rand(16, 16) > 0.5, LABELS, rounds=0, seeds=[1, 2, 3])
+
+
+def test_a_generator_without_classes_needs_no_labels(editor: Editor, images: Tensor) -> None:
+    config = dict(editor.generator.config)
+    base = {**config["base_config"], "num_class_embeds": None}
+    fields = {k: v for k, v in config.items() if not k.startswith("_") and k != "base_config"}
+    plain = Editor(OneStepGenerator(base_config=base, **fields).eval(), lambda x, c: x)
+    assert plain.reconstruct(images, UNCONDITIONAL).shape == images.shape
+    assert plain.interpolate(images[:1], images[1:2], frames=3).shape == (3, 3, 16, 16)
+    with pytest.raises(ConfigError, match="trained without labels"):
+        plain.guess_labels(images)
