@@ -205,8 +205,9 @@ def test_a_folder_with_other_things_is_left_alone(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("--to", "program", "--weights", "int8"), "--weights is for --to onnx"),
+        (("--to", "program", "--weights", "int8"), "--weights is for --to onnx and web"),
         (("--to", "onnx", "--licence", "mit"), "--licence goes into a model card"),
+        (("--to", "onnx", "--runtime", "x.tgz"), "--runtime is for --to web"),
         (("--to", "diffusers", "--size", "64"), "has generators of [8, 16] pixels, none of 64"),
     ],
 )

@@ -13,34 +13,39 @@ from pagoda.errors import ArtifactError, ConfigError
 
 @dataclass(frozen=True, kw_only=True)
 class Export:
-    """A run's generator for others: a diffusers folder, an ONNX graph, or a program of torch.export.
+    """A run's generator for others: a diffusers folder, an ONNX graph, a page for browsers, or a program of torch.export.
 
     Examples:
       pagoda export runs/photos --to diffusers --licence cc-by-4.0
       pagoda export runs/photos --to onnx --size 64 --weights float16
+      pagoda export runs/photos --to web
       pagoda export runs/photos --to program --out photos.pt2
     """
 
     run_dir: tyro.conf.Positional[str]
     """Run folder."""
-    to: Literal["diffusers", "onnx", "program"]
+    to: Literal["diffusers", "onnx", "web", "program"]
     """What to write."""
     out: Path | None = None
     """File or folder to write; `RUN/export/<kind>-<size>...` when not given."""
     size: int | None = None
     """Side of the images in pixels; the largest when not given."""
     weights: Literal["float32", "float16", "int8"] | None = None
-    """Of ONNX only: float32 when not given; float16 is half as large, int8 a quarter for most of it."""
+    """Of onnx (float32 when not given) and web (float16 when not given); float16 is half as large, int8 a quarter for most of it."""
     licence: str | None = None
     """Of diffusers only: licence of the weights for the model card, e.g. `cc-by-4.0`."""
+    runtime: Path | None = None
+    """Of web only: onnxruntime-web as `npm pack` or `npm install` leaves it; fetched by npm when not given."""
 
     def run(self) -> None:
         """Export and say how far it is from PyTorch."""
-        if self.weights is not None and self.to != "onnx":
-            raise ConfigError(f"--weights is for --to onnx; --to {self.to} keeps the weights as they are.")
+        if self.weights is not None and self.to not in ("onnx", "web"):
+            raise ConfigError(f"--weights is for --to onnx and web; --to {self.to} keeps the weights as they are.")
+        if self.runtime is not None and self.to != "web":
+            raise ConfigError(f"--runtime is for --to web; --to {self.to} writes no page.")
         if self.licence is not None and self.to != "diffusers":
             raise ConfigError(f"--licence goes into a model card, which --to {self.to} has none of.")
-        from pagoda.export import export_folder, export_onnx, export_program
+        from pagoda.export import class_names_of, export_folder, export_onnx, export_program, export_web
         from pagoda.stages.run_folder import RunFolder
         from pagoda.stages.sampling import load_generator
 
@@ -56,6 +61,19 @@ class Export:
         if self.to == "program":
             target = self.out or run.path / "export" / f"program-{size}.pt2"
             print(export_program(generator, target, size=self.size))
+            return
+        if self.to == "web":
+            target = self.out or run.path / "export" / f"web-{size}"
+            made = export_web(
+                generator,
+                target,
+                size=self.size,
+                weights=self.weights or "float16",
+                name=run.path.resolve().name,
+                class_names=class_names_of(run),
+                runtime=self.runtime,
+            )
+            print(f"{made}\n{made.path.stat().st_size / 2**20:.1f} MiB; open it by a double click")
             return
         weights = self.weights or "float32"
         target = self.out or run.path / "export" / f"onnx-{size}-{weights}.onnx"

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 
 from pagoda.networks import OneStepGenerator, model_hash
+from pagoda.stages.context import teacher_facts
+from pagoda.stages.run_folder import RunFolder
 from pagoda.version import __version__
 
 FACTS = "pagoda.json"
@@ -47,3 +49,13 @@ def export_facts(generator: OneStepGenerator, *, size: int | None = None, **othe
         "num_classes": generator.num_classes,
         **others,
     }
+
+
+def class_names_of(run: RunFolder) -> list[str] | None:
+    """Names of a run's classes in the order of the labels; None without classes, or without the teacher that knows them.
+
+    Raises:
+        ArtifactError: the teacher's facts are damaged.
+    """
+    names = teacher_facts(run.teacher).get("class_names") if run.teacher.is_dir() else None
+    return list(names) if isinstance(names, list) else None

@@ -8,10 +8,9 @@ from typing import Any, cast
 
 from pagoda.errors import ArtifactError
 from pagoda.export.card import model_card
-from pagoda.export.facts import FACTS, Exported, export_facts
+from pagoda.export.facts import FACTS, Exported, class_names_of, export_facts
 from pagoda.networks import OneStepGenerator, model_hash
 from pagoda.pipelines import PagodaPipeline
-from pagoda.stages.context import teacher_facts
 from pagoda.stages.run_folder import RunFolder
 from pagoda.stages.sampling import load_generator
 
@@ -36,8 +35,7 @@ def export_folder(run: RunFolder, path: Path | str, *, size: int | None = None, 
     if path.resolve() == run.path.resolve() or path.resolve() in run.path.resolve().parents:
         raise ArtifactError(f"{path} holds the run itself; choose another --out.")
     generator = load_generator(run, size)
-    names = teacher_facts(run.teacher).get("class_names") if run.teacher.is_dir() else None
-    pipeline = PagodaPipeline(generator, list(names) if isinstance(names, list) else None)
+    pipeline = PagodaPipeline(generator, class_names_of(run))
     facts = export_facts(generator)
     with run.artifact(path) as part:
         cast(Any, pipeline).save_pretrained(part, safe_serialization=True)

@@ -13,6 +13,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import torch
 from torch import Tensor
+from torch.export import ExportedProgram
 
 from pagoda.errors import ArtifactError, ConfigError, ResourceError, did_you_mean, import_extra
 from pagoda.export.facts import Exported, export_facts
@@ -51,13 +52,10 @@ def export_onnx(
         ShapeError: the generator has no level of that size.
     """
     path = Path(path)
-    if weights not in get_args(Weights):
-        raise ConfigError(f"unknown weights {weights!r}. {did_you_mean(str(weights), get_args(Weights))}")
+    check_weights(weights)
     if path.suffix != ".onnx":
         raise ArtifactError(f"an ONNX graph is written into a file that ends in .onnx, got {path.name!r}.")
-    onnx = import_extra("onnx", "export")
-    import_extra("onnxscript", "export")
-    import_extra("onnxruntime", "export")
+    onnx = need_onnx()
     maker = ImageMaker(generator, size)
     needed = sum(p.numel() * 4 for p in maker.parameters())
     if needed > 2**31 - 2**24:
@@ -73,7 +71,7 @@ def export_onnx(
             "Nothing was written; try the versions in constraints.txt."
         )
     if weights != "float32":
-        model = _halve_weights(model) if weights == "float16" else _quantise(model)
+        model = shrink_weights(model, weights)
         difference, psnr = largest_difference(maker, run_graph(model.SerializeToString()))
     facts = export_facts(generator, size=maker.generator.size, weights=weights, difference=difference)
     onnx.helper.set_model_props(model, {METADATA_KEY: json.dumps(facts)})
@@ -113,13 +111,36 @@ def read_onnx_facts(path: Path | str) -> dict[str, Any] | None:
     return None if found is None else dict(json.loads(found))
 
 
+def check_weights(weights: str) -> None:
+    """Refuse weights of an unknown kind.
+
+    Raises:
+        ConfigError: naming those that are known.
+    """
+    if weights not in get_args(Weights):
+        raise ConfigError(f"unknown weights {weights!r}. {did_you_mean(str(weights), get_args(Weights))}")
+
+
+def need_onnx() -> Any:
+    """The package onnx, with the others that an export needs in reach.
+
+    Raises:
+        MissingExtraError: the extra `export` is not installed.
+    """
+    import_extra("onnxscript", "export")
+    import_extra("onnxruntime", "export")
+    return import_extra("onnx", "export")
+
+
 def _to_onnx(maker: ImageMaker) -> Any:
-    """The graph as an onnx ModelProto, with the batch axis called `batch`."""
-    program = trace(maker)
-    inputs = list(INPUT_NAMES[: len(maker.inputs(1))])
+    return convert_program(trace(maker), list(INPUT_NAMES[: len(maker.inputs(1))]), ["images"])
+
+
+def convert_program(program: ExportedProgram, inputs: list[str], outputs: list[str]) -> Any:
+    """A traced program as an onnx ModelProto, with the first axis of every input and output called `batch`."""
     with quiet_pytrees(), _quiet_exporter():
         made = torch.onnx.export(
-            program, dynamo=True, input_names=inputs, output_names=["images"], opset_version=OPSET, verbose=False
+            program, dynamo=True, input_names=inputs, output_names=outputs, opset_version=OPSET, verbose=False
         )
     assert made is not None, "torch.onnx returns a program unless it is given a file"
     model = made.model_proto
@@ -130,6 +151,13 @@ def _to_onnx(maker: ImageMaker) -> Any:
         del node.metadata_props[:]
         node.doc_string = ""
     return model
+
+
+def shrink_weights(model: Any, weights: Weights) -> Any:
+    """A float32 ModelProto with its weights in float16 or int8; as it is for "float32"."""
+    if weights == "float32":
+        return model
+    return _halve_weights(model) if weights == "float16" else _quantise(model)
 
 
 def _halve_weights(model: Any) -> Any:
