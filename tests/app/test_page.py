@@ -11,12 +11,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from pagoda.app.jobs import TaskRequest
+from pagoda.images import read_metadata
 from pagoda.stages.provenance import compare_with_run
 
-TABS = {"Generate": "#generate-result img", "Explore": "#explore-live img", "Watch": "#watch-content svg",
+TABS = {"Generate": "#generate-result img", "Explore": "#explore-live img", "Edit": "#edit-go", "Watch": "#watch-content svg",
         "Data": "#data-content .tile", "About": "#about-card h1"}  # fmt: skip
 PATIENCE = 60_000
 """Milliseconds: a busy machine is no failure."""
@@ -165,10 +168,45 @@ def test_a_walk_follows_its_slider_and_candidates_are_picked_by_clicking(page: A
     page.wait_for_selector("#explore-status .bad >> text=a seed must be a whole number")
 
 
+def test_a_hole_is_painted_and_filled_and_the_rest_stays(page: Any, tmp_path: Path) -> None:
+    go_to(page, "Edit")
+    noise = np.random.default_rng(0).integers(0, 256, (20, 24, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "photo.png")
+    page.locator("#edit-upload input[type=file]").set_input_files(tmp_path / "photo.png")
+    canvas = page.locator("#edit-easel canvas.paint")
+    canvas.wait_for()
+    choose(page, "The image shows", "1: square")
+    page.get_by_label("Fill the painted hole").check()
+    page.locator("#edit-go").click()
+    page.wait_for_selector("#edit-status .bad >> text=where is the hole?")
+    canvas.scroll_into_view_if_needed()
+    box = canvas.bounding_box()
+    page.mouse.move(box["x"] + 0.3 * box["width"], box["y"] + 0.5 * box["height"])
+    page.mouse.down()
+    page.mouse.move(box["x"] + 0.6 * box["width"], box["y"] + 0.5 * box["height"], steps=4)
+    page.mouse.up()
+    page.locator("#edit-go").click()
+    page.wait_for_selector("#edit-status >> text=Done.")
+    with page.expect_download() as waiting:
+        page.locator("#edit-download").click()
+    waiting.value.save_as(tmp_path / "filled.png")
+    with Image.open(tmp_path / "filled.png") as opened:
+        filled = np.asarray(opened.convert("RGB"))
+    changed = (filled != noise).any(-1)
+    assert 3 <= changed.sum() < 100  # a stroke across a third of 24 x 20 pixels
+    rows, columns = changed.nonzero()
+    assert 8 <= rows.min() <= rows.max() <= 12
+    assert 6 <= columns.min() <= columns.max() <= 16
+    facts = read_metadata(tmp_path / "filled.png")
+    assert facts is not None
+    assert (facts["edit"], facts["shows"]) == ("inpaint", 1)
+
+
 def test_a_training_is_watched_and_runs_are_compared(page: Any) -> None:
     choose(page, "Run", "nested/under-way")
     go_to(page, "Generate")
     page.wait_for_selector("#generate-status >> text=no generator yet")
+    until(lambda: not page.get_by_role("tab", name="Edit").is_visible())  # this run cannot edit yet
     go_to(page, "Watch")
     page.wait_for_selector("#watch-content >> text=Stage distill, step 6 of 6")
     choose(page, "Compare with", "finished")

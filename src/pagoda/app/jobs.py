@@ -70,6 +70,7 @@ class Job:
         state: How far it is.
         finished: Images, or steps, that are done, of `total`.
         model: Hash of the model that made its first images.
+        ended_at: Moment (`time.monotonic`) at which it was over; None before.
     """
 
     request: ImageRequest | TaskRequest
@@ -81,6 +82,7 @@ class Job:
     state: State = "waiting"
     finished: int = 0
     model: str = ""
+    ended_at: float | None = None
     _result: Any = None
     _error: BaseException | None = None
     _over: threading.Event = field(default_factory=threading.Event)
@@ -140,6 +142,7 @@ class Job:
         if not self._over.is_set():
             self.state, self._result, self._error = state, result, error
             self.pieces = []
+            self.ended_at = time.monotonic()
             self._over.set()
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from pagoda.app import tab_about, tab_data, tab_explore, tab_generate, tab_watch
+from pagoda.app import tab_about, tab_data, tab_edit, tab_explore, tab_generate, tab_watch
 from pagoda.app.context import PageContext, client_of
 from pagoda.app.page_style import FONT
 
 TABS = (
     ("Generate", "generate", tab_generate.build),
     ("Explore", "explore", tab_explore.build),
+    ("Edit", "edit", tab_edit.build),
     ("Watch", "watch", tab_watch.build),
     ("Data", "data", tab_data.build),
     ("About", "about", tab_about.build),

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from PIL import Image
 
+from pagoda.app.painting import SCRIPT
 from pagoda.evaluation.page import data_uri, style_sheet
 
 FONT = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif")
@@ -42,6 +43,11 @@ body:has(.pagoda-ready) #first-picture{display:none}
 body{background:var(--paper)}
 :focus-visible{outline:3px solid var(--accent)!important;outline-offset:2px}
 .gallery-pick img{image-rendering:pixelated}
+.pagoda .easel{position:relative;max-width:34rem;margin:0 auto;touch-action:none}
+.pagoda .easel img{display:block;width:100%;height:auto;image-rendering:pixelated}
+.pagoda .easel canvas{position:absolute;inset:0;width:100%;height:100%;opacity:.65;cursor:crosshair;touch-action:none}
+.pagoda button.unpaint{font:inherit;color:var(--accent);background:none;border:1px solid currentColor;border-radius:.35rem;
+ padding:.15rem .7rem;cursor:pointer}
 @media(max-width:34rem){.gradio-container{padding-inline:.5rem!important}.pagoda{font-size:15px}}
 @media(prefers-reduced-motion:reduce){*{transition:none!important;animation:none!important;scroll-behavior:auto!important}}
 """
@@ -71,9 +77,9 @@ def first_picture(title: str, image: Image.Image | None) -> str:
 
 
 def rewrite_page(page: str, *, style: str, first: str) -> str:
-    """Gradio's page with our style and first picture in it, and without the addresses of others in its head."""
+    """Gradio's page with our style, the painter's script and the first picture in it, and without the addresses of others in its head."""
     page = re.sub(r'<meta\s+(?:property="og:|name="twitter:)[^>]*>', "", page)
-    page = page.replace("</head>", f"<style>{style}</style></head>", 1)
+    page = page.replace("</head>", f"<style>{style}</style><script>{SCRIPT}</script></head>", 1)
     return re.sub(r"(<body[^>]*>)", lambda match: match.group(1) + first, page, count=1)
 
 

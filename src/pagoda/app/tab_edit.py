@@ -1,0 +1,173 @@
+"""The tab *Edit*: an uploaded image rebuilt, filled in where it was painted over, enlarged, or carried over to another class."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+from pagoda.app.context import PageContext, client_of, follow, number, whole_number
+from pagoda.app.editing import KINDS, EditDesk, EditRequest, can_edit, parse_mask
+from pagoda.app.jobs import Job, TaskRequest
+from pagoda.app.page_style import shots, told
+from pagoda.app.painting import FIELD, painter
+from pagoda.app.server import LoadedModel
+from pagoda.app.tab_generate import class_choices
+from pagoda.app.uploads import read_uploaded_file
+from pagoda.errors import ConfigError, PagodaError
+from pagoda.stages.editing import Edited
+from pagoda.stages.exploring import MAX_SEED
+
+GUESS = "guess it"
+_TITLES = {
+    "Rebuild": "reconstruct",
+    "Fill the painted hole": "inpaint",
+    "Enlarge": "upscale",
+    "Carry over to a class": "transfer",
+}
+
+
+def label_from(choice: Any, model: LoadedModel, *, what: str) -> int | None:
+    """The label of a choice such as "3: star"; None for a guess, or without classes.
+
+    Raises:
+        ConfigError: not one of the choices.
+    """
+    names = class_choices(model)[1:]
+    if not names or choice in (None, "", GUESS):
+        return None
+    if choice not in names:
+        raise ConfigError(f"{what}: no class {str(choice)[:40]!r} in this run; choose one of the list.")
+    return names.index(choice)
+
+
+def build(context: PageContext, page: Any, tab: Any, run: Any) -> None:
+    """Build the tab; `run` is the menu of runs. It shows where the run has what edits need."""
+    gr, server = context.gr, context.server
+    desk = EditDesk(server.catalog, server.config.device)
+    names = class_choices(context.model(run.value))[1:]
+    with gr.Row():
+        with gr.Column(scale=1, min_width=260):
+            upload = gr.File(label="Image", file_count="single", type="filepath", elem_id="edit-upload")
+            kind = gr.Radio(list(_TITLES), value="Rebuild", label="Edit", elem_id="edit-kind")
+            shows = gr.Dropdown([GUESS, *names], value=GUESS, label="The image shows", visible=bool(names))
+            to = gr.Dropdown(names, value=names[0] if names else None, label="It shall show", visible=bool(names))
+            strength = gr.Slider(
+                0, 1, value=0.3, step=0.05, label="Freedom", info="0 stays with the image, 1 starts from fresh noise."
+            )
+            seed = gr.Number(0, label="Seed of the noise", precision=0, minimum=0)
+            with gr.Row():
+                go = gr.Button("Edit", variant="primary", elem_id="edit-go")
+                stop = gr.Button("Cancel", variant="stop", elem_id="edit-stop")
+        with gr.Column(scale=3, min_width=300):
+            status = gr.HTML(told(""), elem_id="edit-status")
+            easel = gr.HTML(elem_id="edit-easel")
+            boxes = gr.Textbox(
+                label="Holes as boxes",
+                info="left, top, width, height in pixels; several with ; between them",
+                elem_id="edit-boxes",
+            )
+            mask = gr.Textbox(elem_id=FIELD, visible="hidden", show_label=False, container=False)
+            result = gr.HTML(elem_id="edit-result")
+            download = gr.DownloadButton("Download with settings (png)", visible=False, elem_id="edit-download")
+
+    def opened(path: Any) -> tuple[Any, ...]:
+        hidden = gr.update(visible=False)
+        if not path:
+            return told(""), "", "", "", hidden
+        try:
+            read = read_uploaded_file(path, context.folder, context.limits)
+        except PagodaError as error:
+            return told(str(error), bad=True), "", "", "", hidden
+        return told(f"{read.name}: {read.image.width} x {read.image.height} px."), painter(read.image), "", "", hidden
+
+    def read_request(
+        name: Any, path: Any, title: Any, seen: Any, wanted: Any, free: Any, start: Any, painted: Any, typed: Any
+    ) -> EditRequest:
+        if not path:
+            raise ConfigError("there is no image yet. Upload one.")
+        if title not in _TITLES:
+            raise ConfigError(f"no edit {str(title)[:40]!r}; choose one of {', '.join(_TITLES)}.")
+        chosen = KINDS[KINDS.index(_TITLES[title])]  # type: ignore[arg-type]
+        model = server.model(str(name))
+        image = read_uploaded_file(path, context.folder, context.limits).image
+        keep = (
+            parse_mask(str(painted or ""), str(typed or ""), image.size, context.limits)
+            if chosen == "inpaint"
+            else None
+        )
+        return EditRequest(
+            run=str(name),
+            kind=chosen,
+            image=image,
+            keep=keep,
+            label=label_from(seen, model, what="the image shows"),
+            to=label_from(wanted, model, what="it shall show") if chosen == "transfer" else None,
+            strength=number(free, "freedom", 0, 1),
+            seed=whole_number(start, "the seed", 0, MAX_SEED),
+        )
+
+    def write(edited: Edited) -> Path:
+        target: Path = context.folder / uuid.uuid4().hex / f"{edited.facts['edit']}.png"
+        edited.save(target)
+        return target
+
+    async def edit(
+        name: Any,
+        path: Any,
+        title: Any,
+        seen: Any,
+        wanted: Any,
+        free: Any,
+        start: Any,
+        painted: Any,
+        typed: Any,
+        request: Any,
+    ) -> AsyncIterator[tuple[Any, ...]]:
+        hidden = gr.update(visible=False)
+        try:
+            asked = await asyncio.to_thread(read_request, name, path, title, seen, wanted, free, start, painted, typed)
+        except PagodaError as error:
+            yield told(str(error), bad=True), gr.skip(), hidden
+            return
+
+        def work(job: Job) -> Edited:
+            return desk.edit(job, asked)
+
+        async for step in follow(context, TaskRequest(run=asked.run, work=work), client_of(request), what="inversions"):
+            if step.outcome is None:
+                yield step.html, gr.skip(), hidden
+                continue
+            before, after = asked.image.copy(), step.outcome.image
+            before.thumbnail((768, 768))
+            shown = after.copy()
+            shown.thumbnail((768, 768))
+            pictures = [(f"before, {asked.image.width} x {asked.image.height} px", before)]
+            pictures.append((f"after, {after.width} x {after.height} px", shown))
+            saved = await asyncio.to_thread(write, step.outcome)
+            yield (
+                told("Done."),
+                shots([(str(title), pictures)], width="100%"),
+                gr.update(value=str(saved), visible=True),
+            )
+
+    def cancel(request: Any) -> Any:
+        return gr.skip() if server.cancel_client(client_of(request)) else told("Nothing is under way.")
+
+    def change_run(name: Any) -> tuple[Any, ...]:
+        names = class_choices(context.model(name))[1:]
+        return (
+            gr.update(visible=can_edit(server.catalog, name)),
+            gr.update(choices=[GUESS, *names], value=GUESS, visible=bool(names)),
+            gr.update(choices=names, value=names[0] if names else None, visible=bool(names)),
+        )
+
+    private: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "concurrency_limit": None}
+    upload.change(opened, upload, [status, easel, mask, boxes, download], **private)
+    inputs = [run, upload, kind, shows, to, strength, seed, mask, boxes]
+    go.click(context.with_request(edit), inputs, [status, result, download], **private)
+    stop.click(context.with_request(cancel), None, status, api_visibility="private", queue=False)
+    run.change(change_run, run, [tab, shows, to], **private)
+    page.load(lambda name: gr.update(visible=can_edit(server.catalog, name)), run, tab, **private)
