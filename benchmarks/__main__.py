@@ -19,12 +19,23 @@ from benchmarks.harness.runner import load_result
 from pagoda.errors import ConfigError, PagodaError, did_you_mean
 from pagoda.files import write_text_atomic
 
-_HELPERS = ("__main__", "harness", "heart", "metrics", "peer_loops", "probed_teachers", "real_sets", "technique_runs")
+_HELPERS = (
+    "__main__",
+    "heart",
+    "metrics",
+    "peer_loops",
+    "probed_teachers",
+    "real_sets",
+    "technique_runs",
+    "theory.shapes_runs",
+)
 
 
 def names() -> list[str]:
-    """Names of all benchmarks, which are the files of this folder."""
-    return sorted(module.name for module in pkgutil.iter_modules(benchmarks.__path__) if module.name not in _HELPERS)
+    """Names of all benchmarks, which are the files of this folder and of its folders (`theory.ring`)."""
+    modules = pkgutil.walk_packages(benchmarks.__path__, "benchmarks.")
+    found = [module.name.removeprefix("benchmarks.") for module in modules if not module.ispkg]
+    return sorted(name for name in found if name not in _HELPERS and not name.startswith("harness."))
 
 
 def find(name: str) -> Benchmark:
@@ -37,7 +48,9 @@ def find(name: str) -> Benchmark:
         raise ConfigError(f"there is no benchmark `{name}`. {did_you_mean(name, names())}")
     importlib.import_module(f"benchmarks.{name}")
     if name not in REGISTRY:
-        raise ConfigError(f"benchmarks/{name}.py registers no benchmark called `{name}`: the names must agree.")
+        raise ConfigError(
+            f"benchmarks/{name.replace('.', '/')}.py registers no benchmark called `{name}`: the names must agree."
+        )
     return REGISTRY[name]
 
 

@@ -205,3 +205,13 @@ def test_without_torch_fidelity_the_line_that_installs_it_is_named(monkeypatch: 
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match="pip install --no-deps torch-fidelity"):
         _inception_module()
+
+
+@pytest.mark.parametrize(("trunk", "file"), [("vgg16", "vgg.pth"), ("alexnet", "alex.pth")])
+def test_the_expected_weightings_are_those_that_other_packages_ship(trunk: str, file: str) -> None:
+    torchmetrics = pytest.importorskip("torchmetrics")
+    shipped = Path(torchmetrics.__file__).parent / "functional" / "image" / "lpips_models" / file
+    assert hashlib.sha256(shipped.read_bytes()).hexdigest().startswith(PUBLISHED[f"lpips-{trunk}"].sha256)
+    tensors = torch.load(shipped, weights_only=True, map_location="cpu")
+    assert set(tensors) == {f"lin{k}.model.1.weight" for k in range(5)}
+    assert all(bool((weight >= 0).all()) for weight in tensors.values())

@@ -1,0 +1,123 @@
+"""What the experiments of the theory rest on: closed forms, measures that are right on drawn images, equal work."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from benchmarks.theory import dirac, drift, ring
+from benchmarks.theory.base_size import with_work_of, work
+from benchmarks.theory.pair_fraction import FewPairs
+from tests.conftest import tiny_config
+
+from benchmarks import price_512
+from pagoda.stages.context import load_teacher, open_context
+from pagoda.stages.distill import LatentInputs, build_objective, open_latents
+from pagoda.stages.run_folder import RunFolder
+from pagoda.training import Runtime, StepRandom
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.05, 0.2, 1.0, 1.5])
+def test_the_closed_rate_is_that_of_the_matrix_of_one_step(weight: float) -> None:
+    J = torch.tensor([[-weight, -0.5], [0.5, 0.0]], dtype=torch.float64)
+    largest = torch.linalg.eigvals(torch.eye(2) + dirac.STEP * J).abs().max()
+    assert dirac.closed_rate(weight) == pytest.approx(float(largest.log()), abs=1e-9)
+
+
+def test_the_simulated_game_turns_without_reconstruction_and_falls_in_with_it() -> None:
+    start = torch.ones(1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
+    free, held = (dirac.simulate(torch.tensor([w]).double(), *start, 1500)[:, :, 0].norm(dim=1) for w in (0.0, 0.2))
+    assert float(free.min()) >= 1
+    assert float(held[-1]) < 1e-4
+    near = dirac.simulate(torch.tensor([0.2]).double(), 1e-3 * start[0], start[1], 100)[:, :, 0]
+    assert dirac.rate(near) == pytest.approx(dirac.closed_rate(0.2), rel=1e-4)
+
+
+def test_the_energy_distance_of_two_points_is_the_formula_and_of_equal_laws_near_zero() -> None:
+    a, b = torch.zeros(50, 2), torch.tensor([[3.0, 4.0]]).expand(50, 2)
+    assert ring.energy_distance(a, b) == pytest.approx(10)
+    generator = torch.Generator().manual_seed(0)
+    c, d = torch.randn(2, 2000, 2, generator=generator)
+    assert abs(ring.energy_distance(c, d)) < 5e-3
+    assert ring.energy_distance(c, d + 1) > 0.3
+
+
+def test_a_bad_teacher_shows_in_the_latents_and_in_its_own_images() -> None:
+    std = {name: float(ring.pairs(name, "rec", 0)[0].std()) for name in ("good", "bad")}
+    assert abs(std["good"] - 1) < 0.06
+    assert std["bad"] > 1.15
+    radius = {name: float(ring.pairs(name, "dstl", 0)[1].norm(dim=1).median()) for name in ("good", "bad")}
+    assert radius["good"] == pytest.approx(1.0, abs=0.02)
+    assert radius["bad"] == pytest.approx(0.87, abs=0.03)
+
+
+def test_the_ring_trains_every_sum_of_losses() -> None:
+    for loss in (*ring.LOSSES, "adv"):
+        generator = ring.train(loss, "bad", 3, 0)
+        assert bool(torch.isfinite(generator(torch.randn(4, 2))).all())
+    again = [ring.train("rec+adv", "bad", 3, 0)(torch.ones(1, 2)) for _ in range(2)]
+    assert torch.equal(*again)
+
+
+def test_places_of_drawn_objects_agree_over_sizes_and_move_with_the_object() -> None:
+    small, large = drift.drawn(60, 8, 0), drift.drawn(60, 32, 0)
+    found = drift.drift(small, large)
+    assert found["drift_px"] < 0.5
+    assert found["lost"] == 0
+    moved = drift.places(large.roll(3, dims=3)) - drift.places(large)
+    inside = (drift.places(large)[:, 0] < 0.45).nonzero().flatten()  # nothing wraps around
+    torch.testing.assert_close(moved[inside, 0].median(), torch.tensor(3 / 32).double(), atol=5e-3, rtol=0)
+    assert drift.drift(small, torch.zeros_like(large))["lost"] == 1
+
+
+def test_few_pairs_change_what_is_rebuilt_and_nothing_else(finished_run: RunFolder) -> None:
+    config = finished_run.config()
+    context = open_context(finished_run, config, Runtime("cpu"), quiet=True)
+    denoiser, _ = load_teacher(finished_run.teacher)
+    whole = build_objective(context, denoiser, LatentInputs(open_latents(context)), None)
+    random, indices = StepRandom(0, 5, 4, slice(0, 4)), torch.tensor([3, 9, 20, 31])
+    plain = whole.batch(indices, random)
+    few = FewPairs(whole, torch.tensor([7])).batch(indices, random)
+    assert torch.equal(few.images, plain.images)
+    assert torch.equal(few.targets[0], whole.batch(torch.tensor([7] * 4), random).targets[0])
+    assert not torch.equal(few.targets, plain.targets)
+    every = FewPairs(whole, torch.arange(40)).batch(indices, random)
+    assert torch.equal(every.targets, plain.targets)
+    assert all(torch.equal(a, b) for a, b in zip(every.inputs, plain.inputs, strict=True))
+
+
+def test_runs_of_two_bases_are_brought_to_equal_work() -> None:
+    longer = {"teach__loop__steps": 600, "distill__loop__steps": 600, "grow__steps": [400]}
+    eight, sixteen = tiny_config(**longer), tiny_config(base=16, **longer)
+    assert work(sixteen) > 1.2 * work(eight)
+    assert work(with_work_of(sixteen, eight)) == pytest.approx(work(eight), rel=0.05)
+
+
+def test_the_parts_of_the_price_add_up_and_sizes_are_those_of_an_image() -> None:
+    for model in price_512.MODELS:
+        found = price_512.measure(model, price_512.SMALL, 0)
+        assert found["side"] == 8 * price_512.SMALL.side
+        assert found["ms_first"] + found["ms_second"] == pytest.approx(found["ms"])
+        assert min(found["gigamultiply_adds_first"], found["gigamultiply_adds_second"]) > 0
+    torch.set_num_threads(1)
+
+
+def test_the_price_is_drawn_from_a_result(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    result = tmp_path / "price.json"
+    from benchmarks.harness import REGISTRY, run
+
+    known = REGISTRY["price_512"]
+    made = {
+        "side": 512, "parameters_m_first": 300.0, "parameters_m_second": 6.0, "gigamultiply_adds_first": 110.0,
+        "gigamultiply_adds_second": 320.0, "ms_first": 900.0, "ms_second": 2000.0, "ms": 2900.0, "process_peak_mib": 3000.0,
+    }  # fmt: skip
+    arms = {name: (lambda seed, share=share: {k: share * v for k, v in made.items()}) for name, share in
+            zip(price_512.MODELS, (1.0, 3.0), strict=True)}  # fmt: skip
+    toy = type(known)(known.name, known.question, known.passes[:1], lambda budget: arms)
+    run(toy, seeds=1, json_path=result, report=lambda line: None)
+    price_512.draw(result, tmp_path / "price.png")
+    assert (tmp_path / "price.png").stat().st_size > 5000
+    assert math.isclose(known.passes[0].at_least or 0, 2.0)
