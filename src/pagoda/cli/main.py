@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import tyro
 
 from pagoda.cli.accelerating import AccelerateTune
+from pagoda.cli.codec import CodecTrain
 from pagoda.cli.commands import (
     CheckData,
     Distill,
@@ -48,6 +49,7 @@ COMMANDS: dict[str, type[Any]] = {
     "probe fit": ProbeFit,
     "probe predict": ProbePredict,
     "probe rank": ProbeRank,
+    "codec train": CodecTrain,
     "data check": CheckData,
     "accelerate tune": AccelerateTune,
     "techniques": ListTechniques,
