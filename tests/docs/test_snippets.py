@@ -19,7 +19,7 @@ from benchmarks.__main__ import parser as benchmark_parser
 
 from pagoda.cli.commands import parse_settings
 from pagoda.cli.main import COMMANDS, main
-from pagoda.stages.config import RunConfig, from_dict, override, to_dict
+from pagoda.stages.config import from_dict, override, to_dict
 from pagoda.stages.presets import preset_config
 from pagoda.stages.run_folder import RunFolder
 
@@ -130,9 +130,12 @@ def check_command(
     assert (status, len(seen)) == (0, 1), line
     command = seen[0]
     capsys.readouterr()
+    if getattr(command, "teacher", None) is not None:  # a folder of the reader's
+        command = dataclasses.replace(command, teacher=None)
     if hasattr(command, "dry_run"):
         dataclasses.replace(command, dry_run=True).run()
-        assert from_dict(RunConfig, yaml.safe_load(capsys.readouterr().out)) == command.resolve()
+        resolved = command.resolve()
+        assert from_dict(type(resolved), yaml.safe_load(capsys.readouterr().out)) == resolved
     elif hasattr(command, "set"):
         override(preset_config("small", "photos/", base=32, size=128), parse_settings(command.set))
 

@@ -172,6 +172,15 @@ def test_a_teacher_s_features_are_those_of_a_slightly_noisy_image(kind: str, tea
     assert not torch.equal(changed(images)[0], maps[0])
 
 
+def test_images_larger_than_a_position_table_are_reduced_to_it(tmp_path: Path) -> None:
+    teacher = open_teacher(make_teacher(tmp_path, "sd3"))  # its table has 8 x 8 patches of 2 px
+    stack = TeacherFeatures(teacher.network, **teacher.denoiser.preconditioning)
+    images = 0.5 * normal(1, 3, 32, 32)
+    reduced = torch.nn.functional.interpolate(images, size=16, mode="area")
+    for large, small in zip(stack(images), stack(reduced), strict=True):
+        assert torch.equal(large, small)
+
+
 def test_preconditioning_describes_the_denoiser_and_survives_json(teacher: ForeignTeacher, kind: str) -> None:
     words = json.loads(json.dumps(teacher.denoiser.preconditioning))
     again = precondition(teacher.network, **words).eval()

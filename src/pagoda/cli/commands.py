@@ -67,15 +67,6 @@ class Configure:
         }
         return override(config, {k: v for k, v in named.items() if v is not None})
 
-    def resolve_for_teacher(self, path: str) -> RunConfig:
-        """`resolve` for a run that brings its teacher."""
-        from pagoda.stages.adopt import teacher_settings
-
-        settings = parse_settings(self.set)
-        return Configure.resolve(
-            self, teacher_settings(path, null_condition=settings.get("teacher.null_condition", ""))
-        )
-
 
 @dataclass(frozen=True, kw_only=True)
 class _Start(Configure):
@@ -114,9 +105,14 @@ class Train(_Start):
     teacher: Path | None = None
     """A trained diffusion model (a diffusers folder with its scheduler) in place of the stage `teach`; its size is the base."""
 
-    def resolve(self) -> RunConfig:
+    def resolve(self, suitable: dict[str, Any] | None = None) -> RunConfig:
         """As without a teacher; what is not given suits the teacher."""
-        return super().resolve() if self.teacher is None else self.resolve_for_teacher(str(self.teacher))
+        if self.teacher is None:
+            return super().resolve(suitable)
+        from pagoda.stages.adopt import teacher_settings
+
+        null_condition = parse_settings(self.set).get("teacher.null_condition", "")
+        return super().resolve(teacher_settings(str(self.teacher), null_condition=null_condition))
 
     def run(self) -> None:
         """Run every stage."""

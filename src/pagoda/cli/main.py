@@ -14,6 +14,7 @@ import tyro
 
 from pagoda.cli.accelerating import AccelerateTune
 from pagoda.cli.app import App
+from pagoda.cli.codec import CodecTrain
 from pagoda.cli.commands import (
     CheckData,
     Distill,
@@ -65,6 +66,7 @@ COMMANDS: dict[str, type[Any]] = {
     "probe fit": ProbeFit,
     "probe predict": ProbePredict,
     "probe rank": ProbeRank,
+    "codec train": CodecTrain,
     "data check": CheckData,
     "text train": TextTrain,
     "accelerate tune": AccelerateTune,

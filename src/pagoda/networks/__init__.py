@@ -5,6 +5,7 @@ anatomy        named parts, taps and split runs of U-Nets and DiTs
 backbones      presets by name
 teachers       networks of any origin with the scheduler that they were trained with
 generator      the one-step generator; `growth` is one octave of it
+codecs         images to latents and back
 counting       multiply-adds, kept memory and parameters of what runs
 features       frozen feature stacks, shared by losses and discriminators
 discriminator  multi-scale heads on a feature stack; `augment` makes their inputs differ
@@ -12,8 +13,10 @@ discriminator  multi-scale heads on a feature stack; `augment` makes their input
 
 from pagoda.networks.anatomy import anatomy
 from pagoda.networks.augment import DiffAugment
+from pagoda.networks.autoencoders import open_codec
 from pagoda.networks.backbones import PRESETS, BackboneConfig, backbone_preset, build_backbone
 from pagoda.networks.calling import SUPPORTED_MODELS, DiffusersNetwork, model_hash
+from pagoda.networks.codecs import ImageCodec, PixelCodec
 from pagoda.networks.counting import MultiplyAdds, SavedMemory, num_parameters
 from pagoda.networks.discriminator import Discriminator, ProjectedDiscriminator
 from pagoda.networks.features import FeatureStack, RandomFeatures, TeacherFeatures, feature_distance
@@ -40,12 +43,14 @@ __all__ = [
     "FeatureStack",
     "ForeignTeacher",
     "GrowthLevel",
+    "ImageCodec",
     "JointTokens",
     "KeptAttention",
     "LevelConfig",
     "MultiplyAdds",
     "NullCondition",
     "OneStepGenerator",
+    "PixelCodec",
     "ProjectedDiscriminator",
     "RandomFeatures",
     "Residuals",
@@ -61,5 +66,6 @@ __all__ = [
     "load_model",
     "model_hash",
     "num_parameters",
+    "open_codec",
     "open_teacher",
 ]

@@ -299,6 +299,13 @@ def total_stride(model: Any) -> int:
     return int(2 ** sum(len(block.downsamplers or []) for block in model.down_blocks))
 
 
+def largest_side(model: nn.Module) -> int | None:
+    """Side in pixels of the largest images that a supported model takes; None where any multiple of its stride will do."""
+    if isinstance(model, SD3Transformer2DModel):
+        return int(config_of(model).pos_embed_max_size) * total_stride(model)
+    return None
+
+
 def keep_mean(output: Tensor, channels: int) -> Tensor:
     """The first `channels` of a model's output, whose other half, if any, is a predicted variance.
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from pagoda.diffusion import UNCONDITIONAL, precondition
 from pagoda.errors import ConfigError, ShapeError
 from pagoda.networks.anatomy import anatomy, features
-from pagoda.networks.calling import DiffusersNetwork, config_of, model_hash
+from pagoda.networks.calling import DiffusersNetwork, config_of, largest_side, model_hash
 from pagoda.networks.description import describe_model
 from pagoda.networks.parts import Anatomy
 
@@ -77,7 +77,7 @@ class TeacherFeatures(FeatureStack):
         noise_scale: As the teacher was trained with.
         scheduler: Configuration of the scheduler that the teacher was trained with; None = EDM preconditioning.
         max_size: Larger images are first reduced to this side by area averaging, so that attention stays affordable;
-            None = never. A U-Net takes any multiple of its stride, larger than its own size too.
+            None = only what the network cannot take. A U-Net takes any multiple of its stride, larger than its own size too.
 
     Raises:
         ConfigError: an unknown part, or noise levels that are not positive.
@@ -101,6 +101,8 @@ class TeacherFeatures(FeatureStack):
         parts = anatomy(model)
         if max_size is not None and (max_size < 1 or max_size % parts.stride):
             raise ShapeError(f"max_size={max_size} must be a multiple of the network's stride {parts.stride}.")
+        if max_size is None:
+            max_size = largest_side(parts.model)
         self.names = [parts.check(name) for name in (default_taps(parts) if names is None else names)]
         if not self.names:
             raise ConfigError(f"a feature stack needs at least one part; choose some of {', '.join(parts.names())}.")

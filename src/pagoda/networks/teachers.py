@@ -204,7 +204,7 @@ def read_scheduler(path: Path | str) -> dict[str, Any]:
         raise ConfigError(f"{file} names the scheduler {name or '(none)'!r}, which diffusers does not have.")
     if name.removeprefix("Flax") in FEW_STEP:
         raise ConfigError(f"{file}: {name} belongs to a few-step model, whose network is no denoiser; use its teacher.")
-    parameters = inspect.signature(kind.__init__).parameters.values()
+    parameters = inspect.signature(kind).parameters.values()
     defaults = {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
     config = {**defaults, **found}
     return {key: config[key] for key in READ_SETTINGS if key in config}

@@ -1,0 +1,170 @@
+"""The autoencoders of diffusers as image codecs, and how they are read from a folder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, cast
+
+from diffusers.models import AutoencoderKL, AutoencoderTiny, VQModel
+from torch import Tensor, nn
+
+from pagoda.errors import ArtifactError, ConfigError
+from pagoda.files import load_tensors, write_text_atomic
+from pagoda.networks.calling import config_of, model_hash
+from pagoda.networks.codecs import ImageCodec, refuse_noise
+from pagoda.networks.loading import WEIGHTS
+
+CODEC_FILE = "codec.json"
+"""Beside the weights of a codec that pagoda wrote: its scale and shift."""
+
+
+class AutoencoderCodec(ImageCodec):
+    """An autoencoder of diffusers.
+
+    Args:
+        model: Kept, not copied; frozen.
+        scale: Of the latents.
+        shift: Of the latents.
+
+    Raises:
+        ConfigError: a model that normalises each latent channel by itself.
+    """
+
+    kind: Any
+    """Its class in diffusers."""
+
+    def __init__(self, model: nn.Module, *, scale: float = 1.0, shift: float = 0.0) -> None:
+        super().__init__(scale=scale, shift=shift)
+        config = config_of(model)
+        if config.get("latents_mean") is not None or config.get("latents_std") is not None:
+            raise ConfigError(
+                "latents_mean and latents_std (a scale for each channel) are not supported; scaling_factor is."
+            )
+        self.model: Any = model
+        self.factor = 2 ** (len(self.widths) - 1)
+        self.image_channels, self.latent_channels = int(config.in_channels), int(config.latent_channels)
+        self.requires_grad_(False)
+        self.eval()
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Width of each level of the encoder."""
+        return tuple(config_of(self.model).block_out_channels)
+
+    def to_images(self, z: Tensor) -> Tensor:
+        return cast(Tensor, self.model.decode(z).sample)
+
+    @property
+    def fingerprint(self) -> str:
+        text = f"{type(self).__name__}|{model_hash(self.model)}|{self.scale!r}|{self.shift!r}"
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def save(self, folder: Path) -> None:
+        """Write network, scale and shift as a diffusers folder."""
+        config = {"scaling_factor": self.scale}
+        if "shift_factor" in config_of(self.model):
+            config["shift_factor"] = self.shift
+        self.model.register_to_config(**config)
+        self.model.save_pretrained(folder)
+        facts = {"scale": self.scale, "shift": self.shift, "fingerprint": self.fingerprint}
+        write_text_atomic(folder / CODEC_FILE, json.dumps(facts, indent=1))
+
+
+class KLCodec(AutoencoderCodec):
+    """An `AutoencoderKL`."""
+
+    kind = AutoencoderKL
+
+    def to_latents(self, images: Tensor, noise: Tensor | None) -> Tensor:
+        posterior = self.model.encode(images).latent_dist
+        mean: Tensor = posterior.mean
+        return mean if noise is None else mean + posterior.std * noise
+
+
+class TinyCodec(AutoencoderCodec):
+    """An `AutoencoderTiny`."""
+
+    kind = AutoencoderTiny
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        return tuple(config_of(self.model).encoder_block_out_channels)
+
+    def to_latents(self, images: Tensor, noise: Tensor | None) -> Tensor:
+        refuse_noise(self, noise)
+        return cast(Tensor, self.model.encode(images).latents)
+
+
+class VQCodec(AutoencoderCodec):
+    """A `VQModel`; its latents are those before quantisation."""
+
+    kind = VQModel
+
+    def __init__(self, model: nn.Module, *, scale: float = 1.0, shift: float = 0.0) -> None:
+        super().__init__(model, scale=scale, shift=shift)
+        self.latent_channels = int(config_of(model).vq_embed_dim or config_of(model).latent_channels)
+
+    def to_latents(self, images: Tensor, noise: Tensor | None) -> Tensor:
+        refuse_noise(self, noise)
+        return cast(Tensor, self.model.encode(images).latents)
+
+
+CODECS: dict[str, type[AutoencoderCodec]] = {kind.kind.__name__: kind for kind in (KLCodec, TinyCodec, VQCodec)}
+"""By the class in diffusers."""
+
+
+def open_codec(path: Path | str, *, scale: float | None = None, shift: float | None = None) -> AutoencoderCodec:
+    """The codec in a diffusers folder.
+
+    Args:
+        scale: In place of the folder's own.
+        shift: In place of the folder's own.
+
+    Raises:
+        ArtifactError: no autoencoder, no safetensors weights or truncated ones; no scale; or other weights than were written.
+        ConfigError: a class that is no codec.
+    """
+    path = Path(path)
+    try:
+        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"{path} is not a folder of an autoencoder ({error}).") from error
+    name = config.get("_class_name")
+    if name not in CODECS:
+        raise ConfigError(f"{path} holds a {name}; codecs are {', '.join(sorted(CODECS))}.")
+    if not (path / WEIGHTS).is_file():
+        raise ArtifactError(
+            f"{path} has no {WEIGHTS}. Only safetensors are loaded; save the model with `save_pretrained`."
+        )
+    load_tensors(path / WEIGHTS)  # a truncated or foreign file is named here, in our words
+    written = _read_codec_file(path)
+    found = written.get("scale", config.get("scaling_factor"))
+    if scale is None and not isinstance(found, int | float):
+        # The class's own default, 0.18215, is that of one published model and wrong for every other.
+        raise ArtifactError(
+            f"{path}/config.json has no scaling_factor: its latents have no known spread. Measure it: "
+            "`codec = open_codec(path, scale=1); codec.fit_scale(images); codec.save(folder)`."
+        )
+    own_shift = written.get("shift", config.get("shift_factor")) or 0.0
+    wrapper = CODECS[str(name)]
+    model = wrapper.kind.from_pretrained(path, use_safetensors=True, local_files_only=True)
+    codec = wrapper(
+        model, scale=float(found if scale is None else scale), shift=float(own_shift if shift is None else shift)
+    )
+    if scale is None and shift is None and written.get("fingerprint", codec.fingerprint) != codec.fingerprint:
+        raise ArtifactError(
+            f"the weights in {path} are not those that {CODEC_FILE} was written with: exchanged or damaged."
+        )
+    return codec
+
+
+def _read_codec_file(path: Path) -> dict[str, Any]:
+    file = path / CODEC_FILE
+    if not file.is_file():
+        return {}
+    try:
+        return dict(json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"{file} cannot be read ({error}). Make the codec again, or measure its scale.") from error
