@@ -21,6 +21,7 @@ from pagoda.networks import OneStepGenerator
 from pagoda.stages.context import teacher_facts
 from pagoda.stages.run_folder import RunFolder
 from pagoda.stages.sampling import load_generator, sample_images
+from pagoda.stages.watermark import mark_images
 
 
 @dataclass
@@ -117,6 +118,7 @@ class PagodaPipeline(DiffusionPipeline):
         seed: int | Sequence[int] = 0,
         resolution: int | None = None,
         batch_size: int = 64,
+        watermark: str | None = None,
         num_inference_steps: int = 1,
         output_type: str = "pil",
         return_dict: bool = True,
@@ -129,6 +131,7 @@ class PagodaPipeline(DiffusionPipeline):
             seed: Seed of the first image (the next ones count up), or one seed per image.
             resolution: Side of the images; the largest when None.
             batch_size: Images a network call.
+            watermark: Key of an invisible mark that every image gets; `pagoda.stages.watermark.read_mark` finds it.
             num_inference_steps: 1; anything else is refused.
             output_type: "pil", "np" ((N, H, W, C) in [0, 1]) or "pt" ((N, C, H, W) in [-1, 1]).
             return_dict: Whether to return `PagodaPipelineOutput` or a tuple.
@@ -157,6 +160,8 @@ class PagodaPipeline(DiffusionPipeline):
             given = [class_labels] * count if isinstance(class_labels, int | str) else list(class_labels)
             labels = [self.label_of(label) if isinstance(label, str) else int(label) for label in given]
         images = sample_images(self.generator, seeds, labels=labels, resolution=resolution, batch_size=batch_size)
+        if watermark is not None:
+            images = mark_images(images, watermark)
         made: Any = images
         if output_type == "pil":
             made = to_pil(images)
