@@ -81,6 +81,40 @@ class Export:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Push:
+    """A run's generator into a repository of the Hugging Face hub, or a local folder with the same content.
+
+    Examples:
+      pagoda push runs/photos me/photos --licence cc-by-4.0 --dry-run
+      pagoda push runs/photos me/photos --licence cc-by-4.0
+      pagoda push runs/photos file:shared/photos --licence mit
+    """
+
+    run_dir: tyro.conf.Positional[str]
+    """Run folder."""
+    target: tyro.conf.Positional[str]
+    """`owner/name` on the hub; `file:folder` for a local folder."""
+    licence: str
+    """Licence of the weights, as the hub names it, e.g. `cc-by-4.0`, `mit`, `openrail`; asked for, because nobody may use what has none."""
+    size: int | None = None
+    """Side of the images in pixels; the largest when not given."""
+    public: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """For everybody to see; a new repository is private when not given."""
+    dry_run: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Show the files and their sizes, and write nothing."""
+
+    def run(self) -> None:
+        """Push and say what went where."""
+        from pagoda.export import push_run
+        from pagoda.stages.run_folder import RunFolder
+
+        run = RunFolder.open(self.run_dir)
+        print(
+            push_run(run, self.target, licence=self.licence, size=self.size, public=self.public, dry_run=self.dry_run)
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Inspect:
     """What made an image, whether a run makes it again, whether it carries a watermark; ends with 1 when not.
 

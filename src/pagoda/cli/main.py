@@ -24,7 +24,7 @@ from pagoda.cli.commands import (
     Train,
 )
 from pagoda.cli.evaluation import Compare, Evaluate, Report
-from pagoda.cli.exporting import Export, Inspect
+from pagoda.cli.exporting import Export, Inspect, Push
 from pagoda.cli.planning import Plan
 from pagoda.cli.understanding import Classify, ProbeFit, ProbePredict, ProbeRank
 from pagoda.errors import PagodaError
@@ -43,6 +43,7 @@ COMMANDS: dict[str, type[Any]] = {
     "compare": Compare,
     "report": Report,
     "export": Export,
+    "push": Push,
     "inspect": Inspect,
     "classify": Classify,
     "probe fit": ProbeFit,
