@@ -14,8 +14,8 @@ from pagoda.data import ShapesSource
 from pagoda.stages.watermark import MARK_PSNR, mark_picture, read_mark
 
 SIZES = (32, 64, 128)
-COUNT, COUNT_CROPPED = 400, 60
-"""Images an arm and seed; a cropped one is looked for in up to 729 places, which takes longer."""
+COUNT, COUNT_CROPPED = 160, 20
+"""Images an arm and seed; a cropped one is looked for in up to 196 places, which takes longer."""
 CROPPED = 0.9
 UNMARKED = 0.01
 """The threshold at which unmarked images are counted: at the usual one none would be met in these numbers."""
