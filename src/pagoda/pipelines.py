@@ -21,6 +21,7 @@ from pagoda.networks import OneStepGenerator
 from pagoda.stages.context import teacher_facts
 from pagoda.stages.run_folder import RunFolder
 from pagoda.stages.sampling import load_generator, sample_images
+from pagoda.stages.watermark import mark_images
 
 
 @dataclass
@@ -123,6 +124,7 @@ class PagodaPipeline(DiffusionPipeline):
         resolution: int | None = None,
         batch_size: int = 64,
         guidance_scale: float | None = None,
+        watermark: str | None = None,
         num_inference_steps: int = 1,
         output_type: str = "pil",
         return_dict: bool = True,
@@ -136,6 +138,7 @@ class PagodaPipeline(DiffusionPipeline):
             resolution: Side of the images; the largest when None.
             batch_size: Images a network call.
             guidance_scale: Guidance weight, from 1 (none) to `guidance_scale_max`; 1 when None. Still one call.
+            watermark: Key of an invisible mark that every image gets; `pagoda.stages.watermark.read_mark` finds it.
             num_inference_steps: 1; anything else is refused.
             output_type: "pil", "np" ((N, H, W, C) in [0, 1]) or "pt" ((N, C, H, W) in [-1, 1]).
             return_dict: Whether to return `PagodaPipelineOutput` or a tuple.
@@ -172,6 +175,8 @@ class PagodaPipeline(DiffusionPipeline):
             batch_size=batch_size,
             guidance=guidance_scale,
         )
+        if watermark is not None:
+            images = mark_images(images, watermark)
         made: Any = images
         if output_type == "pil":
             made = to_pil(images)

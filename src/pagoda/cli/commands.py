@@ -245,6 +245,8 @@ class Sample:
     """Images a row of the grid."""
     batch_size: int = 64
     """Images a network call."""
+    watermark: str | None = None
+    """Key of an invisible mark that every written file gets; `pagoda inspect --watermark KEY` finds it."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to compute; a GPU when there is one."""
 
@@ -255,6 +257,7 @@ class Sample:
         from pagoda.stages.provenance import sample_facts
         from pagoda.stages.run_folder import RunFolder
         from pagoda.stages.sampling import load_generator, sample_images
+        from pagoda.stages.watermark import MARK_PSNR, mark_images, mark_picture
         from pagoda.training import Runtime
 
         for name, value in (("n", self.n), ("columns", self.columns)):
@@ -284,8 +287,13 @@ class Sample:
             "batch_size": self.batch_size,
             "model": model_hash(generator),
         }
+        if self.watermark is not None:
+            common["watermark"] = {"psnr": MARK_PSNR}
         target = self.out or run.path / "samples" / f"grid-{size}-seed{self.seed}{ending}"
         grid = make_grid(images, columns=self.columns)
+        if self.watermark is not None:
+            grid = mark_picture(grid, self.watermark)
+            images = images if self.each is None else mark_images(images, self.watermark)
         facts = sample_facts(generator, "grid", seeds, labels, columns=self.columns, **common)
         save_image(grid, target, metadata=facts)
         print(target)

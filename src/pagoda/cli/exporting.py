@@ -81,36 +81,82 @@ class Export:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Push:
+    """A run's generator into a repository of the Hugging Face hub, or a local folder with the same content.
+
+    Examples:
+      pagoda push runs/photos me/photos --licence cc-by-4.0 --dry-run
+      pagoda push runs/photos me/photos --licence cc-by-4.0
+      pagoda push runs/photos file:shared/photos --licence mit
+    """
+
+    run_dir: tyro.conf.Positional[str]
+    """Run folder."""
+    target: tyro.conf.Positional[str]
+    """`owner/name` on the hub; `file:folder` for a local folder."""
+    licence: str
+    """Licence of the weights, as the hub names it, e.g. `cc-by-4.0`, `mit`, `openrail`; asked for, because nobody may use what has none."""
+    size: int | None = None
+    """Side of the images in pixels; the largest when not given."""
+    public: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """For everybody to see; a new repository is private when not given."""
+    dry_run: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Show the files and their sizes, and write nothing."""
+
+    def run(self) -> None:
+        """Push and say what went where."""
+        from pagoda.export import push_run
+        from pagoda.stages.run_folder import RunFolder
+
+        run = RunFolder.open(self.run_dir)
+        print(
+            push_run(run, self.target, licence=self.licence, size=self.size, public=self.public, dry_run=self.dry_run)
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Inspect:
-    """What made an image, and, given the run, whether it makes the same pixels again; ends with 1 when it does not.
+    """What made an image, whether a run makes it again, whether it carries a watermark; ends with 1 when not.
 
     Examples:
       pagoda inspect grid.png
       pagoda inspect grid.png --run runs/photos
+      pagoda inspect grid.jpg --watermark KEY
     """
 
     image: tyro.conf.Positional[Path]
     """PNG, WebP or JPEG file."""
     run_dir: Annotated[str | None, tyro.conf.arg(name="run")] = None
     """Run folder, or a folder of `pagoda export --to diffusers`, that is asked to make the image again."""
+    watermark: str | None = None
+    """Key of the watermark to look for."""
+    cropped_from: tuple[int, int] | None = None
+    """With --watermark: width and height in pixels before the image was cropped."""
 
     def run(self) -> None:
         """Print the facts; compare."""
         import json
 
         from pagoda.images import read_metadata
-        from pagoda.stages.provenance import compare_with_run
+        from pagoda.stages.provenance import compare_with_run, read_mark_of
 
+        if self.cropped_from is not None and self.watermark is None:
+            raise ConfigError("--cropped-from is for the search of a watermark; give its key by --watermark.")
         facts = read_metadata(self.image)
-        if facts is None:
+        if facts is None and (self.watermark is None or self.run_dir is not None):
             raise ArtifactError(
                 f"{self.image} does not say what made it: it is not an image of pagoda, or its metadata was removed."
             )
-        for key, value in facts.items():
+        for key, value in (facts or {}).items():
             print(f"{key:<12}{json.dumps(value)}")
+        if self.watermark is not None:
+            reading = read_mark_of(self.image, self.watermark, cropped_from=self.cropped_from)
+            if not reading.found():
+                raise ArtifactError(f"{self.image}: the mark of this key is {reading}.")
+            print(f"the mark of this key is {reading}")
         if self.run_dir is None:
             return
-        found = compare_with_run(self.image, self.run_dir)
+        found = compare_with_run(self.image, self.run_dir, watermark=self.watermark)
         if not found.equal:
             raise ArtifactError(f"{self.image} is {found}. It was changed, or made under other circumstances.")
         print(found)

@@ -34,7 +34,7 @@ from pagoda.cli.editing import (
     EditUpscale,
 )
 from pagoda.cli.evaluation import Compare, Evaluate, Report
-from pagoda.cli.exporting import Export, Inspect
+from pagoda.cli.exporting import Export, Inspect, Push
 from pagoda.cli.planning import Plan
 from pagoda.cli.texts import TextTrain
 from pagoda.cli.understanding import Classify, ProbeFit, ProbePredict, ProbeRank
@@ -61,6 +61,7 @@ COMMANDS: dict[str, type[Any]] = {
     "report": Report,
     "app": App,
     "export": Export,
+    "push": Push,
     "inspect": Inspect,
     "classify": Classify,
     "probe fit": ProbeFit,

@@ -15,13 +15,16 @@ from pagoda.training import clock
 from pagoda.version import __version__
 
 
-def model_card(run: RunFolder, generator: OneStepGenerator, *, licence: str | None = None) -> str:
+def model_card(
+    run: RunFolder, generator: OneStepGenerator, *, licence: str | None = None, place: str | None = None
+) -> str:
     """The card of a run's generator, as Markdown with the head that hubs read.
 
     Args:
         run: Where it comes from.
         generator: The one that is handed on.
         licence: SPDX name of the licence of the weights; None says that nobody has said so yet.
+        place: Repository or folder that readers load it from; FOLDER when None.
 
     Raises:
         ArtifactError: a record or a file of scores in the run is damaged.
@@ -37,7 +40,7 @@ def model_card(run: RunFolder, generator: OneStepGenerator, *, licence: str | No
         f"A one-step image generator: images of {' and '.join(map(str, generator.sizes))} px from noise of {generator.base_size} px, "
         f"one network call each. Made by pagoda {__version__} by the method of Kim et al. 2024 (PaGoDA, arXiv:2405.14822).",
         "```python\nfrom pagoda import PagodaPipeline\n\n"
-        'images = PagodaPipeline.from_pretrained("FOLDER")(num_images=4, seed=0).images\n```',
+        f'images = PagodaPipeline.from_pretrained("{place or "FOLDER"}")(num_images=4, seed=0).images\n```',
         f"## Model\n\n{_table(_model_rows(generator))}",
         f"## Data\n\n{_table(_data_rows(config, generator))}",
         f"## Recipe and cost\n\n{_recipe(run, config)}",

@@ -15,7 +15,14 @@ from pagoda.stages.run_folder import RunFolder
 from pagoda.stages.sampling import load_generator
 
 
-def export_folder(run: RunFolder, path: Path | str, *, size: int | None = None, licence: str | None = None) -> Exported:
+def export_folder(
+    run: RunFolder,
+    path: Path | str,
+    *,
+    size: int | None = None,
+    licence: str | None = None,
+    place: str | None = None,
+) -> Exported:
     """Write a diffusers folder: the generator, its class names, a model card, and where it comes from.
 
     Neither the teacher nor the latents nor the images go with it. A folder that was exported before is replaced.
@@ -25,6 +32,7 @@ def export_folder(run: RunFolder, path: Path | str, *, size: int | None = None, 
         path: Folder to write.
         size: Which generator; the largest when None.
         licence: Of the weights, for the card: an SPDX name; the card says that none was given when None.
+        place: What the card tells readers to load, where that is not the folder itself.
 
     Raises:
         ArtifactError: the run has no such generator, or something else is at `path`.
@@ -40,7 +48,7 @@ def export_folder(run: RunFolder, path: Path | str, *, size: int | None = None, 
     with run.artifact(path) as part:
         cast(Any, pipeline).save_pretrained(part, safe_serialization=True)
         (part / FACTS).write_text(json.dumps(facts, indent=1), encoding="utf-8")
-        (part / "README.md").write_text(model_card(run, generator, licence=licence), encoding="utf-8")
+        (part / "README.md").write_text(model_card(run, generator, licence=licence, place=place), encoding="utf-8")
         again = OneStepGenerator.from_pretrained(
             part, subfolder="generator", use_safetensors=True, local_files_only=True
         )

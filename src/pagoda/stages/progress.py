@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from pagoda.stages.report import stage_names
-from pagoda.stages.report_curves import read_log
 from pagoda.stages.report_cost import planned_steps
+from pagoda.stages.report_curves import read_log
 from pagoda.stages.run_folder import RunFolder
 
 QUIET_FACTOR = 10.0

@@ -20,6 +20,7 @@ from pagoda.networks import OneStepGenerator, model_hash
 from pagoda.networks.loading import WEIGHTS
 from pagoda.stages.run_folder import RunFolder
 from pagoda.stages.sampling import load_generator, sample_images
+from pagoda.stages.watermark import MarkReading, mark_images, mark_picture, read_mark
 
 REMADE = ("sample", "grid", "octaves")
 """Kinds of image that a generator and the facts in the image determine."""
@@ -46,7 +47,8 @@ def sample_facts(
         resolution: Side in pixels; the largest when None.
         batch_size: Images a call.
         model: The generator's hash; calculated when None.
-        **settings: `columns` and `scale` of a grid, `row` of a sample, `guidance` where a weight was asked for.
+        **settings: `columns` and `scale` of a grid, `row` of a sample, `guidance` where a weight was asked for, `watermark` of what
+            was marked: its `psnr`.
     """
     parameter = next(generator.parameters())
     facts: dict[str, Any] = {
@@ -98,15 +100,19 @@ class Comparison:
         return f"not equal: {self.pixels} pixels differ, by {self.largest} of 255 at most{reasons}"
 
 
-def compare_with_run(path: Path | str, run: Path | str, *, device: torch.device | str = "cpu") -> Comparison:
+def compare_with_run(
+    path: Path | str, run: Path | str, *, watermark: str | None = None, device: torch.device | str = "cpu"
+) -> Comparison:
     """Make an image again and compare every pixel. A JPEG is compressed again in the way that it was.
 
     Args:
         path: An image that pagoda wrote.
         run: The run folder that made it, or a folder that `pagoda export --to diffusers` wrote.
+        watermark: Key of its watermark, where it has one: the image is marked again too.
         device: Where to compute.
 
     Raises:
+        ConfigError: the image was marked and no key is given.
         ArtifactError: the file is no image of pagoda's, its facts were tampered with, it is of a kind that no model alone
             makes again, or the run holds another model.
     """
@@ -121,12 +127,14 @@ def compare_with_run(path: Path | str, run: Path | str, *, device: torch.device 
             f"made again are {', '.join(REMADE)}."
         )
     _check_facts(facts, path)
+    if facts.get("watermark") is not None and not watermark:
+        raise ConfigError(f"{path} was marked: give the key of its watermark (--watermark KEY) to have it made again.")
     generator = _find_generator(Path(run), str(facts["model"]), path)
     torch.nn.Module.to(generator, device)
     with Image.open(path) as image:
         format, size, shown = str(image.format), image.size, np.asarray(image.convert("RGB"), dtype=np.int16)
     try:
-        again = remake(generator, facts)
+        again = remake(generator, facts, watermark=watermark)
     except (PagodaError, IndexError, OverflowError) as error:
         raise ArtifactError(f"{path} says what its model cannot do ({error}): it was tampered with.") from error
     if again.size != size:
@@ -147,14 +155,28 @@ def compare_with_run(path: Path | str, run: Path | str, *, device: torch.device 
     )
 
 
-def remake(generator: OneStepGenerator, facts: Mapping[str, Any]) -> Image.Image:
-    """The image that `sample_facts` describes.
+def read_mark_of(path: Path | str, key: str, *, cropped_from: tuple[int, int] | None = None) -> MarkReading:
+    """What `read_mark` reads from an image file.
+
+    Raises:
+        ArtifactError: the file is no image.
+        ConfigError: an empty key.
+        ShapeError: see `read_mark`.
+    """
+    read_metadata(path)  # names a file that is no image in our words
+    with Image.open(path) as image:
+        return read_mark(image, key, cropped_from=cropped_from)
+
+
+def remake(generator: OneStepGenerator, facts: Mapping[str, Any], *, watermark: str | None = None) -> Image.Image:
+    """The image that `sample_facts` describes, marked by `watermark` where the facts say that it was.
 
     Raises:
         ConfigError: facts that the generator cannot follow.
         ShapeError: a resolution that it does not have.
     """
     seeds, labels, size = facts["seeds"], facts["labels"], facts["resolution"]
+    marked = facts.get("watermark")
     if facts["kind"] == "octaves":
         return draw_octaves(generator, seeds, labels, columns=facts["columns"])
     images = sample_images(
@@ -166,8 +188,10 @@ def remake(generator: OneStepGenerator, facts: Mapping[str, Any]) -> Image.Image
         guidance=facts.get("guidance"),
     )
     if facts["kind"] == "sample":
-        return to_pil(images)[facts["row"]]
-    return make_grid(images, columns=facts["columns"], scale=facts.get("scale", 1))
+        image = images[facts["row"]][None]
+        return to_pil(image if marked is None else mark_images(image, watermark or "", psnr=marked["psnr"]))[0]
+    grid = make_grid(images, columns=facts["columns"], scale=facts.get("scale", 1))
+    return grid if marked is None else mark_picture(grid, watermark or "", psnr=marked["psnr"])
 
 
 def draw_octaves(
@@ -199,11 +223,13 @@ def _check_facts(facts: Mapping[str, Any], path: Path | str) -> None:
             return True
         if name == "guidance":
             return type(value) in (int, float) and 1 <= value < math.inf
+        if name == "watermark":
+            return isinstance(value, dict) and type(value.get("psnr")) in (int, float) and 20 <= value["psnr"] <= 60
         return type(value) is int and (0 if name == "row" else 1) <= value <= 2**16
 
     wanted = ["model", "seeds", "labels", "resolution", "batch_size"]
     wanted += ["row"] if facts["kind"] == "sample" else ["columns"]
-    wanted += [name for name in ("scale", "guidance") if name in facts]
+    wanted += [name for name in ("scale", "guidance", "watermark") if name in facts]
     with Image.open(path) as image:
         wanted += ["quality"] if image.format == "JPEG" else []
     wrong = [name for name in wanted if not fits(name)]
