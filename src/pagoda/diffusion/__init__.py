@@ -2,6 +2,7 @@
 
 from pagoda.diffusion.conditions import NULL_LABEL, UNCONDITIONAL, Condition
 from pagoda.diffusion.denoiser import Denoiser, EDMDenoiser, Network, ScheduledDenoiser, per_sample
+from pagoda.diffusion.fixed_point import FixedPoint
 from pagoda.diffusion.guidance import GuidedDenoiser
 from pagoda.diffusion.listening import RunListener, RunStart, listeners_of, listening
 from pagoda.diffusion.mixing import spherical_mixture
@@ -43,6 +44,7 @@ __all__ = [
     "EDMDenoiser",
     "EDMSchedule",
     "Euler",
+    "FixedPoint",
     "FlowMatchingSchedule",
     "GaussianDenoiser",
     "GaussianMixtureDenoiser",

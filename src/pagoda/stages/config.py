@@ -50,13 +50,15 @@ class EncodeConfig:
     """The encoder: each image and its mirror carried to its latent by the teacher's ODE."""
 
     solver: str = "heun"
-    """euler, heun or dpm2m."""
+    """euler, heun, dpm2m, or fixed_point, which solves for what Heun's method would carry back: 7 times Heun's calls."""
     num_nodes: int = 12
     """Noise levels of the grid, both ends included; Heun makes 2 (num_nodes - 1) network calls."""
     sigma_min: float = 0.03
     """Where the image is taken to lie."""
     add_noise: bool = True
     """Add noise of sigma_min first. Clean images do not lie on the marginal at sigma_min, and their latents come out contracted."""
+    renormalise: bool = False
+    """Bring each latent to a root mean square of 1. Latents then look more like noise, and come back less exactly."""
     clip_denoised: bool = False
     """Clamp every denoised estimate to [-1, 1], as the official code does."""
     batch_size: int = 256
@@ -186,6 +188,22 @@ class DistillConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class AmortiseConfig:
+    """The stage `amortise`: a network that does in one call what the encoder does in many; no other stage waits for it."""
+
+    loop: LoopConfig = LoopConfig()
+    optimizer: OptimizerConfig = OptimizerConfig(lr=5e-4)
+    ema: float = 0.995
+    """Decay of the average of the weights, per step."""
+    held_out: float = 0.05
+    """Share of the images that it is not trained on; its accuracy is measured on these too."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.held_out <= 0.5:
+            raise ConfigError(f"amortise.held_out must lie in (0, 0.5], got {self.held_out}.")
+
+
+@dataclass(frozen=True, kw_only=True)
 class GrowConfig:
     """Stage 3: one octave more, repeated until the target size. Tuples are read per octave, the last entry repeats."""
 
@@ -305,6 +323,7 @@ class RunConfig:
     guidance: GuidanceConfig = GuidanceConfig()
     distill: DistillConfig = DistillConfig()
     grow: GrowConfig = GrowConfig()
+    amortise: AmortiseConfig = AmortiseConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     device: str = "auto"
     """auto, cpu or cuda."""
