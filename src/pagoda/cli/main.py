@@ -14,6 +14,7 @@ import tyro
 
 from pagoda.cli.accelerating import AccelerateTune
 from pagoda.cli.commands import (
+    Amortise,
     CheckData,
     Distill,
     Encode,
@@ -38,6 +39,7 @@ COMMANDS: dict[str, type[Any]] = {
     "encode": Encode,
     "distill": Distill,
     "grow": Grow,
+    "amortise": Amortise,
     "sample": Sample,
     "evaluate": Evaluate,
     "compare": Compare,

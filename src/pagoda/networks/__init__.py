@@ -15,6 +15,7 @@ from pagoda.networks.backbones import PRESETS, BackboneConfig, backbone_preset, 
 from pagoda.networks.calling import SUPPORTED_MODELS, DiffusersNetwork, model_hash
 from pagoda.networks.counting import MultiplyAdds, SavedMemory, num_parameters
 from pagoda.networks.discriminator import Discriminator, ProjectedDiscriminator
+from pagoda.networks.encoder import LatentEncoder
 from pagoda.networks.features import FeatureStack, RandomFeatures, TeacherFeatures, feature_distance
 from pagoda.networks.generator import OneStepGenerator
 from pagoda.networks.growth import GrowthLevel, LevelConfig
@@ -38,6 +39,7 @@ __all__ = [
     "GrowthLevel",
     "JointTokens",
     "KeptAttention",
+    "LatentEncoder",
     "LevelConfig",
     "MultiplyAdds",
     "OneStepGenerator",
