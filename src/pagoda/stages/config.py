@@ -15,7 +15,7 @@ import yaml
 from pagoda.data import DownsamplerKind, SourceConfig
 from pagoda.diffusion import build_solver
 from pagoda.errors import ConfigError, did_you_mean
-from pagoda.evaluation import METRICS
+from pagoda.evaluation import EXTRACTORS, METRICS
 from pagoda.networks import BackboneConfig, backbone_preset
 from pagoda.pretraining import TECHNIQUES, TechniqueConfig, build_techniques
 from pagoda.training import LoopConfig, OptimizerConfig
@@ -253,6 +253,9 @@ class GapConfig:
     def __post_init__(self) -> None:
         if self.count != 0 and self.count < 8:
             raise ConfigError(f"evaluation.gap.count must be 8 or more, or 0 for none, got {self.count}.")
+        known, name = ("auto", "judge", "teacher", *EXTRACTORS), self.features.partition(":")[0]
+        if name not in known:
+            raise ConfigError(f"evaluation.gap.features: unknown {self.features!r}. {did_you_mean(name, known)}")
         if any(not 0 < fraction < 1 for fraction in self.fractions) or list(self.fractions) != sorted(
             set(self.fractions)
         ):
