@@ -40,6 +40,8 @@ class Evaluate:
     """Random halves behind each interval; 0 estimates none."""
     seed: int = 0
     """Decides how the real images are halved, and the resampling."""
+    guidance: float | None = None
+    """Guidance weight of the images; a generator takes one when it was trained with it. 1, which is none, when not given."""
     allow_download: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Fetch weights of the hub that are not here."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -69,10 +71,11 @@ class Evaluate:
             features=self.features,
             options=ScoreOptions(neighbours=self.neighbours, resamples=self.resamples),
             seed=self.seed,
+            guidance=self.guidance,
             allow_download=self.allow_download,
         )
         if runtime.is_main:
-            first, gaps = scores[0], load_gaps(run) if self.model == "generator" else {}
+            first, gaps = scores[0], load_gaps(run) if self.model == "generator" and self.guidance is None else {}
             print(
                 f"{first.count_fake} images of {first.image_size} px against {first.count_real} real ones, "
                 f"features {first.extractor} ({first.extractor_fingerprint})"

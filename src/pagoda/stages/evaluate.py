@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pagoda.diffusion import Condition, EDMDenoiser, build_solver, karras_sigmas, sample
+from pagoda.diffusion import Condition, Denoiser, GuidedDenoiser, build_solver, karras_sigmas, sample
 from pagoda.errors import ArtifactError, ConfigError
 from pagoda.evaluation import (
     METRICS,
@@ -29,6 +29,7 @@ from pagoda.evaluation import (
 from pagoda.files import write_text_atomic
 from pagoda.images import make_grid, save_image
 from pagoda.networks import model_hash
+from pagoda.networks.guidance import check_guidance_range
 from pagoda.stages.context import load_teacher
 from pagoda.stages.judging import RealImages, open_judge, open_real
 from pagoda.stages.run_folder import RunFolder
@@ -59,6 +60,7 @@ def evaluate_run(
     features: str = "auto",
     options: ScoreOptions | None = None,
     seed: int = 0,
+    guidance: float | None = None,
     allow_download: bool = False,
     say: Callable[[str], None] = lambda text: None,
 ) -> list[Score]:
@@ -76,6 +78,7 @@ def evaluate_run(
         features: See `open_judge`.
         options: Settings of the metrics.
         seed: Decides the split and the resampling.
+        guidance: Guidance weight of the images; the scores are then those of `<model>-w<weight>`.
         allow_download: Whether weights of the hub may be fetched.
         say: Receives lines for people.
 
@@ -89,7 +92,8 @@ def evaluate_run(
     for metric in metrics or ():
         metric_name(metric, "")  # unknown names are refused before the long work
     config = run.config()
-    make, facts, size = _maker(run, model, size, runtime)
+    make, facts, size = _maker(run, model, size, runtime, guidance)
+    model = model if guidance is None else f"{model}-w{guidance:g}"
     dataset = open_real(run, config, data, size, runtime)
     real = RealImages.split(dataset, size, count=count, seed=seed)
     extractor = open_judge(features, run, dataset, size, runtime, allow_download=allow_download)
@@ -140,8 +144,15 @@ def _features_of(real: RealImages, rows: Tensor, extractor: Any, runtime: Runtim
     return collect_features(extractor, lambda part: real.images(rows[part]), len(rows), batch_size=BATCH, team=runtime)
 
 
-def _maker(run: RunFolder, model: str, size: int | None, runtime: Runtime) -> tuple[MakeImages, dict[str, Any], int]:
-    """What makes images, facts about it, and their size."""
+def _maker(
+    run: RunFolder, model: str, size: int | None, runtime: Runtime, guidance: float | None
+) -> tuple[MakeImages, dict[str, Any], int]:
+    """What makes images, facts about it, and their size.
+
+    Raises:
+        ConfigError: a guidance weight that the generator was not trained with, or for a teacher without classes.
+    """
+    told_weight = "" if guidance is None else f", guidance {guidance:g}"
     if model == "generator":
         generator = load_generator(run, device=runtime.device)
         if size is not None and size not in generator.sizes:
@@ -149,9 +160,12 @@ def _maker(run: RunFolder, model: str, size: int | None, runtime: Runtime) -> tu
         side = size or generator.size
 
         def one_step(seeds: list[int], labels: list[int] | None) -> Tensor:
-            return sample_images(generator, seeds, labels=labels, resolution=side)
+            return sample_images(generator, seeds, labels=labels, resolution=side, guidance=guidance)
 
-        facts = {"hash": model_hash(generator), "conditional": generator.num_classes, "sampler": "one step"}
+        weight = 1.0 if guidance is None else guidance
+        check_guidance_range(weight, weight, generator.guidance_max)
+        sampler = "one step" + told_weight
+        facts = {"hash": model_hash(generator), "conditional": generator.num_classes, "sampler": sampler}
         return one_step, facts, side
     denoiser, told = load_teacher(run.teacher)
     denoiser.to(runtime.device)
@@ -159,15 +173,20 @@ def _maker(run: RunFolder, model: str, size: int | None, runtime: Runtime) -> tu
     if size not in (None, side):
         raise ConfigError(f"this run's teacher makes images of {side} pixels, not {size}.")
 
-    def many_steps(seeds: list[int], labels: list[int] | None) -> Tensor:
-        return teacher_images(denoiser, seeds, labels, (channels, side, side))
+    if guidance is not None and not told["num_classes"]:
+        raise ConfigError(f"guidance {guidance:g} was asked for, and this teacher has no classes to be guided by.")
+    chosen = denoiser if guidance is None else GuidedDenoiser(denoiser, guidance)
 
-    return many_steps, {"hash": told["hash"], "conditional": told["num_classes"], "sampler": "heun, 18 levels"}, side
+    def many_steps(seeds: list[int], labels: list[int] | None) -> Tensor:
+        return teacher_images(chosen, seeds, labels, (channels, side, side))
+
+    sampler = "heun, 18 levels" + told_weight
+    return many_steps, {"hash": told["hash"], "conditional": told["num_classes"], "sampler": sampler}, side
 
 
 @torch.no_grad()
 def teacher_images(
-    denoiser: EDMDenoiser,
+    denoiser: Denoiser,
     seeds: list[int],
     labels: list[int] | None,
     shape: tuple[int, ...],
