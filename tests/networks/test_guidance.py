@@ -30,7 +30,8 @@ def test_the_embedding_is_zero_until_it_is_trained_and_tells_weights_apart_after
     (embedding(WEIGHTS) - 1).square().sum().backward()
     assert float(embedding.outer.weight.grad.abs().max()) > 0  # type: ignore[union-attr]
     wake(embedding)
-    distances = torch.cdist(embedding(WEIGHTS), embedding(WEIGHTS))
+    with torch.no_grad():
+        distances = torch.cdist(embedding(WEIGHTS), embedding(WEIGHTS))
     assert float(distances[~torch.eye(3, dtype=torch.bool)].min()) > 1e-2
 
 

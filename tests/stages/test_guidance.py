@@ -21,6 +21,7 @@ from pagoda.stages.assignment import GuidedInputs, IndependentWeights, MatchedWe
 from pagoda.stages.context import StageContext, load_teacher, open_context
 from pagoda.stages.distill import LatentInputs, build_objective, distill
 from pagoda.stages.encode import inversion_grid, start_noise
+from pagoda.stages.evaluate import run_scores
 from pagoda.stages.guidance import pair_weights, stored_condition
 from pagoda.stages.plan_probe import encode_calls, pair_calls
 from pagoda.stages.planning import plan_run
@@ -185,6 +186,18 @@ def test_the_command_line_samples_under_guidance_and_the_picture_says_so(guided_
     assert facts["guidance"] == 2.5
     assert compare_with_run(target, guided_run.path).equal
     assert main(["sample", str(guided_run.path), "--n", "4", "--guidance", "9", "--out", str(target)]) == 1
+
+
+def test_scores_under_guidance_stand_beside_those_without(guided_run: RunFolder, tmp_path: Path) -> None:
+    run = RunFolder(shutil.copytree(guided_run.path, tmp_path / "run"))
+    options = ["--metrics", "kd", "--features", "random", "--resamples", "0"]
+    for model, weight in (("generator", []), ("generator", ["--guidance", "3"]), ("teacher", ["--guidance", "3"])):
+        assert main(["evaluate", str(run.path), "--model", model, *weight, *options]) == 0
+    scores = run_scores(run)
+    assert set(scores) == {"generator-16", "generator-w3-16", "teacher-w3-8"}
+    assert scores["generator-w3-16"][0].made_by["sampler"] == "one step, guidance 3"
+    assert scores["generator-w3-16"][0].value != scores["generator-16"][0].value
+    assert main(["evaluate", str(run.path), "--guidance", "5", *options]) == 1
 
 
 def test_killed_between_its_parts_a_guided_run_ends_with_the_same_weights(

@@ -20,11 +20,12 @@ from pagoda.evaluation import FeatureMoments, frechet_distance
 from pagoda.stages.config import RunConfig, override
 from pagoda.stages.context import StageContext, open_context
 from pagoda.stages.judging import RealImages, open_judge
-from pagoda.stages.prior_gap import gap_lines, gap_path, load_gaps, measure_gap, shift_sideways
+from pagoda.stages.prior_gap import gap_lines, gap_path, load_gaps, measure_gap
 from pagoda.stages.run_folder import RunFolder
 from pagoda.stages.sampling import load_generator
 from pagoda.stages.train import train
-from pagoda.training import Runtime
+from pagoda.stages.unseen_images import shift_sideways
+from pagoda.training import HealthWarning, Runtime
 
 
 @pytest.fixture
@@ -134,6 +135,34 @@ def test_a_run_without_its_latents_is_not_measured_and_goes_on(run: RunFolder) -
     assert load_gaps(run) == {}
 
 
+def test_the_main_process_measures_and_waits_for_no_other(run: RunFolder) -> None:
+    class OneOfTwo(Runtime):
+        @property
+        def world_size(self) -> int:
+            return 2
+
+        def barrier(self) -> None:
+            raise AssertionError("the other process has gone on to the next stage")
+
+    class TheOther(OneOfTwo):
+        @property
+        def rank(self) -> int:
+            return 1
+
+    context = context_of(run, evaluation__data="shapes:count=40,seed=9")
+    assert measure_gap(dataclasses.replace(context, runtime=TheOther("cpu")), 8) is None
+    facts = measure_gap(dataclasses.replace(context, runtime=OneOfTwo("cpu")), 8)
+    assert facts is not None
+    assert facts["unseen"]["kind"] == "images"
+
+
+def test_a_measurement_that_fails_is_told_and_ends_nothing(run: RunFolder) -> None:
+    shutil.rmtree(run.path / "prior-gap")
+    with pytest.warns(HealthWarning, match=r"px failed \(ArtifactError: .*the run goes on"):
+        train(tiny_config(evaluation__gap__features="classifier:nowhere"), str(run.path), quiet=True)
+    assert load_gaps(run) == {}
+
+
 def test_the_report_and_evaluate_show_it(run: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
     text = (run.path / "report.html").read_text()
     assert 'id="gap"' in text
@@ -153,7 +182,14 @@ def test_a_damaged_file_is_named(run: RunFolder) -> None:
 
 @pytest.mark.parametrize(
     ("setting", "value"),
-    [("count", 3), ("count", -1), ("fractions", [0.5, 0.25]), ("fractions", [0.0]), ("fractions", [0.5, 0.5])],
+    [
+        ("count", 3),
+        ("count", -1),
+        ("fractions", [0.5, 0.25]),
+        ("fractions", [0.0]),
+        ("fractions", [0.5, 0.5]),
+        ("features", "radnom"),
+    ],
 )
 def test_settings_that_cannot_work_are_refused(setting: str, value: Any) -> None:
     with pytest.raises(ConfigError, match=rf"evaluation\.gap\.{setting}"):

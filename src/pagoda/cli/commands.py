@@ -215,6 +215,26 @@ class Grow(_Continue):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Amortise(_Continue):
+    """A network that encodes in one call, trained on the run's own latents; its accuracy stands in the report.
+
+    Examples:
+      pagoda amortise runs/shapes
+      pagoda amortise runs/shapes --set amortise.loop.steps=2000
+    """
+
+    def run(self) -> None:
+        """Run the stage."""
+        from pagoda.stages.amortise import amortise_run
+        from pagoda.stages.config import override
+        from pagoda.stages.train import require_run
+
+        _, config = require_run(self.run_dir)
+        named = {} if self.device is None else {"device": self.device}
+        amortise_run(self.run_dir, override(config, {**parse_settings(self.set), **named}), quiet=self.quiet)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Sample:
     """Images from a run, one network call each.
 

@@ -53,6 +53,8 @@ class Evaluate:
     """Random halves behind each interval; 0 estimates none."""
     seed: int = 0
     """Decides how the real images are halved, and the resampling."""
+    guidance: float | None = None
+    """Guidance weight of the images; a generator takes one when it was trained with it. 1, which is none, when not given."""
     allow_download: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Fetch weights of the hub that are not here."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -87,11 +89,12 @@ class Evaluate:
             reference=self.reference,
             reference_count=self.reference_count,
             seed=self.seed,
+            guidance=self.guidance,
             allow_download=self.allow_download,
             say=(lambda text: print(text, file=sys.stderr)) if runtime.is_main else (lambda text: None),
         )
         if runtime.is_main:
-            gaps = load_gaps(run) if self.model == "generator" else {}
+            gaps = load_gaps(run) if self.model == "generator" and self.guidance is None else {}
             print(describe_scores(scores))
             for size in {score.image_size for score in scores} & gaps.keys():
                 print("\n".join(gap_lines(gaps[size])))

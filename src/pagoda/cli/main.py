@@ -16,6 +16,7 @@ from pagoda.cli.accelerating import AccelerateTune
 from pagoda.cli.app import App
 from pagoda.cli.codec import CodecTrain
 from pagoda.cli.commands import (
+    Amortise,
     CheckData,
     Distill,
     Encode,
@@ -49,6 +50,7 @@ COMMANDS: dict[str, type[Any]] = {
     "encode": Encode,
     "distill": Distill,
     "grow": Grow,
+    "amortise": Amortise,
     "sample": Sample,
     "edit reconstruct": EditReconstruct,
     "edit transfer": EditTransfer,

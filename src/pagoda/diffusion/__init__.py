@@ -10,6 +10,7 @@ from pagoda.diffusion.denoiser import (
     per_sample,
     precondition,
 )
+from pagoda.diffusion.fixed_point import FixedPoint
 from pagoda.diffusion.guidance import GuidedDenoiser
 from pagoda.diffusion.listening import RunListener, RunStart, listeners_of, listening
 from pagoda.diffusion.mixing import spherical_mixture
@@ -52,6 +53,7 @@ __all__ = [
     "EDMDenoiser",
     "EDMSchedule",
     "Euler",
+    "FixedPoint",
     "FlowMatchingSchedule",
     "GaussianDenoiser",
     "GaussianMixtureDenoiser",

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from pagoda.diffusion.conditions import UNCONDITIONAL, Condition
 from pagoda.diffusion.denoiser import Denoiser, per_sample
+from pagoda.diffusion.fixed_point import FixedPoint
 from pagoda.diffusion.listening import RunStart, listeners_of
 from pagoda.errors import ConfigError, did_you_mean
 
@@ -173,11 +174,16 @@ class DPMSolver2M:
         return ratio * x + (1 - ratio) * blend, denoised
 
 
-SOLVERS: dict[str, Callable[[], Solver]] = {"euler": Euler, "heun": Heun, "dpm2m": DPMSolver2M}
+SOLVERS: dict[str, Callable[[], Solver]] = {
+    "euler": Euler,
+    "heun": Heun,
+    "dpm2m": DPMSolver2M,
+    "fixed_point": lambda: FixedPoint(Heun()),
+}
 
 
 def build_solver(name: str) -> Solver:
-    """A solver by name: "euler", "heun" or "dpm2m".
+    """A solver by name: "euler", "heun", "dpm2m", or "fixed_point", which inverts what Heun's method samples.
 
     Raises:
         ConfigError: an unknown name.

@@ -19,6 +19,7 @@ from pagoda.networks.calling import SUPPORTED_MODELS, DiffusersNetwork, model_ha
 from pagoda.networks.codecs import ImageCodec, PixelCodec
 from pagoda.networks.counting import MultiplyAdds, SavedMemory, num_parameters
 from pagoda.networks.discriminator import Discriminator, ProjectedDiscriminator
+from pagoda.networks.encoder import LatentEncoder
 from pagoda.networks.features import FeatureStack, RandomFeatures, TeacherFeatures, feature_distance
 from pagoda.networks.generator import OneStepGenerator
 from pagoda.networks.growth import GrowthLevel, LevelConfig
@@ -46,6 +47,7 @@ __all__ = [
     "ImageCodec",
     "JointTokens",
     "KeptAttention",
+    "LatentEncoder",
     "LevelConfig",
     "MultiplyAdds",
     "NullCondition",

@@ -15,7 +15,7 @@ import yaml
 from pagoda.data import DownsamplerKind, SourceConfig
 from pagoda.diffusion import build_solver
 from pagoda.errors import ConfigError, did_you_mean
-from pagoda.evaluation import METRICS
+from pagoda.evaluation import EXTRACTORS, METRICS
 from pagoda.networks import BackboneConfig, backbone_preset
 from pagoda.pretraining import TECHNIQUES, TechniqueConfig, build_techniques
 from pagoda.training import LoopConfig, OptimizerConfig
@@ -68,13 +68,15 @@ class EncodeConfig:
     """The encoder: each image and its mirror carried to its latent by the teacher's ODE."""
 
     solver: str = "heun"
-    """euler, heun or dpm2m."""
+    """euler, heun, dpm2m, or fixed_point, which solves for what Heun's method would carry back: 7 times Heun's calls."""
     num_nodes: int = 12
     """Noise levels of the grid, both ends included; Heun makes 2 (num_nodes - 1) network calls."""
     sigma_min: float = 0.03
     """Where the image is taken to lie."""
     add_noise: bool = True
     """Add noise of sigma_min first. Clean images do not lie on the marginal at sigma_min, and their latents come out contracted."""
+    renormalise: bool = False
+    """Bring each latent to a root mean square of 1. Latents then look more like noise, and come back less exactly."""
     clip_denoised: bool = False
     """Clamp every denoised estimate to [-1, 1], as the official code does."""
     batch_size: int = 256
@@ -204,6 +206,22 @@ class DistillConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class AmortiseConfig:
+    """The stage `amortise`: a network that does in one call what the encoder does in many; no other stage waits for it."""
+
+    loop: LoopConfig = LoopConfig()
+    optimizer: OptimizerConfig = OptimizerConfig(lr=5e-4)
+    ema: float = 0.995
+    """Decay of the average of the weights, per step."""
+    held_out: float = 0.05
+    """Share of the images that it is not trained on; its accuracy is measured on these too."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.held_out <= 0.5:
+            raise ConfigError(f"amortise.held_out must lie in (0, 0.5], got {self.held_out}.")
+
+
+@dataclass(frozen=True, kw_only=True)
 class GrowConfig:
     """Stage 3: one octave more, repeated until the target size. Tuples are read per octave, the last entry repeats."""
 
@@ -253,6 +271,9 @@ class GapConfig:
     def __post_init__(self) -> None:
         if self.count != 0 and self.count < 8:
             raise ConfigError(f"evaluation.gap.count must be 8 or more, or 0 for none, got {self.count}.")
+        known, name = ("auto", "judge", "teacher", *EXTRACTORS), self.features.partition(":")[0]
+        if name not in known:
+            raise ConfigError(f"evaluation.gap.features: unknown {self.features!r}. {did_you_mean(name, known)}")
         if any(not 0 < fraction < 1 for fraction in self.fractions) or list(self.fractions) != sorted(
             set(self.fractions)
         ):
@@ -324,6 +345,7 @@ class RunConfig:
     guidance: GuidanceConfig = GuidanceConfig()
     distill: DistillConfig = DistillConfig()
     grow: GrowConfig = GrowConfig()
+    amortise: AmortiseConfig = AmortiseConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     device: str = "auto"
     """auto, cpu or cuda."""

@@ -53,7 +53,8 @@ def encode(context: StageContext) -> None:
         "downsampler": Downsampler(config.downsampler).fingerprint,
         "sigma_max": config.sigma_max,
         "seed": config.seed,
-        **{k: v for k, v in asdict(settings).items() if k not in ("batch_size", "shard_size", "dtype")},
+        **{k: v for k, v in asdict(settings).items() if k not in ("batch_size", "shard_size", "dtype", "renormalise")},
+        **({"renormalise": True} if settings.renormalise else {}),
         **({"guidance": config.guidance.scale_max} if config.guidance.active else {}),
     }
     store = LatentStore.create(
@@ -91,10 +92,19 @@ def encode(context: StageContext) -> None:
         store.check_moments()
         moments = store.moments()
         psnr = round_trip_psnr(context, denoiser, store)
-        results = {"std": moments.std, "mean": moments.mean, "kurtosis": moments.kurtosis, "round_trip_psnr": psnr}
+        results = {
+            "std": moments.std,
+            "mean": moments.mean,
+            "kurtosis": moments.kurtosis,
+            "gaussian_distance": moments.gaussian_distance,
+            "round_trip_psnr": psnr,
+        }
+        if total:  # of this process, before it waited for the others
+            results["images_per_second"] = total * runtime.world_size / seconds
         context.say(
             f"encode: {total_rows(store)} latents, std {moments.std:.3f} (1 is ideal), kurtosis {moments.kurtosis:.2f} "
-            f"(3 is Gaussian), round trip {psnr:.1f} dB"
+            f"(3 is Gaussian), {moments.gaussian_distance:.3f} from the nearest Gaussian, round trip {psnr:.1f} dB"
+            + (f", {results['images_per_second']:.0f} img/s" if total else "")
         )
         log = context.log(STAGE)
         if log is not None:
@@ -141,7 +151,7 @@ def encode_images(
     """
     device = runtime.device
     with runtime.autocast():
-        return invert(
+        z = invert(
             guided(denoiser, condition),
             images.to(device),
             sigmas=inversion_grid(config.encode, config.sigma_max),
@@ -150,6 +160,19 @@ def encode_images(
             noise=None if noise is None else noise.to(device),
             clip_denoised=config.encode.clip_denoised,
         ).float()
+    return renormalise(z) if config.encode.renormalise else z
+
+
+def renormalise(z: Tensor) -> Tensor:
+    """Latents (B, C, H, W), each brought to a root mean square of 1.
+
+    Raises:
+        ArtifactError: a latent of zeros.
+    """
+    rms = z.square().flatten(1).mean(1).sqrt()
+    if not bool((rms > 0).all()):
+        raise ArtifactError("a latent is zero everywhere and cannot be renormalised: the teacher is broken.")
+    return z / rms.reshape(-1, 1, 1, 1)
 
 
 def round_trip_psnr(context: StageContext, denoiser: PreconditionedDenoiser, store: LatentStore) -> float:

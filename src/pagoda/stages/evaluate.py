@@ -56,6 +56,7 @@ def evaluate_run(
     reference: str | None = None,
     reference_count: int | None = None,
     seed: int = 0,
+    guidance: float | None = None,
     allow_download: bool = False,
     say: Callable[[str], None] = lambda text: None,
 ) -> list[Score]:
@@ -79,6 +80,7 @@ def evaluate_run(
             `fd_inf` can be measured in features.
         reference_count: Number of images behind that file, where it does not say.
         seed: Decides the split and the resampling.
+        guidance: Guidance weight of the images; the scores are then those of `<model>-w<weight>`.
         allow_download: Whether weights of the hub may be fetched.
         say: Receives lines for people.
 
@@ -92,7 +94,7 @@ def evaluate_run(
         if metric not in METRICS and metric not in PAIR_METRICS:
             raise ConfigError(f"unknown metric {metric!r}. {did_you_mean(metric, [*METRICS, *PAIR_METRICS])}")
     config, options, pairs = run.config(), options or ScoreOptions(), pairs or PairOptions()
-    maker = open_maker(run, model, size, runtime)
+    maker = open_maker(run, model, size, runtime, guidance)
     if metrics is None and model == "reconstructions":
         metrics = ("psnr", "ssim") if maker.size >= 11 else ("psnr",)
     networks = open_pair_networks(metrics or (), pairs, maker, runtime, allow_download=allow_download)
@@ -154,7 +156,7 @@ def evaluate_run(
             "reference": reference,
             "pixels": dict(zip(("contrast_ratio", "sharpness_ratio"), (pixels[0] / pixels[1]).tolist(), strict=True)),
         }
-        write_text_atomic(run.evaluation / f"{model}-{maker.size}.json", json.dumps(record, indent=1))
+        write_text_atomic(run.evaluation / f"{maker.name}-{maker.size}.json", json.dumps(record, indent=1))
         if judged is not None and model != "reconstructions":  # those lie near to their own images by design
             _draw_nearest(run, maker, maker.bind(real), sides)
     runtime.barrier()

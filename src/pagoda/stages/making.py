@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pagoda.diffusion import Condition, PreconditionedDenoiser, build_solver, sample, suitable_sigmas
+from pagoda.diffusion import (
+    Condition,
+    Denoiser,
+    GuidedDenoiser,
+    PreconditionedDenoiser,
+    build_solver,
+    sample,
+    suitable_sigmas,
+)
 from pagoda.errors import ConfigError, did_you_mean
 from pagoda.networks import model_hash
+from pagoda.networks.guidance import check_guidance_range
 from pagoda.stages.config import RunConfig
 from pagoda.stages.context import load_teacher
 from pagoda.stages.encode import encode_images, start_noise
@@ -35,6 +44,8 @@ class Maker:
 
     what: str
     """One of `MODELS`."""
+    name: str
+    """It with the guidance weight, where one was asked for."""
     size: int
     """Side of the images in pixels."""
     num_classes: int
@@ -45,36 +56,44 @@ class Maker:
     """For these real images: labels come from the stand-ins, and what is reconstructed are they themselves."""
 
 
-def open_maker(run: RunFolder, model: str, size: int | None, runtime: Runtime) -> Maker:
+def open_maker(run: RunFolder, model: str, size: int | None, runtime: Runtime, guidance: float | None = None) -> Maker:
     """What makes the images of a run that are scored.
 
     Args:
         model: One of `MODELS`.
         size: Side in pixels; the largest when None.
+        guidance: Guidance weight of the images, and of the inversion of reconstructions; none when None.
 
     Raises:
-        ConfigError: an unknown model, or a size that it does not make.
+        ConfigError: an unknown model, a size that it does not make, or a guidance weight that it does not take.
         ArtifactError: the run has no such model yet.
     """
     if model not in MODELS:
         raise ConfigError(f"model must be one of {', '.join(MODELS)}, got {model!r}. {did_you_mean(model, MODELS)}")
     if model == "teacher":
-        return _teacher(run, size, runtime)
+        return _teacher(run, size, runtime, guidance)
     generator = load_generator(run, device=runtime.device)
     if size is not None and size not in generator.sizes:
         raise ConfigError(f"this generator makes images of {list(generator.sizes)} pixels, not {size}.")
     side, digest, num_classes = size or generator.size, model_hash(generator), generator.num_classes
+    weight = 1.0 if guidance is None else guidance
+    check_guidance_range(weight, weight, generator.guidance_max)
+    name, told = _with_weight(model, guidance)
     if model == "generator":
 
         def from_seeds(real: RealImages) -> MakeImages:
             labels = stand_in_labels(real, num_classes)
             return lambda places: sample_images(
-                generator, _seeds(places), labels=None if labels is None else labels[places].tolist(), resolution=side
+                generator,
+                _seeds(places),
+                labels=None if labels is None else labels[places].tolist(),
+                resolution=side,
+                guidance=guidance,
             )
 
-        facts = {"model": digest, "what": model, "first_seed": FIRST_SEED, "sampler": "one step"}
-        return Maker(model, side, num_classes, facts, from_seeds)
-    denoiser, told = load_teacher(run.teacher)
+        facts = {"model": digest, "what": model, "first_seed": FIRST_SEED, "sampler": "one step" + told}
+        return Maker(model, name, side, num_classes, facts, from_seeds)
+    denoiser, facts_of_teacher = load_teacher(run.teacher)
     denoiser.to(runtime.device)
     config = run.config()
 
@@ -84,6 +103,8 @@ def open_maker(run: RunFolder, model: str, size: int | None, runtime: Runtime) -
         @torch.no_grad()
         def make(places: Tensor) -> Tensor:
             condition = Condition.of_labels(None if labels is None else labels[places])
+            if guidance is not None:
+                condition = replace(condition, guidance=torch.full((len(places),), guidance))
             latents = _encode(config, denoiser, real, real.stand_in[places], condition, runtime)
             images = generator(latents.to(next(generator.parameters())), condition.to(runtime.device), resolution=side)
             return images.float().clamp(-1, 1).cpu()
@@ -91,8 +112,21 @@ def open_maker(run: RunFolder, model: str, size: int | None, runtime: Runtime) -
         return make
 
     encoder = {k: v for k, v in asdict(config.encode).items() if k not in ("batch_size", "shard_size", "dtype")}
-    facts = {"model": digest, "what": model, "teacher": told["hash"], "encoder": encoder, "noise_seed": config.seed}
-    return Maker(model, side, num_classes, {**facts, "sampler": "one step from the image's own latent"}, from_latents)
+    facts = {
+        "model": digest,
+        "what": model,
+        "teacher": facts_of_teacher["hash"],
+        "encoder": encoder,
+        "noise_seed": config.seed,
+    }
+    return Maker(
+        model,
+        name,
+        side,
+        num_classes,
+        {**facts, "sampler": "one step from the image's own latent" + told},
+        from_latents,
+    )
 
 
 def stand_in_labels(real: RealImages, num_classes: int) -> Tensor | None:
@@ -125,22 +159,36 @@ def _encode(
     return encode_images(config, runtime, denoiser, images, condition, noise)
 
 
-def _teacher(run: RunFolder, size: int | None, runtime: Runtime) -> Maker:
+def _teacher(run: RunFolder, size: int | None, runtime: Runtime, guidance: float | None) -> Maker:
     denoiser, told = load_teacher(run.teacher)
     denoiser.to(runtime.device)
     side, channels = int(str(told["image_size"])), int(str(told["channels"]))
     if size not in (None, side):
         raise ConfigError(f"this run's teacher makes images of {side} pixels, not {size}.")
     num_classes = int(str(told["num_classes"]))
+    if guidance is not None and not num_classes:
+        raise ConfigError(f"guidance {guidance:g} was asked for, and this teacher has no classes to be guided by.")
+    chosen = denoiser if guidance is None else GuidedDenoiser(denoiser, guidance)
+    name, with_weight = _with_weight("teacher", guidance)
 
     def from_seeds(real: RealImages) -> MakeImages:
         labels = stand_in_labels(real, num_classes)
         return lambda places: teacher_images(
-            denoiser, _seeds(places), None if labels is None else labels[places].tolist(), (channels, side, side)
+            chosen, _seeds(places), None if labels is None else labels[places].tolist(), (channels, side, side)
         )
 
-    facts = {"model": told["hash"], "what": "teacher", "first_seed": FIRST_SEED, "sampler": "heun, 18 levels"}
-    return Maker("teacher", side, num_classes, facts, from_seeds)
+    facts = {
+        "model": told["hash"],
+        "what": "teacher",
+        "first_seed": FIRST_SEED,
+        "sampler": "heun, 18 levels" + with_weight,
+    }
+    return Maker("teacher", name, side, num_classes, facts, from_seeds)
+
+
+def _with_weight(model: str, guidance: float | None) -> tuple[str, str]:
+    """The name of a model under a guidance weight, and what is told of its sampler."""
+    return (model, "") if guidance is None else (f"{model}-w{guidance:g}", f", guidance {guidance:g}")
 
 
 def _seeds(places: Tensor) -> list[int]:
@@ -149,7 +197,7 @@ def _seeds(places: Tensor) -> list[int]:
 
 @torch.no_grad()
 def teacher_images(
-    denoiser: PreconditionedDenoiser,
+    denoiser: Denoiser,
     seeds: list[int],
     labels: list[int] | None,
     shape: tuple[int, ...],

@@ -23,8 +23,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pagoda.data import Downsampler, LatentStore
-from pagoda.diffusion import Condition, spherical_mixture
+from pagoda.data import LatentStore
+from pagoda.diffusion import spherical_mixture
 from pagoda.errors import ArtifactError
 from pagoda.evaluation import (
     FeatureExtractor,
@@ -35,15 +35,15 @@ from pagoda.evaluation import (
     kernel_distance,
     sharpness,
 )
-from pagoda.files import load_tensors, save_tensors, write_text_atomic
+from pagoda.files import write_text_atomic
 from pagoda.networks import OneStepGenerator, model_hash
-from pagoda.stages.context import StageContext, load_teacher
+from pagoda.stages.context import StageContext
 from pagoda.stages.distill import open_latents
-from pagoda.stages.encode import encode_images
-from pagoda.stages.guidance import pair_weights, stored_condition
-from pagoda.stages.judging import RealImages, open_judge, open_real
+from pagoda.stages.guidance import stored_condition
+from pagoda.stages.judging import RealImages, open_judge
 from pagoda.stages.run_folder import RunFolder
 from pagoda.stages.sampling import load_generator
+from pagoda.stages.unseen_images import Walk, unseen_walk
 from pagoda.training import seeded_generator
 
 LEAST = 8
@@ -53,7 +53,6 @@ REFERENCES = 4
 ENOUGH = 8
 """Images for each feature from which on the Fréchet distance is shown; with fewer the kernel distance, which has no bias."""
 _BATCH = 256
-_KEY = "unseen"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,15 +77,6 @@ class GapPoint:
     """Mean standard deviation within an image, over that of the real ones."""
     sharpness_ratio: float
     """Mean absolute Laplacian, over that of the real ones."""
-
-
-@dataclass(frozen=True)
-class _Walk:
-    """Latents, their conditions, and the real images that belong to them, as a reading of rows (B,)."""
-
-    latents: Callable[[Tensor], Tensor]
-    condition: Callable[[Tensor], Condition]
-    images: Callable[[Tensor], Tensor]
 
 
 def gap_path(run: RunFolder, size: int) -> Path:
@@ -125,6 +115,9 @@ def measure_gap(context: StageContext, size: int) -> dict[str, Any] | None:
     run, config, settings = context.run, context.config, context.config.evaluation.gap
     if settings.count == 0 or not context.runtime.is_main:
         return None
+    context = replace(
+        context, runtime=context.runtime.alone()
+    )  # the others wait at the end, and for nothing in between
     path = gap_path(run, size)
     generator = load_generator(run, size, device=context.runtime.device)
     made_from = {
@@ -162,7 +155,7 @@ def _measure(
     reference = _features(extractor, lambda rows: real.images(reference_rows[rows]), len(reference_rows))
     moments = FeatureMoments.from_features(reference)
 
-    def judge(walk: _Walk, name: str, fraction: float, count: int) -> GapPoint:
+    def judge(walk: Walk, name: str, fraction: float, count: int) -> GapPoint:
         def made(rows: Tensor) -> Tensor:
             noise = _noise(context.config.seed, rows, store.shape)
             z = spherical_mixture(walk.latents(rows), noise, fraction)
@@ -191,7 +184,7 @@ def _measure(
     count = len(real.stand_in)
     training = _training_walk(context, real, store)
     points = [judge(training, "training", 0.0, count)]
-    kind, unseen, unseen_count = _unseen_walk(context, real, store)
+    kind, unseen, unseen_count = unseen_walk(context, real, store)
     if unseen_count >= LEAST:
         points.append(judge(unseen, "unseen", 0.0, unseen_count))
     points += [judge(training, "mixture", fraction, count) for fraction in settings.fractions]
@@ -214,89 +207,14 @@ def _noise(seed: int, rows: Tensor, shape: tuple[int, ...]) -> Tensor:
     return torch.stack([torch.randn(shape, generator=seeded_generator(seed, "prior-gap", i)) for i in rows.tolist()])
 
 
-def _training_walk(context: StageContext, real: RealImages, store: LatentStore) -> _Walk:
+def _training_walk(context: StageContext, real: RealImages, store: LatentStore) -> Walk:
     """The walk from the latents of the stand-ins, which the generator was trained on."""
     rows = real.stand_in
-    return _Walk(
+    return Walk(
         latents=lambda part: store.get(rows[part]),
         condition=lambda part: stored_condition(store, context.data, rows[part]),
         images=lambda part: real.images(rows[part]),
     )
-
-
-def _unseen_walk(context: StageContext, real: RealImages, store: LatentStore) -> tuple[str, _Walk, int]:
-    """Images that no stage was trained on, what they are, and how many.
-
-    Those of `evaluation.data` where it names others; else the mirror images of the stand-ins where the run has no use for
-    mirrors; else the stand-ins moved sideways by half a pixel of the base size (by a whole one where that is the final size).
-    """
-    config, data, size, rows = context.config, context.data, real.size, real.stand_in
-    base, other = config.base, config.evaluation.data
-    if other and other != config.data:
-        others = {s: open_real(context.run, config, other, s, context.runtime) for s in dict.fromkeys((base, size))}
-        chosen = RealImages.split(others[size], size, count=len(rows), seed=real.seed).stand_in
-        kind, labels = "images", others[size].labels(chosen)
-
-        def load(side: int, part: Tensor) -> Tensor:
-            return others[side].images(chosen[part], side)
-    elif not config.mirror:
-        kind, chosen, labels = "mirrored", rows, data.labels(rows)
-
-        def load(side: int, part: Tensor) -> Tensor:
-            return data.images(rows[part], side, torch.ones(len(part), dtype=torch.bool))
-    else:
-        kind, chosen, labels = "shifted", rows, data.labels(rows)
-        reduce, largest = Downsampler(config.downsampler), config.sizes[-1]
-
-        def load(side: int, part: Tensor) -> Tensor:
-            moved = shift_sideways(data.images(rows[part], largest), max(1, largest // base // 2))
-            return moved if side == largest else reduce.tensor(moved, side)
-
-    def condition(part: Tensor) -> Condition:
-        told = Condition.of_labels(None if labels is None else labels[part])
-        return (
-            replace(told, guidance=pair_weights(config, chosen[part], torch.zeros_like(part)))
-            if config.guidance.active
-            else told
-        )
-
-    facts = {"kind": kind, "rows": chosen.tolist(), "data": other, "latents": store.provenance}
-    z = _unseen_latents(context, facts, len(chosen), lambda part: load(base, part), condition)
-    return kind, _Walk(lambda part: z[part], condition, lambda part: load(size, part)), len(chosen)
-
-
-def shift_sideways(images: Tensor, pixels: int) -> Tensor:
-    """Images (B, C, H, W) moved to the right; the column at the left edge is repeated."""
-    return torch.cat([images[..., :1].expand(*images.shape[:-1], pixels), images[..., :-pixels]], dim=-1)
-
-
-def _unseen_latents(
-    context: StageContext,
-    facts: Mapping[str, Any],
-    count: int,
-    load: Callable[[Tensor], Tensor],
-    condition: Callable[[Tensor], Condition],
-) -> Tensor:
-    """Latents of unseen images, by the run's own encoder; kept in the run, since all sizes share them."""
-    path, said = context.run.path / "prior-gap" / "unseen.safetensors", json.dumps(facts, sort_keys=True)
-    if path.is_file():
-        tensors, metadata = load_tensors(path)
-        if metadata.get(_KEY) == said:
-            return tensors["z"]
-    denoiser, _ = load_teacher(context.run.teacher)
-    denoiser.to(context.runtime.device)
-    parts = []
-    for rows in torch.arange(count).split(context.config.encode.batch_size):
-        images = load(rows)
-        noise = None
-        if context.config.encode.add_noise:
-            draws = [seeded_generator(context.config.seed, "prior-gap", "unseen", i) for i in rows.tolist()]
-            noise = torch.stack([torch.randn(images.shape[1:], generator=draw) for draw in draws])
-        parts.append(encode_images(context.config, context.runtime, denoiser, images, condition(rows), noise).cpu())
-    z = torch.cat(parts)
-    path.parent.mkdir(exist_ok=True)
-    save_tensors(path, {"z": z}, {_KEY: said})
-    return z
 
 
 def gap_lines(facts: Mapping[str, Any]) -> list[str]:

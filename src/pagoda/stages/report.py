@@ -23,7 +23,7 @@ from pagoda.stages.config import RunConfig, to_yaml
 from pagoda.stages.report_cost import cost_table
 from pagoda.stages.report_curves import curves, read_log
 from pagoda.stages.report_gap import gap_cards
-from pagoda.stages.report_parts import film_strips, latent_cards, results_of, score_cards, size_of
+from pagoda.stages.report_parts import encoder_card, film_strips, latent_cards, results_of, score_cards, size_of
 from pagoda.stages.report_probes import probe_lines
 from pagoda.stages.run_folder import RunFolder
 from pagoda.training import clock
@@ -46,7 +46,7 @@ def write_report(run: RunFolder, config: RunConfig | None = None) -> Path:
         ArtifactError: a record or a file of scores in the folder is damaged.
     """
     config = run.config() if config is None else config
-    stages = stage_names(config)
+    stages = [*stage_names(config), *(["amortise"] if run.record("amortise") else [])]
     records = {stage: run.record(stage) for stage in stages}
     log = read_log(run.metrics)
     scores = run_scores(run)
@@ -81,7 +81,7 @@ def write_report(run: RunFolder, config: RunConfig | None = None) -> Path:
             "latents",
             "Latents",
             "Encoded images should look like unit Gaussian noise.",
-            latent_cards(run, records["encode"]),
+            latent_cards(run, records["encode"]) + encoder_card(records.get("amortise")),
         ),
         (
             "probes",

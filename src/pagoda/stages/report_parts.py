@@ -91,6 +91,10 @@ def latent_cards(run: RunFolder, record: Mapping[str, Any] | None) -> str:
         (f"{found['kurtosis']:.2f}", "kurtosis (3)"),
         (f"{found['round_trip_psnr']:.1f} dB", "PSNR there and back"),
     ]
+    if "gaussian_distance" in found:  # runs of earlier versions have none
+        facts.append((f"{found['gaussian_distance']:.3f}", "distance to the nearest Gaussian (0)"))
+    for part in found.get("std_by_guidance", []):
+        facts.append((f"{part['std']:.3f}", f"std at guidance weights {part['from']:.1f} to {part['to']:.1f}"))
     shards = sorted(run.latents.glob("latents-*.safetensors"))
     if not shards:
         return tiles(facts)
@@ -101,6 +105,25 @@ def latent_cards(run: RunFolder, record: Mapping[str, Any] | None) -> str:
     chart = histogram(density.tolist(), edges.tolist(), gaussian, label="values of the latents against a unit Gaussian")
     title = "Values of the first shard; the line is a unit Gaussian"
     return f'{tiles(facts)}<div class="half">{card(title, chart)}</div>'
+
+
+def encoder_card(record: Mapping[str, Any] | None) -> str:
+    """How near the encoder of one call comes to the exact one; nothing where there is none."""
+    found = results_of(record)
+    if not found:
+        return ""
+    rows = []
+    for kind, told in (("training", "training images"), ("held_out", "images held out")):
+        facts = found[kind]
+        pairs = [("psnr", ".1f"), ("std", ".3f"), ("kurtosis", ".2f"), ("gaussian_distance", ".3f")]
+        cells = [f"{facts[name]:{form}} ({facts[f'exact_{name}']:{form}})" for name, form in pairs]
+        rows.append([told, f"{facts['latent_rmse']:.3f} ({facts['linear_rmse']:.3f})", *cells])
+    heads = ["", ">error", ">rebuilt, dB", ">std", ">~kurtosis", ">~from Gaussian"]
+    note = (
+        "In brackets the exact latents of the ODE; for the error, that of the linear map which the encoder starts from. "
+        f"{found['training']['count']} and {found['held_out']['count']} images, rebuilt by the one-step generator of base size."
+    )
+    return card("Encoding in one call", f'{table(heads, rows)}<p class="note">{note}</p>')
 
 
 def film_strips(run: RunFolder, stages: Sequence[str]) -> str:

@@ -9,6 +9,7 @@
     checkpoints/<stage>/   what a stage needs to continue
     samples/<stage>/       grids drawn while training
     metrics.jsonl          every figure that was logged
+    encoder/               a network that encodes in one call, where `pagoda amortise` was run
     prior-gap/             how much worse each generator is at fresh noise than at training latents
     evaluation/            scores, the judge that was trained for them, the nearest training images
     plan.json              what the run would take, where `pagoda plan` was asked
@@ -146,6 +147,11 @@ class RunFolder:
     def evaluation(self) -> Path:
         """Scores with their provenance, and who judged."""
         return self.path / "evaluation"
+
+    @property
+    def encoder(self) -> Path:
+        """The network that encodes in one call, where the stage `amortise` was run."""
+        return self.path / "encoder"
 
     def generator(self, size: int) -> Path:
         """The generator that makes images of `size` pixels."""
@@ -328,8 +334,8 @@ def stage_settings(config: RunConfig, stage: str) -> dict[str, Any]:
         ConfigError: an unknown stage.
     """
     values = to_dict(config)
-    if stage not in ("teach", "encode", "distill", "grow"):
-        raise ConfigError(f"unknown stage {stage!r}; stages are teach, encode, distill, grow.")
+    if stage not in ("teach", "encode", "distill", "grow", "amortise"):
+        raise ConfigError(f"unknown stage {stage!r}; stages are teach, encode, distill, grow, amortise.")
     if stage == "teach" and config.teacher.path:  # what is in that folder is an input of the stage, its path is nothing
         return {"teacher": "brought", "base": values["base"], "labels": values["teacher"]["labels"]}
     shared = ["seed", "mirror", "precision"]
@@ -345,7 +351,9 @@ def stage_settings(config: RunConfig, stage: str) -> dict[str, Any]:
             }
     if stage == "distill" and config.distill.mode == "rec":  # absent where they change nothing, as in earlier versions
         settings["distill"] = {k: v for k, v in values["distill"].items() if k not in ("mode", "teacher_pairs")}
+    if stage == "encode" and not config.encode.renormalise:
+        settings["encode"] = {k: v for k, v in values["encode"].items() if k != "renormalise"}
     if stage != "teach" and config.guidance.active:
-        decides = ("scale_max",) if stage == "encode" else ("scale_max", "assignment")
+        decides = ("scale_max",) if stage in ("encode", "amortise") else ("scale_max", "assignment")
         settings["guidance"] = {key: values["guidance"][key] for key in decides}
     return settings

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+import warnings
 from collections.abc import Callable, Sequence
 
 import torch
@@ -27,7 +28,7 @@ from pagoda.stages.report import write_report
 from pagoda.stages.run_folder import RunFolder, stage_settings
 from pagoda.stages.sampling import load_generator, sample_images
 from pagoda.stages.teach import teach
-from pagoda.training import Runtime, clock
+from pagoda.training import HealthWarning, Runtime, clock
 
 STAGES = ("teach", "encode", "distill", "grow")
 
@@ -87,11 +88,18 @@ def train(config: RunConfig, out: str, *, until: str = "grow", quiet: bool = Fal
 
 
 def measure_gaps(context: StageContext) -> None:
-    """Measure the prior gap of every generator that is done; see `measure_gap`."""
+    """Measure the prior gap of every generator that is done; see `measure_gap`. What goes wrong is warned about and ends nothing."""
     run, config = context.run, context.config
     for size in config.sizes:
         if run.is_done("distill" if size == config.base else stage_name(size)):
-            measure_gap(context, size)
+            try:
+                measure_gap(context, size)
+            except Exception as error:  # whatever it is: hours of training do not depend on a figure
+                told = f"{type(error).__name__}: {error}"
+                warnings.warn(
+                    HealthWarning(f"measuring the prior gap at {size} px failed ({told}); the run goes on"),
+                    stacklevel=2,
+                )
     context.runtime.barrier()
 
 

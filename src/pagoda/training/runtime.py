@@ -77,6 +77,10 @@ class Runtime:
         """Wait for all processes."""
         self._state.wait_for_everyone()
 
+    def alone(self) -> Runtime:
+        """This process as if there were no others: for work that one process does while the others wait."""
+        return _Alone(self)
+
     def autocast(self) -> AbstractContextManager[object]:
         """Mixed precision for forward passes; does nothing in float32."""
         if self.precision == "bf16":
@@ -137,6 +141,25 @@ class Runtime:
         flat = self.mean(torch.cat([g.flatten() for g in gradients]))
         for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
             gradient.copy_(part.view_as(gradient))
+
+
+class _Alone(Runtime):
+    """One process of several that communicates with none."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._device = runtime.device
+        self.precision = runtime.precision
+
+    @property
+    def rank(self) -> int:
+        return 0
+
+    @property
+    def world_size(self) -> int:
+        return 1
+
+    def barrier(self) -> None:
+        """Nobody is waited for."""
 
 
 @lru_cache(maxsize=1)
