@@ -1,0 +1,317 @@
+"""The edit pipeline: a user's own image of any size, known pixels byte for byte, runs that are not ready, files that say what made them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from pagoda import PagodaEditPipeline
+from pagoda.cli.main import main
+from pagoda.diffusion import Condition
+from pagoda.errors import ArtifactError, ConfigError, DataError, ShapeError
+from pagoda.images import read_metadata, to_pil, to_uint8
+from pagoda.stages.provenance import compare_with_run
+from pagoda.stages.run_folder import RunFolder
+from pagoda.stages.sampling import sample_images
+from pagoda.steering import MaskOperator, box_blur
+
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.fixture(scope="module")
+def pipeline(finished_run: RunFolder) -> PagodaEditPipeline:
+    return PagodaEditPipeline.from_pretrained(finished_run.path)
+
+
+def photo(width: int, height: int, mode: str = "RGB") -> Image.Image:
+    """A smooth picture with some grain."""
+    random = np.random.default_rng(0)
+    down, across = np.mgrid[0:height, 0:width] / max(width, height)
+    channels = [255 * across, 255 * down, 128 + 100 * np.sin(9 * across), 255 * (across > 0.2)][: len(mode)]
+    pixels = np.stack(channels, -1) + random.integers(-9, 9, (height, width, len(mode)))
+    return Image.fromarray(
+        pixels.clip(0, 255).astype(np.uint8).squeeze(-1) if mode == "L" else pixels.clip(0, 255).astype(np.uint8)
+    )
+
+
+def hole_of(width: int, height: int) -> np.ndarray:
+    keep = np.ones((height, width), bool)
+    keep[height // 4 : height // 2, width // 4 : width // 2 + 1] = False
+    return keep
+
+
+# Inpainting.
+
+
+@pytest.mark.parametrize("size", [(16, 16), (50, 37), (37, 50), (9, 12), (64, 64)])
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L"])
+def test_known_pixels_come_back_byte_for_byte(
+    pipeline: PagodaEditPipeline, size: tuple[int, int], mode: str, tmp_path: Path
+) -> None:
+    image, keep = photo(*size, mode), hole_of(*size)
+    edited = pipeline.inpaint(image, keep, label=3, rounds=2)
+    edited.save(tmp_path / "x.png")
+    with Image.open(tmp_path / "x.png") as written:
+        made = np.asarray(written)
+    before = np.asarray(image if mode != "L" else image.convert("RGB"))
+    assert made.shape == before.shape
+    assert np.array_equal(made[keep], before[keep])
+    assert not np.array_equal(made[~keep], before[~keep])
+    edited.save(tmp_path / "x.webp")
+    with Image.open(tmp_path / "x.webp") as written:
+        lossless = np.asarray(written.convert(image.mode if mode != "L" else "RGB"))
+    visible = keep if mode != "RGBA" else keep & (before[..., 3] > 0)  # WebP may drop colours that nobody sees
+    assert np.array_equal(lossless[visible], before[visible])
+
+
+def test_a_mask_may_be_a_file_an_array_painted_or_boxes(pipeline: PagodaEditPipeline, tmp_path: Path) -> None:
+    image, keep = photo(24, 20), hole_of(24, 20)
+    Image.fromarray((keep * 255).astype(np.uint8)).save(tmp_path / "mask.png")
+    painted = np.array(image)
+    painted[~keep] = (255, 0, 255)
+    erased = np.dstack([np.asarray(image), (keep * 255).astype(np.uint8)])
+    options = {"label": 2, "rounds": 2, "seed": 4}
+    made = [
+        pipeline.inpaint(image, keep, **options),
+        pipeline.inpaint(image, tmp_path / "mask.png", **options),
+        pipeline.inpaint(image, torch.from_numpy(keep), **options),
+        pipeline.inpaint(image, holes=[(6, 5, 7, 5)], **options),
+        pipeline.inpaint(Image.fromarray(painted), paint="magenta", **options),
+    ]
+    for edited in made[1:]:
+        assert np.array_equal(np.asarray(edited.image), np.asarray(made[0].image))
+    hole = pipeline.inpaint(Image.fromarray(erased), paint="transparent", **options)
+    assert hole.image.mode == "RGBA"
+    assert np.array_equal(np.asarray(hole.image.convert("RGB")), np.asarray(made[0].image))
+    assert not np.array_equal(
+        np.asarray(pipeline.inpaint(image, keep, **{**options, "seed": 5}).image), np.asarray(made[0].image)
+    )
+
+
+def test_a_large_image_is_edited_within_a_box_alone(pipeline: PagodaEditPipeline) -> None:
+    image, keep = photo(200, 120), np.ones((120, 200), bool)
+    keep[50:60, 70:85] = False
+    edited = pipeline.inpaint(image, keep, box=(60, 40, 48), label=1, rounds=1)
+    assert np.array_equal(np.asarray(edited.image)[keep], np.asarray(image)[keep])
+    assert edited.facts["square"] == [60, 40, 48]
+    with pytest.raises(DataError, match="the hole reaches beyond the model's square"):
+        pipeline.inpaint(image, keep, box=(0, 0, 40), label=1)
+
+
+# Other edits.
+
+
+def test_edits_have_the_size_of_the_image(pipeline: PagodaEditPipeline) -> None:
+    image = photo(41, 30)
+    plain = pipeline.reconstruct(image, label=3)
+    assert plain.image.size == (41, 30)
+    assert plain.square.shape == (1, 3, 16, 16)
+    centre = pipeline.transfer(image, 5, label=3, fit="crop")
+    outside = np.asarray(centre.image)[:, 36:]
+    assert np.array_equal(outside, np.asarray(image)[:, 36:])
+    assert pipeline.reconstruct(photo(16, 16, "RGBA"), label=3).image.mode == "RGB"
+    assert pipeline.reconstruct(image, label=3, resolution=8).square.shape == (1, 3, 8, 8)
+
+
+def test_a_strength_of_1_is_the_sample_of_the_seed(pipeline: PagodaEditPipeline) -> None:
+    fresh = pipeline.transfer(photo(16, 16), 6, label=3, strength=1.0, seed=11)
+    expected = sample_images(pipeline.editor.generator, [11], labels=[6])
+    assert torch.equal(fresh.square, expected)
+    assert np.array_equal(np.asarray(fresh.image), np.asarray(to_pil(expected)[0]))
+    plain = pipeline.reconstruct(photo(16, 16), label=3)
+    assert torch.equal(pipeline.transfer(photo(16, 16), 3, label=3, seed=9).square, plain.square)
+
+
+def test_the_ends_of_the_way_are_the_reconstructions(pipeline: PagodaEditPipeline, tmp_path: Path) -> None:
+    first, second = photo(16, 16), photo(30, 20).rotate(180)
+    way = pipeline.interpolate(first, second, frames=5, labels=(3, 8))
+    assert torch.equal(way.frames[:1], pipeline.reconstruct(first, label=3).square)
+    assert torch.equal(way.frames[-1:], pipeline.reconstruct(second, label=8).square)
+    way.save(tmp_path / "way.webp", seconds=1.0)
+    way.save(tmp_path / "way.gif")
+    way.save(tmp_path / "way.png")
+    for name, count in (("way.webp", 8), ("way.gif", 8), ("way.png", 1)):
+        with Image.open(tmp_path / name) as written:
+            assert getattr(written, "n_frames", 1) == count
+        facts = read_metadata(tmp_path / name)
+        assert facts is not None
+        assert (facts["kind"], facts["edit"], facts["frames"], facts["second_shows"]) == ("edit", "interpolate", 5, 8)
+    with Image.open(tmp_path / "way.webp") as written:
+        written.seek(4)
+        written.load()
+        assert written.info["duration"] == 200
+        shown = np.asarray(written.convert("RGB"))
+    assert np.array_equal(shown, to_uint8(way.frames[-1]).permute(1, 2, 0).numpy())
+
+
+@pytest.mark.parametrize("size", [(8, 8), (10, 7), (4, 6)])
+def test_an_enlarged_image_has_the_shape_of_the_small_one(pipeline: PagodaEditPipeline, size: tuple[int, int]) -> None:
+    edited = pipeline.upscale(photo(*size), label=3)
+    assert edited.square.shape == (1, 3, 16, 16)
+    assert max(edited.image.size) == 16
+    assert abs(edited.image.width / edited.image.height - size[0] / size[1]) < 0.15
+    with pytest.raises(ConfigError, match="images of 16 px are not enlarged by a result of 16 px"):
+        pipeline.upscale(photo(16, 12), label=3)
+
+
+def test_blurs_and_masks_are_undone(pipeline: PagodaEditPipeline) -> None:
+    x = torch.from_numpy(np.asarray(photo(16, 16)).copy()).permute(2, 0, 1)[None] / 127.5 - 1
+    for operator in (box_blur(16, 3), MaskOperator(torch.rand(16, 16) > 0.3)):
+        edited = pipeline.restore(operator(x), operator, label=3, rounds=2)
+        assert float((operator(edited.square) - operator(x)).abs().mean()) < 0.02
+        assert edited.image.size == (16, 16)
+        assert edited.facts["operator"] == type(operator).__name__
+
+
+# What an image shows.
+
+
+def test_classes_go_by_number_name_condition_or_a_guess(pipeline: PagodaEditPipeline) -> None:
+    names, image = pipeline.class_names, photo(16, 16)
+    assert names is not None
+    plain = pipeline.reconstruct(image, label=3)
+    for given in ({"label": names[3]}, {"label": "3"}, {"condition": Condition.of_labels([3])}):
+        assert torch.equal(pipeline.reconstruct(image, **given).square, plain.square)  # type: ignore[arg-type]
+    assert torch.equal(
+        pipeline.transfer(image, Condition.of_labels([4]), label=3).square, pipeline.transfer(image, 4, label=3).square
+    )
+    guessed = pipeline.reconstruct(image)
+    assert torch.equal(guessed.square, pipeline.reconstruct(image, label=guessed.facts["shows"]).square)
+    for wrong in ("zebra", 10, "-2"):
+        with pytest.raises(ConfigError, match=f"no class {wrong!r}".replace("'-2'", "-2")):
+            pipeline.reconstruct(image, label=wrong)
+    with pytest.raises(ConfigError, match="label and condition say the same thing"):
+        pipeline.reconstruct(image, label=3, condition=Condition.of_labels([3]))
+
+
+# Runs and encoders.
+
+
+def test_an_encoder_may_be_handed_in_and_the_teacher_is_then_not_needed(
+    finished_run: RunFolder, tmp_path: Path
+) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(finished_run.path, copy)
+    shutil.rmtree(copy / "teacher")
+    with pytest.raises(ArtifactError, match="holds no teacher of pagoda"):
+        PagodaEditPipeline.from_pretrained(copy)
+
+    def encoder(images: Tensor, condition: Condition) -> Tensor:
+        return images * 2
+
+    pipeline = PagodaEditPipeline.from_pretrained(copy, encoder=encoder)
+    edited = pipeline.reconstruct(photo(16, 16), label=3)
+    assert edited.facts["encoder"] == "function"
+    with pytest.raises(ConfigError, match=r"no class 'square'; classes are 0\.\.9\."):
+        pipeline.reconstruct(photo(16, 16), label="square")
+
+
+def test_a_run_that_is_not_ready_is_refused(finished_run: RunFolder, tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="is not a run folder"):
+        PagodaEditPipeline.from_pretrained(tmp_path)
+    early = tmp_path / "early"
+    early.mkdir()
+    shutil.copy(finished_run.config_path, early)
+    shutil.copytree(finished_run.teacher, early / "teacher")
+    with pytest.raises(ArtifactError, match="has no generator yet"):
+        PagodaEditPipeline.from_pretrained(early)
+
+
+def test_bad_settings_are_refused(pipeline: PagodaEditPipeline) -> None:
+    image, keep = photo(16, 16), hole_of(16, 16)
+    for options in ({}, {"mask": keep, "paint": "red"}, {"mask": keep, "holes": [(0, 0, 2, 2)]}):
+        with pytest.raises(ConfigError, match="needs one of mask, paint and holes"):
+            pipeline.inpaint(image, label=3, **options)  # type: ignore[arg-type]
+    with pytest.raises(ShapeError, match=r"makes images of \[8, 16\] px, none of 32"):
+        pipeline.inpaint(image, keep, resolution=32, label=3)
+    with pytest.raises(ConfigError, match=r"strength must lie in \[0, 1\], got 1.5"):
+        pipeline.reconstruct(image, label=3, strength=1.5)
+    spread = np.ones((64, 64), bool)
+    spread[::4, ::4] = False  # every pixel of the model has some of it
+    with pytest.raises(DataError, match="leaves no pixel of the model's 16 px"):
+        pipeline.inpaint(photo(64, 64), spread, label=3)
+
+
+# The command line.
+
+
+def edit(*arguments: object) -> int:
+    return main(["edit", *(str(argument) for argument in arguments)])
+
+
+def test_every_edit_writes_a_file_that_says_what_made_it(
+    finished_run: RunFolder, tmp_path: Path, capsys: Capture
+) -> None:
+    image, mask = tmp_path / "photo.png", tmp_path / "mask.png"
+    photo(40, 30).save(image)
+    photo(8, 8).save(tmp_path / "small.png")
+    photo(16, 16).save(tmp_path / "square.png")
+    Image.fromarray((hole_of(40, 30) * 255).astype(np.uint8)).save(mask)
+    run, out = finished_run.path, tmp_path / "out"
+    calls = {
+        "reconstruct": [image, "--strength", 0.3, "--seed", 2],
+        "transfer": [image, "--to", 4],
+        "interpolate": [image, tmp_path / "square.png", "--second-label", 5, "--frames", 3],
+        "inpaint": [image, "--mask", mask, "--rounds", 2],
+        "upscale": [tmp_path / "small.png"],
+        "restore": [tmp_path / "square.png", "--blur", 3, "--simulate"],
+    }
+    for name, arguments in calls.items():
+        target = out / f"{name}.png"
+        assert edit(name, run, *arguments, "--label", 3, "--out", target) == 0, capsys.readouterr().err
+        assert str(target) in capsys.readouterr().out
+        facts = read_metadata(target)
+        assert facts is not None
+        assert (facts["kind"], facts["edit"], facts["shows"]) == ("edit", name, 3)
+        assert {"version", "model", "encoder", "source", "resolution", "torch", "device"} <= facts.keys()
+        assert facts["encoder"].startswith("TeacherEncoder ")
+        json.dumps(facts)
+    assert (out / "restore-measured.png").is_file()
+    assert main(["inspect", str(out / "inpaint.png")]) == 0
+    assert 'edit        "inpaint"' in capsys.readouterr().out
+    with pytest.raises(ArtifactError, match="of the kind 'edit'"):
+        compare_with_run(out / "inpaint.png", run)
+    with Image.open(out / "inpaint.png") as made, Image.open(image) as before:
+        keep = hole_of(40, 30)
+        assert np.array_equal(np.asarray(made)[keep], np.asarray(before)[keep])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["inpaint", "RUN", "x.png", "--out", "y.jpg", "--hole", 1, 1, 2, 2],
+            "a JPEG does not keep pixels as they are",
+        ),
+        (["inpaint", "RUN", "x.png"], "needs one of mask, paint and holes"),
+        (["reconstruct", "RUN", "x.png", "--out", "y.gif"], "--out ends with .png, .webp"),
+        (["reconstruct", "RUN", "nowhere.png"], "nowhere.png cannot be edited: unreadable"),
+        (["transfer", "RUN", "x.png", "--to", "zebra"], "no class 'zebra'"),
+        (["interpolate", "RUN", "x.png", "x.png", "--seconds", 0], "--seconds must be > 0, got 0"),
+        (["restore", "RUN", "x.png"], "give one of --blur and --rays"),
+        (["restore", "RUN", "x.png", "--blur", 3], "x.png has 20 x 12 px, 16 x 16 are needed here"),
+        (["restore", "RUN", "x.png", "--blur", 4], "odd width from 1 to the image's 16 px, got 4"),
+        (["upscale", "RUN", "x.png"], "images of 20 px are not enlarged by a result of 16 px"),
+        (["reconstruct", "nowhere", "x.png"], "nowhere is not a run folder"),
+    ],
+)
+def test_mistakes_are_told_in_words(
+    arguments: list[object],
+    message: str,
+    finished_run: RunFolder,
+    tmp_path: Path,
+    capsys: Capture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    photo(20, 12).save("x.png")
+    assert edit(*(finished_run.path if word == "RUN" else word for word in arguments)) == 1
+    assert message in capsys.readouterr().err
+    assert not list(tmp_path.glob("y.*"))
