@@ -35,7 +35,7 @@ LEVELS = {
     "cli": 10,
 }
 """A module imports from lower levels, or from its own room."""
-OPTIONAL = {"datasets", "matplotlib", "onnx", "onnxruntime", "onnxscript", "tensorboard", "transformers"}
+OPTIONAL = {"datasets", "matplotlib", "onnx", "onnxruntime", "onnxscript", "tensorboard", "timm", "transformers"}
 ROOMS = (
     "acceleration",
     "data",

@@ -13,7 +13,7 @@ from torch import Tensor
 from pagoda.errors import ArtifactError, ConfigError, DataError, MissingExtraError, ShapeError
 from pagoda.evaluation import LPIPS, InceptionFeatures, load_published, open_extractor
 from pagoda.evaluation.inception import _inception_module
-from pagoda.evaluation.weights import PUBLISHED
+from pagoda.networks.published import PUBLISHED
 
 ALONE = Path(__file__).parents[2] / ".venv" / "alone"
 """Where `make install` puts packages that must not be installed beside the others."""

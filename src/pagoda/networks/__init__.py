@@ -5,7 +5,9 @@ anatomy        named parts, taps and split runs of U-Nets and DiTs
 backbones      presets by name
 generator      the one-step generator; `growth` is one octave of it
 counting       multiply-adds, kept memory and parameters of what runs
-features       frozen feature stacks, shared by losses and discriminators
+features       frozen feature stacks, shared by losses and discriminators; `stacks` opens them by name, `mixing` joins and mixes them,
+               `outside` are networks of transformers and timm, `pretrained` finds them
+lpips          the published perceptual distance; `published` says where such weights come from
 discriminator  multi-scale heads on a feature stack; `augment` makes their inputs differ
 """
 
@@ -19,12 +21,18 @@ from pagoda.networks.features import FeatureStack, RandomFeatures, TeacherFeatur
 from pagoda.networks.generator import OneStepGenerator
 from pagoda.networks.growth import GrowthLevel, LevelConfig
 from pagoda.networks.loading import load_model
+from pagoda.networks.lpips import LPIPS
+from pagoda.networks.mixing import JoinedFeatures, MixedFeatures
+from pagoda.networks.outside import TimmFeatures, TransformersFeatures
 from pagoda.networks.parts import Anatomy, Context, EncoderState, JointTokens, Residuals
+from pagoda.networks.published import load_published
+from pagoda.networks.stacks import FeatureConfig, build_features, check_features
 from pagoda.networks.tokens import KeptAttention, TokenRows
 from pagoda.networks.transformer_anatomy import TransformerAnatomy
 from pagoda.networks.unet_anatomy import UNetAnatomy
 
 __all__ = [
+    "LPIPS",
     "PRESETS",
     "SUPPORTED_MODELS",
     "Anatomy",
@@ -34,11 +42,14 @@ __all__ = [
     "DiffusersNetwork",
     "Discriminator",
     "EncoderState",
+    "FeatureConfig",
     "FeatureStack",
     "GrowthLevel",
+    "JoinedFeatures",
     "JointTokens",
     "KeptAttention",
     "LevelConfig",
+    "MixedFeatures",
     "MultiplyAdds",
     "OneStepGenerator",
     "ProjectedDiscriminator",
@@ -46,14 +57,19 @@ __all__ = [
     "Residuals",
     "SavedMemory",
     "TeacherFeatures",
+    "TimmFeatures",
     "TokenRows",
     "TransformerAnatomy",
+    "TransformersFeatures",
     "UNetAnatomy",
     "anatomy",
     "backbone_preset",
     "build_backbone",
+    "build_features",
+    "check_features",
     "feature_distance",
     "load_model",
+    "load_published",
     "model_hash",
     "num_parameters",
 ]

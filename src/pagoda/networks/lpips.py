@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from itertools import pairwise
 from pathlib import Path
 from typing import Literal
@@ -11,9 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pagoda.errors import ArtifactError, ShapeError
-from pagoda.evaluation.extractors import check_images, hash_weights
-from pagoda.evaluation.weights import load_published
 from pagoda.files import load_tensors
+from pagoda.networks.inputs import check_images, hash_weights
+from pagoda.networks.published import WEIGHTS_DIR, load_published
 
 _SHIFT, _SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)  # ImageNet's mean and std for pixels in [-1, 1]
 
@@ -46,7 +47,8 @@ class LPIPS(nn.Module):
     Args:
         trunk: "vgg16" or "alexnet"; their distances do not compare.
         weights: Converted weights of the trunk; in PAGODA_WEIGHTS_DIR when None.
-        linear: safetensors of the five weightings `lin<k>.model.1.weight`, as in the package `lpips`, version 0.1.
+        linear: safetensors of the five weightings `lin<k>.model.1.weight`, as in the package `lpips`, version 0.1;
+            `lpips-<trunk>.safetensors` in PAGODA_WEIGHTS_DIR when None.
 
     Raises:
         ArtifactError: weights that are missing, not the published ones, or of other shapes.
@@ -55,7 +57,11 @@ class LPIPS(nn.Module):
     """
 
     def __init__(
-        self, trunk: Literal["vgg16", "alexnet"] = "vgg16", *, weights: Path | str | None = None, linear: Path | str
+        self,
+        trunk: Literal["vgg16", "alexnet"] = "vgg16",
+        *,
+        weights: Path | str | None = None,
+        linear: Path | str | None = None,
     ) -> None:
         super().__init__()
         self.trunk = trunk
@@ -63,7 +69,7 @@ class LPIPS(nn.Module):
         channels = [before[0] for before, after in pairwise(_PLANS[trunk]) if after == _TAP]
         self.linear = nn.ParameterList([torch.zeros(1, int(count), 1, 1) for count in channels])
         trunk_tensors = load_published(trunk, weights)
-        linear_tensors, _ = load_tensors(linear)
+        linear_tensors, _ = load_tensors(find_linear(trunk, linear))
         try:
             self.layers.load_state_dict(
                 {k.removeprefix("features."): v for k, v in trunk_tensors.items() if k.startswith("features.")}
@@ -110,14 +116,38 @@ class LPIPS(nn.Module):
             raise ShapeError(
                 f"LPIPS compares images of one shape, got {tuple(images.shape)} and {tuple(references.shape)}."
             )
-        total = torch.zeros(len(images), device=images.device)
         for batch in (images, references):
             check_images(batch.detach())
+        return self.distance(images, references)
+
+    def distance(self, images: Tensor, references: Tensor) -> Tensor:
+        """As `forward`, for images under training, which may leave [-1, 1] a little."""
+        total = torch.zeros(len(images), device=images.device)
         pairs = zip(self.taps(images.expand(-1, 3, -1, -1)), self.taps(references.expand(-1, 3, -1, -1)), strict=True)
         for (a, b), weight in zip(pairs, self.linear, strict=True):
             difference = (F.normalize(a, dim=1, eps=1e-10) - F.normalize(b, dim=1, eps=1e-10)).square()
             total = total + (difference * weight).sum(1).mean((1, 2))
         return total
+
+
+def find_linear(trunk: str, path: Path | str | None = None) -> Path:
+    """The file of LPIPS' weightings.
+
+    Raises:
+        ArtifactError: it is missing; the message says how it is made and where it belongs.
+    """
+    name, folder = f"lpips-{trunk}.safetensors", os.environ.get(WEIGHTS_DIR, "")
+    target = Path(path) if path is not None else Path(folder) / name
+    if (path is None and not folder) or not target.is_file():
+        where = f"{WEIGHTS_DIR} is not set" if path is None and not folder else f"there is no file `{target}`"
+        short = {"vgg16": "vgg", "alexnet": "alex"}[trunk]
+        raise ArtifactError(
+            f"the weightings of LPIPS with {trunk} are missing: {where}. Take `lpips/weights/v0.1/{short}.pth` of the package lpips, "
+            f'convert it where you trust it:\n  python -c "import torch; from safetensors.torch import save_file; '
+            f"save_file(torch.load('{short}.pth', weights_only=True), '{name}')\"\n"
+            f"and put {name} into the folder that {WEIGHTS_DIR} names."
+        )
+    return target
 
 
 def _build(trunk: str) -> nn.Sequential:
