@@ -20,14 +20,15 @@ from pagoda.diffusion.conditions import UNCONDITIONAL, Condition
 from pagoda.errors import ConfigError, ShapeError
 from pagoda.networks.calling import resolve_labels
 from pagoda.networks.features import FeatureStack
-from pagoda.networks.growth import count_groups, zero_layer
+from pagoda.networks.growth import count_groups
+from pagoda.networks.guidance import GuidanceEmbedding
 
 
 class MapHead(nn.Module):
     """One feature map -> a map of logits.
 
     conv 1x1 (pixels: 3x3), then stride-2 convs down to `target` px, then a conv to h (B, width, s, s);
-    logits = conv(h) + <h, embed(label) + embed(guidance)> / sqrt(width). All convs are spectrally normalised.
+    logits = conv(h) + <h, embed(label)> / sqrt(width). All convs are spectrally normalised.
 
     Args:
         channels: Channels of the map.
@@ -35,20 +36,11 @@ class MapHead(nn.Module):
         target: Side of the map of logits, at most; a smaller map keeps its side.
         width: Channels inside.
         num_classes: 0 for none; otherwise the table has one row more, for samples without a class.
-        guidance: Also project on the guidance weight that an image was made with; its embedding starts at zero.
         pixels: The map is the image itself.
     """
 
     def __init__(
-        self,
-        channels: int,
-        side: int,
-        *,
-        target: int,
-        width: int,
-        num_classes: int,
-        guidance: bool = False,
-        pixels: bool = False,
+        self, channels: int, side: int, *, target: int, width: int, num_classes: int, pixels: bool = False
     ) -> None:
         super().__init__()
         layers: list[nn.Module] = [_conv(channels, width, 3 if pixels else 1), nn.LeakyReLU(0.2)]
@@ -59,7 +51,7 @@ class MapHead(nn.Module):
         self.layers = nn.Sequential(*layers)
         self.logit = _conv(width, 1, 1)
         self.label = nn.Embedding(num_classes + 1, width) if num_classes else None
-        self.guidance = GuidanceEmbedding(width) if guidance else None
+        self.guided: GuidanceEmbedding | None = None  # given by `ProjectedDiscriminator`
         self.scale = 1 / math.sqrt(width)
 
     def forward(self, features: Tensor, labels: Tensor | None, guidance: Tensor | None = None) -> Tensor:
@@ -68,25 +60,9 @@ class MapHead(nn.Module):
         logits = self.logit(F.leaky_relu(h, 0.2))[:, 0]
         if self.label is not None and labels is not None:
             logits = logits + torch.einsum("bchw,bc->bhw", h, self.label(labels)) * self.scale
-        if self.guidance is not None and guidance is not None:
-            logits = logits + torch.einsum("bchw,bc->bhw", h, self.guidance(guidance).to(h)) * self.scale
+        if self.guided is not None and guidance is not None:
+            logits = logits + torch.einsum("bchw,bc->bhw", h, self.guided(guidance)) * self.scale
         return logits.flatten(1)
-
-
-class GuidanceEmbedding(nn.Module):
-    """Guidance weights (B,) -> (B, width): sines and cosines of w at periods 2 to 64, then two layers, the last one zero at first."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.register_buffer("frequencies", math.pi / 2.0 ** torch.arange(6), persistent=False)
-        self.layers = nn.Sequential(nn.Linear(12, width), nn.SiLU(), nn.Linear(width, width))
-        zero_layer(self.layers[-1])
-
-    def forward(self, guidance: Tensor) -> Tensor:
-        """(B,) -> (B, width)."""
-        phases = guidance[:, None] * self.get_buffer("frequencies")
-        embedded: Tensor = self.layers(torch.cat([phases.sin(), phases.cos()], dim=1))
-        return embedded
 
 
 class ProjectedDiscriminator(nn.Module):
@@ -99,8 +75,8 @@ class ProjectedDiscriminator(nn.Module):
         sides: Side of each map in pixels (`FeatureStack.sides`).
         num_classes: 0 for none.
         width: Channels inside each head.
-        guidance: Whether samples are also judged by the guidance weight that they were made with.
         raw_pixels: The last map is the image itself.
+        guided: It is told the guidance weight of each image; logits start as without it.
 
     Raises:
         ConfigError: no map, or a number below 1.
@@ -114,8 +90,8 @@ class ProjectedDiscriminator(nn.Module):
         sides: Sequence[int],
         num_classes: int,
         width: int = 64,
-        guidance: bool = False,
         raw_pixels: bool = False,
+        guided: bool = False,
     ) -> None:
         super().__init__()
         if len(channels) != len(sides):
@@ -126,7 +102,6 @@ class ProjectedDiscriminator(nn.Module):
                 f"sides={tuple(sides)}, width={width}, num_classes={num_classes}."
             )
         self.num_classes = num_classes
-        self.guidance = guidance
         self.raw_pixels = raw_pixels
         target = 8 if max(sides) > 16 else 4  # the official 8 px; small maps would not be reduced at all
         self.heads = nn.ModuleList(
@@ -136,36 +111,38 @@ class ProjectedDiscriminator(nn.Module):
                 target=target,
                 width=width,
                 num_classes=num_classes,
-                guidance=guidance,
                 pixels=raw_pixels and index == len(sides) - 1,
             )
             for index, (count, side) in enumerate(zip(channels, sides, strict=True))
         )
+        self.guided = guided
+        for head in self.heads if guided else ():  # after all heads, whose weights are then those of one without
+            head.guided = GuidanceEmbedding(width)
 
     def forward(self, maps: Sequence[Tensor], condition: Condition = UNCONDITIONAL) -> Tensor:
         """Logits (B, P) of all patches of all maps; positive = real.
 
         Args:
             maps: (B, C_k, h_k, w_k).
-            condition: Labels, -1 or none at all for no class; guidance weights where the heads take them.
+            condition: Labels, -1 or none at all for no class; guidance weights, none at all for 1.
 
         Raises:
             ShapeError: another number of maps.
-            ConfigError: a label out of range, or a guidance weight that is missing or has no input.
+            ConfigError: a label out of range, or guidance weights for one that is not told of them.
         """
         if len(maps) != len(self.heads):
             raise ShapeError(f"this discriminator reads {len(self.heads)} maps, got {len(maps)}.")
         labels = None
         if self.num_classes or condition.label is not None:
             labels = resolve_labels(condition.label, self.num_classes, len(maps[0]), maps[0].device)
-        if (condition.guidance is not None) != self.guidance:
-            seen = "none came" if condition.guidance is None else "some came"
-            raise ConfigError(
-                f"this discriminator was built with guidance={self.guidance}, and of guidance weights {seen}; build it "
-                f"with guidance={not self.guidance}, or {'give' if self.guidance else 'leave out'} `condition.guidance`."
-            )
-        judged = [head(m, labels, condition.guidance) for head, m in zip(self.heads, maps, strict=True)]
-        return torch.cat(judged, dim=1)
+        weights = condition.guidance
+        if weights is not None and not self.guided:
+            raise ConfigError("this discriminator has no input for the condition `guidance`; leave it out.")
+        if self.guided and weights is None:
+            weights = torch.ones(len(maps[0]), device=maps[0].device)
+        return torch.cat(
+            [head(features, labels, weights) for head, features in zip(self.heads, maps, strict=True)], dim=1
+        )
 
 
 class Discriminator(nn.Module):
@@ -189,8 +166,8 @@ class Discriminator(nn.Module):
         image_size: int,
         num_classes: int,
         width: int = 64,
-        guidance: bool = False,
         raw_pixels: bool = False,
+        guided: bool = False,
     ) -> Discriminator:
         """Fresh heads for a stack and images of `image_size` px; the maps' sizes are measured. See `ProjectedDiscriminator`."""
         heads = ProjectedDiscriminator(
@@ -198,8 +175,8 @@ class Discriminator(nn.Module):
             sides=[*stack.sides(image_size), *([image_size] if raw_pixels else [])],
             num_classes=num_classes,
             width=width,
-            guidance=guidance,
             raw_pixels=raw_pixels,
+            guided=guided,
         )
         return cls(stack, heads)
 
