@@ -77,13 +77,16 @@ def sample_images(
         raise ConfigError(f"batch_size must be >= 1, got {batch_size}.")
     labels = check_labels(labels, seeds, generator.num_classes)
     like = next(generator.parameters())
-    made = []
+    side = generator.size if resolution is None else resolution
+    images = torch.empty(len(seeds), generator.channels, side, side)  # filled in place: no image is copied twice
     for part in torch.arange(len(seeds)).split(batch_size):
         rows = part.tolist()
         z = noise_of_seeds([seeds[i] for i in rows], (generator.channels, generator.base_size, generator.base_size))
         condition = Condition.of_labels(None if labels is None else [labels[i] for i in rows])
-        made.append(generator(z.to(like), condition.to(like.device), resolution=resolution).float().clamp(-1, 1).cpu())
-    return torch.cat(made)
+        images[part] = (
+            generator(z.to(like), condition.to(like.device), resolution=resolution).float().clamp_(-1, 1).cpu()
+        )
+    return images
 
 
 def check_labels(labels: Sequence[int] | None, seeds: Sequence[int], num_classes: int) -> list[int] | None:

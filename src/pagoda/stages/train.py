@@ -17,9 +17,10 @@ from pagoda.images import make_grid, save_image
 from pagoda.networks import OneStepGenerator, model_hash
 from pagoda.stages.config import RunConfig
 from pagoda.stages.context import StageContext, open_context
+from pagoda.stages.critics import check_critics
 from pagoda.stages.distill import distill
 from pagoda.stages.encode import encode
-from pagoda.stages.grow import grow, octave_settings, stage_name
+from pagoda.stages.grow import check_boundary, grow, octave_settings, stage_name
 from pagoda.stages.provenance import draw_octaves, sample_facts
 from pagoda.stages.report import write_report
 from pagoda.stages.run_folder import RunFolder, stage_settings
@@ -62,6 +63,8 @@ def train(config: RunConfig, out: str, *, until: str = "grow", quiet: bool = Fal
         context = open_context(run, config, runtime, quiet=quiet)
         wanted = stages_of(config, until)
         check_stages(context, wanted)
+        check_critics(config, [stage for stage in wanted if not run.is_done(stage)])
+        check_boundary(context)
         if runtime.is_main:
             check_disk(run.path, _disk_needed(context), "the latents and caches of this run")
             run.write_config(config)
@@ -128,8 +131,8 @@ def draw_reconstructions(context: StageContext, generator: OneStepGenerator, cou
 
 
 def stages_of(config: RunConfig, until: str = "grow") -> list[str]:
-    """Names of the stages of a run up to and including `until`, in order; `grow` is one stage an octave."""
-    octaves = [stage_name(size) for size in config.sizes[1:]]
+    """Names of the stages of a run up to and including `until`, in order; `grow` is one stage an octave, or every few of them."""
+    octaves = [stage_name(size) for size in config.growth]
     return [*STAGES[: min(STAGES.index(until) + 1, 3)], *(octaves if until == "grow" else [])]
 
 
