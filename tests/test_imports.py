@@ -48,6 +48,7 @@ OPTIONAL = {
     "onnxruntime",
     "onnxscript",
     "tensorboard",
+    "timm",
     "tokenizers",
     "transformers",
     "uvicorn",

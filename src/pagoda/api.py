@@ -142,7 +142,7 @@ def teach(
         data: Folder of images, zip, IDX folder, parquet file, hub name, or "shapes".
         size: Side of the down-sampled images, in pixels.
         out: Run folder, continued when it is there; a temporary one when None.
-        preset: tiny, small or base.
+        preset: tiny, small, base, official or pagoda.
         settings: Single settings by dotted key, e.g. `{"teach.loop.steps": 500}`; those of later stages too.
         techniques: What changes the training: names, configurations, or names with options (see `pagoda techniques`).
         quiet: Print nothing.

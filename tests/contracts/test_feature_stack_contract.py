@@ -8,7 +8,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from pagoda.networks import FeatureStack, RandomFeatures, TeacherFeatures, build_backbone, feature_distance
+from pagoda.networks import (
+    FeatureStack,
+    JoinedFeatures,
+    MixedFeatures,
+    RandomFeatures,
+    TeacherFeatures,
+    TransformersFeatures,
+    build_backbone,
+    feature_distance,
+)
 from pagoda.networks.backbones import BackboneConfig
 
 SIZE = 16
@@ -20,11 +29,24 @@ def teacher(seed: int = 0, channels: int = 3) -> FeatureStack:
     return TeacherFeatures(build_backbone(config, image_size=SIZE, in_channels=channels, num_classes=3))
 
 
+def outside(seed: int = 0, channels: int = 3) -> FeatureStack:
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(seed)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "patch_size": 4, "image_size": SIZE}
+    return TransformersFeatures(
+        transformers.Dinov2Model(transformers.Dinov2Config(**sizes)).eval(), in_channels=channels
+    )
+
+
 STACKS: dict[str, Callable[[int], FeatureStack]] = {
     "teacher": teacher,
     "teacher-grey": lambda seed: teacher(seed, channels=1),
     "random": lambda seed: RandomFeatures(widths=(8, 16), seed=seed),
     "random-grey": lambda seed: RandomFeatures(1, widths=(8,), seed=seed),
+    "mixed": lambda seed: MixedFeatures(teacher(), seed=seed, width=8),
+    "joined": lambda seed: JoinedFeatures([teacher(seed), RandomFeatures(widths=(8,))]),
+    "transformers": outside,
+    "transformers-grey": lambda seed: outside(seed, channels=1),
 }
 
 

@@ -16,8 +16,8 @@ from pagoda.errors import ArtifactError, ConfigError, DataError, MissingExtraErr
 from pagoda.evaluation import LPIPS, InceptionFeatures, load_published, open_extractor, pair_measure, resize_images
 from pagoda.evaluation.extractors import RESIZE
 from pagoda.evaluation.inception import _inception_module
-from pagoda.evaluation.weights import PUBLISHED
 from pagoda.files import load_tensors
+from pagoda.networks.published import PUBLISHED
 
 ALONE = Path(__file__).parents[2] / ".venv" / "alone"
 """Where `make install` puts packages that must not be installed beside the others."""

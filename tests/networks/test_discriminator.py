@@ -1,22 +1,25 @@
 """The discriminator: per-sample, class-conditional, and only its heads are trained."""
 
 import copy
+import dataclasses
 
 import pytest
 import torch
 
 from pagoda.diffusion.conditions import Condition
 from pagoda.errors import ConfigError, ShapeError
-from pagoda.networks import Discriminator, ProjectedDiscriminator, RandomFeatures, TeacherFeatures
+from pagoda.networks import Discriminator, MixedFeatures, ProjectedDiscriminator, RandomFeatures, TeacherFeatures
 
 IMAGES = torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
 LABELS = Condition.of_labels([0, 1, -1, 4])
 
 
-@pytest.fixture(params=[{}, {"mixing": True}, {"raw_pixels": True}, {"mixing": True, "raw_pixels": True}], ids=str)
+@pytest.fixture(params=["plain", "mixed", "raw", "mixed-raw"])
 def discriminator(request, unet):
     torch.manual_seed(0)
-    return Discriminator.for_stack(TeacherFeatures(unet), image_size=16, num_classes=5, width=16, **request.param)
+    stack = TeacherFeatures(unet)
+    stack = MixedFeatures(stack, width=8) if "mixed" in request.param else stack
+    return Discriminator.for_stack(stack, image_size=16, num_classes=5, width=16, raw_pixels="raw" in request.param)
 
 
 def test_logits_of_a_sample_do_not_depend_on_its_batch(discriminator):
@@ -60,7 +63,7 @@ def test_only_the_heads_are_trained_and_gradients_reach_the_images(discriminator
         assert torch.equal(value, frozen[name])
 
 
-def test_heads_resume_bitwise_from_their_state(discriminator, unet):
+def test_heads_resume_bitwise_from_their_state(discriminator):
     discriminator.train()
     for _ in range(2):
         discriminator(IMAGES, LABELS)  # power iterations advance
@@ -69,11 +72,10 @@ def test_heads_resume_bitwise_from_their_state(discriminator, unet):
     expected = [discriminator(IMAGES, LABELS) for _ in range(2)]
     torch.manual_seed(1)
     fresh = Discriminator.for_stack(
-        TeacherFeatures(unet),
+        discriminator.stack,
         image_size=16,
         num_classes=5,
         width=16,
-        mixing=discriminator.heads.heads[0].mixer is not None,
         raw_pixels=discriminator.heads.raw_pixels,
     ).train()
     assert not torch.equal(copy.deepcopy(fresh)(IMAGES, LABELS), expected[0])
@@ -122,3 +124,28 @@ def test_impossible_heads_are_refused():
         ProjectedDiscriminator([4], sides=[8], num_classes=0)([torch.zeros(1, 4, 8, 8)] * 2)
     with pytest.raises(ConfigError, match="without classes"):
         ProjectedDiscriminator([4], sides=[8], num_classes=0)([torch.zeros(1, 4, 8, 8)], Condition.of_labels([0]))
+
+
+def test_guidance_changes_nothing_at_first_and_is_learnt_then(unet):
+    torch.manual_seed(0)
+    stack, guided = TeacherFeatures(unet), dataclasses.replace(LABELS, guidance=torch.tensor([1.0, 2.0, 4.0, 7.5]))
+    plain = Discriminator.for_stack(stack, image_size=16, num_classes=5, width=16).eval()
+    judge = Discriminator.for_stack(stack, image_size=16, num_classes=5, width=16, guided=True).eval()
+    judge.heads.load_state_dict(plain.heads.state_dict(), strict=False)
+    assert torch.equal(judge(IMAGES, guided), plain(IMAGES, LABELS))
+    logits = judge(
+        IMAGES[:1].expand(4, -1, -1, -1), dataclasses.replace(guided, label=torch.zeros(4, dtype=torch.int64))
+    )
+    (logits.mean(1) * torch.tensor([1.0, -1.0, 1.0, -1.0])).sum().backward()
+    last = judge.heads.heads[0].guided.outer
+    with torch.no_grad():
+        last.weight -= last.weight.grad
+    same = judge(IMAGES, dataclasses.replace(LABELS, guidance=torch.ones(4)))
+    other = judge(IMAGES, dataclasses.replace(LABELS, guidance=torch.full((4,), 3.0)))
+    assert not torch.allclose(same, other, atol=1e-4)
+
+
+def test_guidance_without_an_input_is_refused(unet):
+    judge = Discriminator.for_stack(TeacherFeatures(unet), image_size=16, num_classes=5)
+    with pytest.raises(ConfigError, match="no input for the condition `guidance`"):
+        judge(IMAGES, Condition(guidance=torch.ones(4)))

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from pagoda.diffusion.conditions import Condition
 from pagoda.errors import ArtifactError, ConfigError, ShapeError
 from pagoda.networks import LevelConfig, OneStepGenerator, model_hash
-from pagoda.networks.growth import carry_over, count_groups
+from pagoda.networks.growth import SelfAttention, carry_over, count_groups
 
 Z = torch.randn(3, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 LABELS = Condition.of_labels([0, -1, 4])
@@ -154,3 +154,34 @@ def test_unknown_choices_are_refused(unet):
         generator.grow(num_blocks=0)
     with pytest.raises(ShapeError, match="head_groups=5 does not divide"):
         LevelConfig(channels=12, head_groups=5)
+
+
+def test_attention_is_the_identity_at_first_and_comes_back_from_disk(generator, tmp_path):
+    plain, attentive = (generator.grow(channels=16, use_rgb=False, attention=on) for on in (False, True))
+    attentive.load_state_dict(plain.state_dict(), strict=False)
+    assert torch.equal(attentive(Z, LABELS), plain(Z, LABELS))
+    upper = [g.grow(channels=16).lower_outputs(Z, LABELS)[0] for g in (plain, attentive)]
+    assert torch.equal(*upper)
+    with torch.no_grad():
+        for attention in attentive.octaves[0].attentions:
+            attention.out.weight.normal_(generator=torch.Generator().manual_seed(0))
+    assert not torch.equal(attentive.grow().lower_outputs(Z, LABELS)[0], upper[0])
+    attentive.save_pretrained(tmp_path)
+    loaded = OneStepGenerator.from_pretrained(tmp_path, local_files_only=True)
+    assert model_hash(loaded) == model_hash(attentive)
+
+
+def test_attention_looks_at_all_pixels_with_weights_that_sum_to_one():
+    attention = SelfAttention(64).double()
+    with torch.no_grad():
+        for layer in (attention.qkv, attention.out):
+            layer.weight.normal_(std=0.2, generator=torch.Generator().manual_seed(0))
+    h = torch.randn(2, 64, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    q, k, v = attention.qkv(attention.norm(h)).flatten(2).chunk(3, 1)  # (2, 64, 16)
+    expected = []
+    for part in range(2):
+        rows = slice(32 * part, 32 * part + 32)
+        weights = (q[:, rows].transpose(1, 2) @ k[:, rows] / 32**0.5).softmax(-1)  # (2, 16, 16)
+        expected.append(v[:, rows] @ weights.transpose(1, 2))
+    mixed = torch.cat(expected, 1).unflatten(2, (4, 4))
+    torch.testing.assert_close(attention(h), h + attention.out(mixed))

@@ -26,7 +26,7 @@ class Configure:
     """Side of the diffusion model's images, in pixels; 32 when neither given nor in the file."""
     size: int | None = None
     """Side of the generator's images, in pixels: base x 2^k; 256 when neither given nor in the file."""
-    preset: Literal["tiny", "small", "base"] = "small"
+    preset: Literal["tiny", "small", "base", "official", "pagoda"] = "small"
     """tiny: minutes on two cores; small: an hour on two cores or minutes on a GPU; base: ImageNet-64 class."""
     config: Path | None = None
     """YAML file of settings on top of the preset (see `--dry-run` for all of them); its `data` is not read."""

@@ -18,7 +18,6 @@ from pagoda.evaluation.inception import InceptionFeatures
 from pagoda.evaluation.inception_score import InceptionScore, inception_score
 from pagoda.evaluation.intervals import half_sample_error, interval, mean_error
 from pagoda.evaluation.kernel import KernelDistance, kernel_distance, kernel_distance_subsets
-from pagoda.evaluation.lpips import LPIPS
 from pagoda.evaluation.measures import METRICS, ScoreOptions, metric_name
 from pagoda.evaluation.neighbours import (
     Memorisation,
@@ -34,7 +33,7 @@ from pagoda.evaluation.registry import EXTRACTORS, Place, open_extractor
 from pagoda.evaluation.scores import Score, check_comparable, load_scores, score_table
 from pagoda.evaluation.text import clip_scores, directional_similarity, retrieval_accuracy
 from pagoda.evaluation.transformers import CLIPFeatures, DINOv2Features
-from pagoda.evaluation.weights import load_published
+from pagoda.networks import LPIPS, load_published
 
 __all__ = [
     "EXTRACTORS",

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from pagoda.errors import MissingExtraError
 from pagoda.evaluation.extractors import check_images, hash_weights
-from pagoda.evaluation.weights import load_published
 from pagoda.files import hash_json
 from pagoda.images import to_uint8
+from pagoda.networks.published import load_published
 
 _PACKAGE = "torch_fidelity"
 _SPATIAL_CHANNELS = 7  # of the 17 x 17 map: 2,023 values (Nash et al. 2021, arXiv:2103.03841)
@@ -30,7 +30,7 @@ class InceptionFeatures:
     `features="spatial"`. Grey images are repeated to three channels.
 
     Args:
-        weights: The converted file; in PAGODA_WEIGHTS_DIR when None (see `pagoda.evaluation.weights`).
+        weights: The converted file; in PAGODA_WEIGHTS_DIR when None (see `pagoda.networks.published`).
         features: "pooled" (2,048) or "spatial" (7 channels of a 17 x 17 map, 2,023).
         device: Where to compute.
 

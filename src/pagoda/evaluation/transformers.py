@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pagoda.errors import ArtifactError, import_extra
-from pagoda.evaluation.extractors import check_images, hash_weights, resize_images
+from pagoda.errors import ArtifactError
 from pagoda.files import hash_json
+from pagoda.networks.inputs import check_images, hash_weights, resize_images
+from pagoda.networks.pretrained import open_transformers
 
 DINOV2_MEAN, DINOV2_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -144,13 +145,5 @@ class CLIPFeatures(_Normalised):
 
 
 def _load(kind: str, source: Path | str, allow_download: bool) -> Any:
-    found = getattr(import_extra("transformers", "encoders"), kind)
-    local = not allow_download
-    try:
-        return found.from_pretrained(str(source), use_safetensors=True, local_files_only=local)
-    except (OSError, ValueError) as error:
-        raise ArtifactError(
-            f"`{source}` holds no {kind} that can be loaded without a download ({str(error).splitlines()[0]}). Give a folder in "
-            "the Hugging Face layout with safetensors in it, or allow the download with allow_download=True "
-            "(`--allow-download` on the command line)."
-        ) from error
+    model, _ = open_transformers(source, kind=kind, allow_download=allow_download)
+    return model

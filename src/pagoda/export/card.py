@@ -86,7 +86,7 @@ def _data_rows(config: RunConfig, generator: OneStepGenerator) -> list[tuple[str
 
 def _recipe(run: RunFolder, config: RunConfig) -> str:
     lines = ["| stage | steps | time | data | made |", "|---|---|---|---|---|"]
-    for stage in ("teach", "encode", "distill", *(f"grow-{size}" for size in config.sizes[1:])):
+    for stage in ("teach", "encode", "distill", *(f"grow-{size}" for size in config.growth)):
         record = run.record(stage)
         if record is None or not record["done"]:
             lines.append(f"| {stage} | | not finished | | |")

@@ -7,7 +7,9 @@ teachers       networks of any origin with the scheduler that they were trained 
 generator      the one-step generator; `growth` is one octave of it
 codecs         images to latents and back
 counting       multiply-adds, kept memory and parameters of what runs
-features       frozen feature stacks, shared by losses and discriminators
+features       frozen feature stacks, shared by losses and discriminators; `stacks` opens them by name, `mixing` joins and mixes them,
+               `outside` are networks of transformers and timm, `pretrained` finds them
+lpips          the published perceptual distance; `published` says where such weights come from
 discriminator  multi-scale heads on a feature stack; `augment` makes their inputs differ
 """
 
@@ -24,14 +26,20 @@ from pagoda.networks.features import FeatureStack, RandomFeatures, TeacherFeatur
 from pagoda.networks.generator import OneStepGenerator
 from pagoda.networks.growth import GrowthLevel, LevelConfig
 from pagoda.networks.loading import load_model
+from pagoda.networks.lpips import LPIPS
+from pagoda.networks.mixing import JoinedFeatures, MixedFeatures
 from pagoda.networks.null_condition import NullCondition
+from pagoda.networks.outside import TimmFeatures, TransformersFeatures
 from pagoda.networks.parts import Anatomy, Context, EncoderState, JointTokens, Residuals
+from pagoda.networks.published import load_published
+from pagoda.networks.stacks import FeatureConfig, build_features, check_features
 from pagoda.networks.teachers import ForeignTeacher, open_teacher
 from pagoda.networks.tokens import KeptAttention, TokenRows
 from pagoda.networks.transformer_anatomy import TransformerAnatomy
 from pagoda.networks.unet_anatomy import UNetAnatomy
 
 __all__ = [
+    "LPIPS",
     "PRESETS",
     "SUPPORTED_MODELS",
     "Anatomy",
@@ -41,14 +49,17 @@ __all__ = [
     "DiffusersNetwork",
     "Discriminator",
     "EncoderState",
+    "FeatureConfig",
     "FeatureStack",
     "ForeignTeacher",
     "GrowthLevel",
     "ImageCodec",
+    "JoinedFeatures",
     "JointTokens",
     "KeptAttention",
     "LatentEncoder",
     "LevelConfig",
+    "MixedFeatures",
     "MultiplyAdds",
     "NullCondition",
     "OneStepGenerator",
@@ -58,14 +69,19 @@ __all__ = [
     "Residuals",
     "SavedMemory",
     "TeacherFeatures",
+    "TimmFeatures",
     "TokenRows",
     "TransformerAnatomy",
+    "TransformersFeatures",
     "UNetAnatomy",
     "anatomy",
     "backbone_preset",
     "build_backbone",
+    "build_features",
+    "check_features",
     "feature_distance",
     "load_model",
+    "load_published",
     "model_hash",
     "num_parameters",
     "open_codec",

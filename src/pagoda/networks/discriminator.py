@@ -1,4 +1,4 @@
-"""A multi-scale, class-conditional discriminator: small heads on the maps of a frozen feature stack.
+"""A multi-scale, conditional discriminator: small heads on the maps of a frozen feature stack (see `MixedFeatures` for mixed ones).
 
 Nothing in it looks across the batch (group norm instead of the official batch norm), so that logits depend neither on the
 batch size nor on the number of processes.
@@ -36,18 +36,13 @@ class MapHead(nn.Module):
         target: Side of the map of logits, at most; a smaller map keeps its side.
         width: Channels inside.
         num_classes: 0 for none; otherwise the table has one row more, for samples without a class.
-        mixing: Mix the channels by a fixed random matrix first; it is a buffer, so it is saved.
         pixels: The map is the image itself.
     """
 
-    mixer: Tensor | None
-
     def __init__(
-        self, channels: int, side: int, *, target: int, width: int, num_classes: int, mixing: bool, pixels: bool = False
+        self, channels: int, side: int, *, target: int, width: int, num_classes: int, pixels: bool = False
     ) -> None:
         super().__init__()
-        mixer = torch.randn(channels, channels, 1, 1) * math.sqrt(1 / channels) if mixing else None
-        self.register_buffer("mixer", mixer)
         layers: list[nn.Module] = [_conv(channels, width, 3 if pixels else 1), nn.LeakyReLU(0.2)]
         while side > target:
             layers += [_conv(width, width, 4, stride=2), nn.GroupNorm(count_groups(width), width), nn.LeakyReLU(0.2)]
@@ -61,8 +56,6 @@ class MapHead(nn.Module):
 
     def forward(self, features: Tensor, labels: Tensor | None, guidance: Tensor | None = None) -> Tensor:
         """Map (B, C, h, w), rows of the table (B,) and guidance weights (B,) -> logits (B, s * s)."""
-        if self.mixer is not None:
-            features = F.conv2d(features, self.mixer)
         h = self.layers(features)
         logits = self.logit(F.leaky_relu(h, 0.2))[:, 0]
         if self.label is not None and labels is not None:
@@ -82,7 +75,6 @@ class ProjectedDiscriminator(nn.Module):
         sides: Side of each map in pixels (`FeatureStack.sides`).
         num_classes: 0 for none.
         width: Channels inside each head.
-        mixing: Mix the channels of each map by a fixed random matrix first.
         raw_pixels: The last map is the image itself.
         guided: It is told the guidance weight of each image; logits start as without it.
 
@@ -98,7 +90,6 @@ class ProjectedDiscriminator(nn.Module):
         sides: Sequence[int],
         num_classes: int,
         width: int = 64,
-        mixing: bool = False,
         raw_pixels: bool = False,
         guided: bool = False,
     ) -> None:
@@ -120,7 +111,6 @@ class ProjectedDiscriminator(nn.Module):
                 target=target,
                 width=width,
                 num_classes=num_classes,
-                mixing=mixing and not (raw_pixels and index == len(sides) - 1),
                 pixels=raw_pixels and index == len(sides) - 1,
             )
             for index, (count, side) in enumerate(zip(channels, sides, strict=True))
@@ -176,7 +166,6 @@ class Discriminator(nn.Module):
         image_size: int,
         num_classes: int,
         width: int = 64,
-        mixing: bool = False,
         raw_pixels: bool = False,
         guided: bool = False,
     ) -> Discriminator:
@@ -186,7 +175,6 @@ class Discriminator(nn.Module):
             sides=[*stack.sides(image_size), *([image_size] if raw_pixels else [])],
             num_classes=num_classes,
             width=width,
-            mixing=mixing,
             raw_pixels=raw_pixels,
             guided=guided,
         )

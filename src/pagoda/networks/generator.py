@@ -339,6 +339,7 @@ class OneStepGenerator(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffus
         upsample: Literal["nearest", "bilinear"] = "nearest",
         head_init: Literal["skip_rgb", "zero", "copy"] = "skip_rgb",
         use_rgb: bool = True,
+        attention: bool = False,
     ) -> OneStepGenerator:
         """A new generator with one more octave; this one is unchanged.
 
@@ -353,6 +354,7 @@ class OneStepGenerator(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffus
             upsample: How features are enlarged.
             head_init: See above.
             use_rgb: Whether the level also sees the enlarged lower image.
+            attention: Self-attention after each block, the identity at first; for low sizes.
 
         Raises:
             ConfigError: an unknown choice; or "copy" where the level below has no head that draws the whole image.
@@ -367,6 +369,7 @@ class OneStepGenerator(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffus
             upsample=upsample,
             head_init=head_init,
             use_rgb=use_rgb,
+            attention=attention,
             head_groups=count_groups(width),
         )
         if head_init == "copy":

@@ -17,6 +17,9 @@ from pagoda.errors import ArtifactError, ConfigError, ShapeError, did_you_mean
 MAX_GROUPS = 32
 """Group norms of new levels use the largest number of groups up to this that leaves at least 4 channels in each."""
 
+ATTENTION_CHANNELS = 32
+"""Channels of an attention head."""
+
 HEAD_INITS = ("skip_rgb", "zero", "copy")
 UPSAMPLES = ("nearest", "bilinear")
 
@@ -40,6 +43,8 @@ class LevelConfig:
     """skip_rgb: image = enlarged lower image + head, head zero at first. zero: image = head. copy: the lower head, copied."""
     use_rgb: bool = True
     """Whether the level also sees the enlarged lower image."""
+    attention: bool = False
+    """Self-attention after each residual block; its cost grows with the fourth power of the side."""
     head_groups: int
     """Groups of the head's norm."""
     head_eps: float = 1e-5
@@ -91,6 +96,25 @@ class ResidualBlock(nn.Module):
         return hidden + self.conv2(F.silu(self.norm2(h)))
 
 
+class SelfAttention(nn.Module):
+    """h + out(attention(norm(h))) over all pixels, heads of about 32 channels; `out` starts at zero: the identity."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.heads = max(1, channels // ATTENTION_CHANNELS) if channels % ATTENTION_CHANNELS == 0 else 1
+        self.norm = nn.GroupNorm(count_groups(channels), channels)
+        self.qkv = nn.Conv2d(channels, 3 * channels, 1)
+        self.out = nn.Conv2d(channels, channels, 1)
+        zero_layer(self.out)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """(B, C, r, r) -> (B, C, r, r)."""
+        qkv = self.qkv(self.norm(hidden)).flatten(2).unflatten(1, (3, self.heads, -1))  # (B, 3, heads, C/heads, N)
+        q, k, v = qkv.transpose(-1, -2).unbind(1)
+        mixed = F.scaled_dot_product_attention(q, k, v)  # (B, heads, N, C/heads)
+        return hidden + self.out(mixed.transpose(-1, -2).flatten(1, 2).unflatten(2, hidden.shape[-2:]))
+
+
 class GrowthLevel(nn.Module):
     """Features and image of one size -> features and image of twice the size.
 
@@ -113,6 +137,9 @@ class GrowthLevel(nn.Module):
         self.project = nn.Identity() if same else nn.Conv2d(lower_channels, config.channels, 1)
         self.from_rgb = nn.Conv2d(image_channels, config.channels, 3, padding=1) if config.use_rgb else None
         self.blocks = nn.ModuleList(ResidualBlock(config.channels, embedding_dim) for _ in range(config.num_blocks))
+        self.attentions = nn.ModuleList(
+            SelfAttention(config.channels) for _ in range(config.num_blocks if config.attention else 0)
+        )
         self.norm_out = nn.GroupNorm(config.head_groups, config.channels, eps=config.head_eps)
         self.conv_out = nn.Conv2d(config.channels, image_channels, 3, padding=1)
         if config.head_init != "copy":
@@ -139,8 +166,10 @@ class GrowthLevel(nn.Module):
             h = F.interpolate(h, scale_factor=2, mode="bilinear", align_corners=False)
         if self.from_rgb is not None:
             h = h + self.from_rgb(enlarged)
-        for block in self.blocks:
+        for index, block in enumerate(self.blocks):
             h = block(h, embedding)
+            if len(self.attentions):
+                h = self.attentions[index](h)
         image = self.conv_out(F.silu(self.norm_out(h)))
         return h, enlarged + image if self.config.head_init == "skip_rgb" else image
 

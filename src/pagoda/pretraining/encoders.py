@@ -22,17 +22,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pagoda.errors import ArtifactError, ConfigError, ShapeError, did_you_mean, import_extra
+from pagoda.errors import ArtifactError, ConfigError, ShapeError, did_you_mean
 from pagoda.evaluation import SmallClassifier, hash_weights, resize_images, train_classifier
 from pagoda.files import hash_json
 from pagoda.networks import FeatureStack, RandomFeatures, TeacherFeatures, load_model
+from pagoda.networks.outside import IMAGENET
+from pagoda.networks.pretrained import open_transformers
 from pagoda.networks.teachers import preconditioning_of
 from pagoda.training import Setup, derive_seed
 
 CLASSIFIER_STEPS = 300
 """Steps that the encoder `classifier` is trained for, and `CLASSIFIER_IMAGES` the most images it is trained on."""
 CLASSIFIER_IMAGES = 20_000
-IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
 
 
 class TargetEncoder(nn.Module, ABC):
@@ -189,16 +190,8 @@ def _classifier(argument: str, setup: Setup, side: int) -> TargetEncoder:
 
 
 def _transformers(argument: str, setup: Setup, side: int) -> TargetEncoder:
-    folder = Path(argument)
-    if not (folder / "config.json").is_file():
-        raise ArtifactError(f"{folder} is no folder of a transformers model: it has no config.json.")
-    if not list(folder.glob("*.safetensors")):
-        raise ArtifactError(f"{folder} has no safetensors weights; only those are read.")
-    transformers = import_extra("transformers", "encoders")
-    model = transformers.AutoModel.from_pretrained(folder, use_safetensors=True, local_files_only=True)
-    path = folder / "preprocessor_config.json"
-    statistics = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return TransformersEncoder(model, {key: statistics[key] for key in IMAGENET if key in statistics})
+    model, statistics = open_transformers(argument)
+    return TransformersEncoder(model, statistics)
 
 
 def _network(argument: str, setup: Setup, side: int) -> TargetEncoder:

@@ -16,8 +16,9 @@ from pagoda.data import DownsamplerKind, SourceConfig
 from pagoda.diffusion import build_solver
 from pagoda.errors import ConfigError, did_you_mean
 from pagoda.evaluation import EXTRACTORS, METRICS
-from pagoda.networks import BackboneConfig, backbone_preset
+from pagoda.networks import BackboneConfig, FeatureConfig, backbone_preset
 from pagoda.pretraining import TECHNIQUES, TechniqueConfig, build_techniques
+from pagoda.stages.config_checks import check_growth, check_loss
 from pagoda.training import LoopConfig, OptimizerConfig
 from pagoda.training.denoising import NoiseLaw
 
@@ -107,13 +108,27 @@ class LossConfig:
     """Side in pixels of the random window that the feature distance and the discriminator see; 0 for the whole image."""
     raw_pixels: bool = True
     """The discriminator also has a head that looks at the pixels themselves."""
+    pixel: float = 1.0
+    """Weight of the pseudo-Huber loss on pixels; 0 leaves it out."""
+    lpips: float = 0.0
+    """Weight of LPIPS (VGG-16, weights in PAGODA_WEIGHTS_DIR); 0 leaves it out."""
+    lpips_size: int = 224
+    """Side in pixels that smaller images are enlarged to for LPIPS."""
+    stack: FeatureConfig = FeatureConfig()
+    """Networks of the feature distance, and of the discriminators unless `judge` names others."""
+    judge: FeatureConfig | None = None
+    """Networks that the discriminators look through; None takes those of `stack`."""
+    feature_augment: tuple[str, ...] = ()
+    """Differentiable augmentation for the feature distance, one draw for both images of a pair; () for none."""
+    updates: Literal["joint", "separate"] = "joint"
+    """joint: one step for all losses of the generator. separate: one for the reconstruction, then one for the adversarial term alone."""
+    reconstruction_judge: float = 0.0
+    """Weight of a second discriminator, of reconstructions against their images; 0 trains none."""
+    pairs: float = 1.0
+    """Share of the images of each class that are reconstructed; the discriminator sees all."""
 
     def __post_init__(self) -> None:
-        for name in ("huber", "feature", "adversarial"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"{name} must be >= 0, got {getattr(self, name)}.")
-        if not 0 <= self.adversarial_from <= 1:
-            raise ConfigError(f"adversarial_from must lie in [0, 1], got {self.adversarial_from}.")
+        check_loss(self)
 
 
 GAN_GENERATOR = OptimizerConfig(lr=5e-4, betas=(0.5, 0.99))
@@ -245,16 +260,48 @@ class GrowConfig:
     """Memory for the outputs of the frozen levels; they are computed anew each step when they need more."""
     fakes: int = 4096
     """Prior samples whose lower outputs are cached for the adversarial term."""
+    blocks: tuple[int, ...] = ()
+    """Residual blocks of each octave; () gives `num_blocks` to all."""
+    heads: tuple[str, ...] = ()
+    """How the head of each octave starts; () gives `head_init` to all."""
+    octave_losses: tuple[LossConfig, ...] = ()
+    """Loss of each octave; () gives `loss` to all."""
+    use_rgb: bool = True
+    """Whether a new level also sees the enlarged lower image."""
+    attention: int = 0
+    """Octaves up to this side in pixels have self-attention after each block; 0 for none."""
+    at_once: int = 1
+    """Octaves that are added and trained together; of several, `steps`, `batch_size` and the loss are the last one's."""
+    train_from: str = "top"
+    """What is trained: top (the new levels), a side in pixels (levels from there on), a part of the base (decoder.3) and all after it."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "channels"):
+        for name in ("steps", "batch_size", "channels", "blocks"):
             values = getattr(self, name)
-            if not values or any(value < 1 for value in values):
+            if (not values and name != "blocks") or any(value < 1 for value in values):
                 raise ConfigError(f"{name} needs one positive number per octave, got {values}.")
+        if self.at_once < 1 or self.attention < 0:
+            raise ConfigError(f"at_once must be >= 1 and attention >= 0, got {self.at_once} and {self.attention}.")
 
     def octave(self, index: int) -> dict[str, int]:
         """steps, batch_size and channels of octave `index`, counted from 0."""
-        return {n: getattr(self, n)[min(index, len(getattr(self, n)) - 1)] for n in ("steps", "batch_size", "channels")}
+        return {n: _entry(getattr(self, n), index) for n in ("steps", "batch_size", "channels")}
+
+    def num_blocks_of(self, index: int) -> int:
+        """Residual blocks of octave `index`."""
+        return _entry(self.blocks or (self.num_blocks,), index)
+
+    def head_of(self, index: int) -> str:
+        """How the head of octave `index` starts."""
+        return _entry(self.heads or (self.head_init,), index)
+
+    def loss_of(self, index: int) -> LossConfig:
+        """The loss of octave `index`."""
+        return _entry(self.octave_losses or (self.loss,), index)
+
+
+def _entry(values: tuple[ConfigT, ...], index: int) -> ConfigT:
+    return values[min(index, len(values) - 1)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -376,6 +423,7 @@ class RunConfig:
             )
         self._check_guidance()
         build_techniques(self.techniques)  # refuses pairs that cannot be combined
+        check_growth(self)
 
     def _check_guidance(self) -> None:
         if self.guidance.active and self.teach.condition_dropout == 0:
@@ -397,6 +445,16 @@ class RunConfig:
     def sizes(self) -> list[int]:
         """Image sizes from base to the final one."""
         return [self.base * 2**k for k in range((self.size // self.base).bit_length())]
+
+    @property
+    def growth(self) -> list[int]:
+        """Image sizes that a stage of growth ends with: every octave, or every `grow.at_once` of them and the last."""
+        octaves = self.sizes[1:]
+        return [size for k, size in enumerate(octaves, 1) if k % self.grow.at_once == 0 or k == len(octaves)]
+
+    def below(self, size: int) -> int:
+        """The size that the stage which ends with `size` starts from."""
+        return [self.base, *self.growth][self.growth.index(size)]
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -483,16 +541,20 @@ def _read(hint: Any, value: Any, where: str) -> Any:
 
 
 def override(config: ConfigT, settings: Mapping[str, Any]) -> ConfigT:
-    """The configuration with dotted keys replaced, e.g. `{"teach.loop.steps": 500}`; `backbone` may be a preset's name.
+    """The configuration with dotted keys replaced, e.g. `{"teach.loop.steps": 500}`; `backbone` and losses may be a preset's name.
 
     Raises:
-        ConfigError: an unknown key, or a value of another type.
+        ConfigError: an unknown key or preset, or a value of another type.
     """
     values = to_dict(config)
     settings = dict(settings)
     if isinstance(settings.get("backbone"), str):
         preset = backbone_preset(settings.pop("backbone"), settings.get("base", values["base"]))
         settings = {"backbone": to_dict(preset), **settings}
+    if any(isinstance(settings.get(key), str) for key in ("distill.loss", "grow.loss")):
+        from pagoda.stages.loss_presets import named_losses  # it builds on this module
+
+        settings = named_losses(settings, values)
     for dotted, value in settings.items():
         node, parts = values, dotted.split(".")
         for depth, part in enumerate(parts):

@@ -3,28 +3,22 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pagoda.data import LatentStore
 from pagoda.diffusion import Condition, PreconditionedDenoiser
 from pagoda.files import hash_json
-from pagoda.networks import (
-    DiffusersNetwork,
-    Discriminator,
-    OneStepGenerator,
-    TeacherFeatures,
-    model_hash,
-)
+from pagoda.networks import DiffusersNetwork, OneStepGenerator, model_hash
 from pagoda.stages.assignment import ImageGuidance, check_match, guided_inputs
-from pagoda.stages.config import LossConfig
 from pagoda.stages.context import StageContext, build_trainer, load_teacher
+from pagoda.stages.critics import build_critics, keep_critics, kept_pairs
 from pagoda.stages.objective import GeneratorBatch, GeneratorInputs, GeneratorObjective
 from pagoda.stages.run_folder import stage_settings
 from pagoda.stages.teacher_pairs import STAGE, TeacherPairs, make_teacher_pairs
 from pagoda.stages.watching import build_evaluation
 from pagoda.training import StepRandom, Trainer, derive_seed
 
-__all__ = ["STAGE", "LatentInputs", "build_critics", "build_objective", "distill", "export_generator", "open_latents"]
+__all__ = ["STAGE", "LatentInputs", "build_objective", "distill", "export_generator", "open_latents"]
 
 
 class LatentInputs(GeneratorInputs):
@@ -41,32 +35,6 @@ class LatentInputs(GeneratorInputs):
 
     def generate(self, generator: OneStepGenerator, inputs: tuple[Tensor, ...], condition: Condition) -> Tensor:
         return generator(inputs[0], condition)
-
-
-def build_critics(
-    context: StageContext, loss: LossConfig, size: int, seed_name: str, denoiser: PreconditionedDenoiser | None = None
-) -> tuple[Discriminator | None, TeacherFeatures | None]:
-    """A fresh discriminator for images of `size` and the feature stack of the distance, as far as the weights ask for them.
-
-    Both read the teacher's own encoder: no outside weights, any domain. `denoiser` is the teacher; None loads the run's.
-    """
-    if loss.adversarial == 0 and loss.feature == 0:
-        return None, None
-    if denoiser is None:
-        denoiser, _ = load_teacher(context.run.teacher)
-    assert isinstance(denoiser.network, DiffusersNetwork)
-    features = TeacherFeatures(denoiser.network, **denoiser.preconditioning).to(context.runtime.device)
-    discriminator = None
-    if loss.adversarial > 0:
-        torch.manual_seed(derive_seed(context.config.seed, seed_name, "discriminator"))
-        discriminator = Discriminator.for_stack(
-            features,
-            image_size=loss.crop or size,
-            num_classes=context.data.num_classes,
-            raw_pixels=loss.raw_pixels,
-            guided=context.config.guidance.active,
-        ).to(context.runtime.device)
-    return discriminator, features if loss.feature > 0 else None
 
 
 def open_latents(context: StageContext) -> LatentStore:
@@ -105,11 +73,11 @@ def build_objective(
         guidance_max=config.guidance.scale_max if config.guidance.active else None,
     ).to(runtime.device)
     generator.requires_grad_(True).train()
-    discriminator, features = build_critics(context, config.distill.loss, config.base, STAGE, denoiser)
+    critics = build_critics(context, config.distill.loss, config.base, STAGE, denoiser)
     return GeneratorObjective(
         generator,
-        discriminator,
-        features,
+        critics.discriminator,
+        critics.features,
         inputs,
         load=context.loader(config.base),
         config=config.distill.loss,
@@ -120,6 +88,9 @@ def build_objective(
         preview=context.preview_inputs(),
         teacher_pairs=None if config.distill.mode == "rec" else pairs,
         pair_share=1.0 if config.distill.mode == "dstl" else config.distill.teacher_pairs.share,
+        lpips=critics.lpips,
+        second=critics.reconstruction,
+        kept=kept_pairs(context, config.distill.loss.pairs),
     )
 
 
@@ -152,6 +123,7 @@ def distill(context: StageContext, *, match: ImageGuidance | None = None) -> Non
     pairs = make_teacher_pairs(context) if needed else None
     sources = guided_inputs(config, LatentInputs(store), store, pairs, match)
     objective = build_objective(context, denoiser, sources, pairs)
+    keep_critics(context, STAGE, objective.critics)
     evaluation = build_evaluation(context, config.base)
     trainer = build_trainer(context, STAGE, objective, config.distill.loop, fingerprint, evaluation)
     averaged = trainer.run()["generator"]
@@ -159,7 +131,7 @@ def distill(context: StageContext, *, match: ImageGuidance | None = None) -> Non
 
 
 def export_generator(
-    context: StageContext, stage: str, generator: torch.nn.Module, size: int, trainer: Trainer[GeneratorBatch]
+    context: StageContext, stage: str, generator: nn.Module, size: int, trainer: Trainer[GeneratorBatch]
 ) -> None:
     """Write the averaged generator and mark its stage done."""
     assert isinstance(generator, OneStepGenerator)

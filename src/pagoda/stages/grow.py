@@ -1,4 +1,4 @@
-"""Stage 3, `grow`: one octave more, on frozen levels, with the same latents and the images at twice the size."""
+"""Stage 3, `grow`: one octave more (or several in one go), on frozen levels, with the same latents and larger images."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ from pagoda.data import LatentStore
 from pagoda.diffusion import Condition, PreconditionedDenoiser
 from pagoda.errors import ConfigError
 from pagoda.files import hash_json
-from pagoda.networks import OneStepGenerator, model_hash
+from pagoda.networks import OneStepGenerator, anatomy, build_backbone
 from pagoda.stages.assignment import ImageGuidance, check_match, guided_inputs
-from pagoda.stages.config import RunConfig
+from pagoda.stages.config import RunConfig, to_dict
 from pagoda.stages.context import StageContext, build_trainer
-from pagoda.stages.distill import LatentInputs, build_critics, export_generator, open_latents
+from pagoda.stages.critics import build_critics, keep_critics, kept_pairs
+from pagoda.stages.distill import LatentInputs, export_generator, open_latents
 from pagoda.stages.guidance import drawn_weights, stored_condition
 from pagoda.stages.objective import GeneratorInputs, GeneratorObjective
-from pagoda.stages.run_folder import stage_settings
+from pagoda.stages.run_folder import stage_settings, without_neutral
 from pagoda.stages.sampling import load_generator
 from pagoda.stages.watching import build_evaluation
 from pagoda.training import StepRandom, derive_seed, seeded_generator
@@ -33,15 +34,23 @@ class CachedInputs(GeneratorInputs):
         pairs: Features, image and embedding of each (image, mirror), rows as in the latent store.
         fakes: The same for the pool, with the labels that it was made with.
         flips: Whether mirrors have rows of their own.
+        size: Side of the lowest level that is not frozen, where the generator goes on; None = the top one.
     """
 
     def __init__(
-        self, pairs: Sequence[Tensor], fakes: Sequence[Tensor], fake_condition: Condition, *, flips: bool
+        self,
+        pairs: Sequence[Tensor],
+        fakes: Sequence[Tensor],
+        fake_condition: Condition,
+        *,
+        flips: bool,
+        size: int | None = None,
     ) -> None:
         self.pairs = tuple(pairs)
         self.fakes = tuple(fakes)
         self.fake_condition = fake_condition
         self.flips = flips
+        self.size = size
 
     def encoded(self, indices: Tensor, flips: Tensor) -> tuple[Tensor, ...]:
         rows = indices * 2 + flips.long() if self.flips else indices
@@ -52,7 +61,7 @@ class CachedInputs(GeneratorInputs):
         return tuple(part[rows] for part in self.fakes), self.fake_condition[rows]
 
     def generate(self, generator: OneStepGenerator, inputs: tuple[Tensor, ...], condition: Condition) -> Tensor:
-        return generator.forward_top(inputs[0], inputs[1], inputs[2])
+        return generator.forward_top(inputs[0], inputs[1], inputs[2], size=self.size)
 
 
 def stage_name(size: int) -> str:
@@ -61,30 +70,66 @@ def stage_name(size: int) -> str:
 
 
 def octave_settings(config: RunConfig, size: int) -> dict[str, Any]:
-    """What decides the octave of `size`: of tuples only its own entry, so that a run can grow on and keep the octaves it has."""
-    settings = stage_settings(config, "grow")
-    settings["grow"] = {**settings["grow"], **config.grow.octave(config.sizes.index(size) - 1)}
-    settings["grow"]["loop"] = {k: v for k, v in settings["grow"]["loop"].items() if k not in ("steps", "batch_size")}
-    return settings
+    """What decides the stage that ends with `size`: of tuples only its own entries, so that a run can grow on and keep what it has."""
+    grow, octaves = config.grow, octaves_of(config, size)
+    top, settings = octaves[-1], stage_settings(config, "grow")
+    per_octave = ("blocks", "heads", "octave_losses", "attention", "at_once")
+    own = {name: value for name, value in settings["grow"].items() if name not in per_octave}
+    own |= {**grow.octave(top), "num_blocks": grow.num_blocks_of(top), "head_init": grow.head_of(top)}
+    own["loss"] = without_neutral(to_dict(grow.loss_of(top)))
+    own["loop"] = {k: v for k, v in own["loop"].items() if k not in ("steps", "batch_size")}
+    if grow.attention >= config.sizes[octaves[0] + 1]:
+        own["attention"] = min(grow.attention, size)
+    if len(octaves) > 1:
+        own["channels"] = [grow.octave(k)["channels"] for k in octaves]
+        own["blocks"], own["heads"] = [grow.num_blocks_of(k) for k in octaves], [grow.head_of(k) for k in octaves]
+    return {**settings, "grow": own}
+
+
+def octaves_of(config: RunConfig, size: int) -> list[int]:
+    """Numbers, from 0, of the octaves that the stage which ends with `size` adds."""
+    return list(range(config.sizes.index(config.below(size)), config.sizes.index(size)))
+
+
+def boundary_of(config: RunConfig, size: int) -> int | str:
+    """What the stage that ends with `size` trains: the side of its lowest level, or a part of the base and all after it."""
+    lowest, boundary = 2 * config.below(size), config.grow.train_from
+    if boundary == "top":
+        return lowest
+    return min(int(boundary), lowest) if boundary.isdecimal() else boundary
+
+
+def check_boundary(context: StageContext) -> None:
+    """Refuse a boundary that names no part of the run's network, before anything is trained.
+
+    Raises:
+        ConfigError: naming the nearest part.
+    """
+    config = context.config
+    boundary = config.grow.train_from
+    if config.growth and boundary != "top" and not boundary.isdecimal():
+        with torch.device("meta"):
+            model = build_backbone(config.backbone, image_size=config.base, in_channels=context.data.channels)
+        anatomy(model).check(boundary)
 
 
 def grow(context: StageContext, size: int, *, match: ImageGuidance | None = None) -> None:
-    """Grow the generator from `size / 2` to `size` and write it to `generator-<size>/`; continues where it stopped.
+    """Grow the generator from the size below to `size` and write it to `generator-<size>/`; continues where it stopped.
 
     Args:
         match: For the assignment `matched` of guidance: the weight that an image looks like.
 
     Raises:
         ArtifactError: the level below is missing, or the stage was started with another configuration.
-        ConfigError: `size` is not an octave of this run; `match` is missing, or given for nothing.
+        ConfigError: no stage of this run ends with `size`; `match` is missing, or given for nothing.
         TrainingError: the training is no longer healthy.
     """
     run, config, runtime = context.run, context.config, context.runtime
-    if size not in config.sizes[1:]:
-        raise ConfigError(f"cannot grow to {size}: the octaves of this run are {config.sizes[1:]}.")
+    if size not in config.growth:
+        raise ConfigError(f"cannot grow to {size}: the stages of this run end with {config.growth}.")
     check_match(config, match)
-    stage, octave = stage_name(size), config.sizes.index(size) - 1
-    below = "distill" if octave == 0 else stage_name(size // 2)
+    stage, octave, lower_size = stage_name(size), config.sizes.index(size) - 1, config.below(size)
+    below = "distill" if lower_size == config.base else stage_name(lower_size)
     lower_hash = run.require(below, f"pagoda train ... --out {run.path}")["results"]["hash"]
     store = open_latents(context)
     values = config.grow.octave(octave)
@@ -94,29 +139,34 @@ def grow(context: StageContext, size: int, *, match: ImageGuidance | None = None
     if run.is_done(stage):
         context.say(f"{stage}: done already")
         return
-    lower = load_generator(run, size // 2, device=runtime.device)
+    lower = load_generator(run, lower_size, device=runtime.device)
     generator = add_octave(context, lower, size)
     loop = dataclasses.replace(config.grow.loop, steps=values["steps"], batch_size=values["batch_size"])
     objective = build_objective(context, generator, cache_inputs(context, generator, store, stage, match), size)
+    keep_critics(context, stage, objective.critics)
     evaluation = build_evaluation(context, size)
     trainer = build_trainer(context, stage, objective, loop, fingerprint, evaluation)
     averaged = trainer.run()["generator"]
     assert isinstance(averaged, OneStepGenerator)
-    assert model_hash(averaged.base) == model_hash(lower.base), "a frozen level moved"
+    before, after = lower.state_dict(), averaged.state_dict()
+    frozen = [name for name, parameter in generator.named_parameters() if not parameter.requires_grad]
+    assert all(torch.equal(before[name], after[name]) for name in frozen), "a frozen level moved"
     export_generator(context, stage, averaged, size, trainer)
 
 
 def add_octave(context: StageContext, lower: OneStepGenerator, size: int) -> OneStepGenerator:
-    """The generator with a fresh level for `size` on top, everything below it frozen."""
-    config = context.config
-    values = config.grow.octave(config.sizes.index(size) - 1)
+    """The generator with fresh levels up to `size` on top, everything below the boundary frozen."""
+    config, generator = context.config, lower
     torch.manual_seed(derive_seed(config.seed, stage_name(size), "init"))
-    generator = lower.grow(
-        channels=values["channels"],
-        num_blocks=config.grow.num_blocks,
-        head_init=config.grow.head_init,  # type: ignore[arg-type]
-    )
-    generator.freeze_below(size)
+    for octave in octaves_of(config, size):
+        generator = generator.grow(
+            channels=config.grow.octave(octave)["channels"],
+            num_blocks=config.grow.num_blocks_of(octave),
+            head_init=config.grow.head_of(octave),  # type: ignore[arg-type]
+            use_rgb=config.grow.use_rgb,
+            attention=config.sizes[octave + 1] <= config.grow.attention,
+        )
+    generator.freeze_below(boundary_of(config, size))
     generator.train()
     return generator
 
@@ -129,21 +179,31 @@ def build_objective(
     denoiser: PreconditionedDenoiser | None = None,
 ) -> GeneratorObjective:
     """What the octave of `size` trains: the grown generator, and what judges it (`denoiser`: the teacher; None loads the run's)."""
-    config = context.config
-    discriminator, features = build_critics(context, config.grow.loss, size, stage_name(size), denoiser)
+    config, octave = context.config, context.config.sizes.index(size) - 1
+    loss = config.grow.loss_of(octave)
+    critics = build_critics(context, loss, size, stage_name(size), denoiser)
     return GeneratorObjective(
         generator,
-        discriminator,
-        features,
+        critics.discriminator,
+        critics.features,
         inputs,
         load=context.loader(size),
-        config=config.grow.loss,
-        steps=config.grow.octave(config.sizes.index(size) - 1)["steps"],
+        config=loss,
+        steps=config.grow.octave(octave)["steps"],
         mirror=config.mirror,
         optimizers=(config.grow.optimizer, config.grow.discriminator),
         ema=config.grow.ema,
         preview=context.preview_inputs(),
+        lpips=critics.lpips,
+        second=critics.reconstruction,
+        kept=kept_pairs(context, loss.pairs),
     )
+
+
+def frozen_below(context: StageContext, generator: OneStepGenerator) -> int | None:
+    """Side of the lowest level that is trained; None where a part of the base is trained too, and nothing can be cached."""
+    boundary = boundary_of(context.config, generator.size)
+    return boundary if isinstance(boundary, int) and boundary > generator.base_size else None
 
 
 def cache_inputs(
@@ -155,8 +215,14 @@ def cache_inputs(
 ) -> GeneratorInputs:
     """The frozen levels' outputs in memory when they fit in `grow.cache_gib`; else the latents, run through each step."""
     config, data = context.config, context.data
+    size = frozen_below(context, generator)
+    if size is None:
+        context.say(
+            f"{stage}: grow.train_from={config.grow.train_from} trains a part of the base, so nothing is cached"
+        )
+        return guided_inputs(config, LatentInputs(store), store, match=match)
     rows = len(data) * (2 if config.mirror else 1)
-    pool = config.grow.fakes if config.grow.loss.adversarial > 0 else 0
+    pool = prior_pool(config, generator.size)
     needed = (rows + pool) * cached_bytes(context, generator)
     if needed > config.grow.cache_gib * 2**30:
         context.say(
@@ -177,12 +243,19 @@ def cache_inputs(
         weights = drawn_weights(config.guidance.scale_max, torch.rand(pool, generator=draws))
         fake_condition = dataclasses.replace(fake_condition, guidance=weights)
     fakes = _cache(context, generator, lambda part: noise[part], fake_condition, pool) if pool else pairs
-    cached = CachedInputs(pairs, fakes, fake_condition, flips=config.mirror)
+    cached = CachedInputs(pairs, fakes, fake_condition, flips=config.mirror, size=size)
     return guided_inputs(config, cached, store, match=match)
 
 
+def prior_pool(config: RunConfig, size: int) -> int:
+    """Prior samples that the stage which ends with `size` caches."""
+    return config.grow.fakes if config.grow.loss_of(config.sizes.index(size) - 1).adversarial > 0 else 0
+
+
 def cached_bytes(context: StageContext, generator: OneStepGenerator) -> int:
-    """Memory of one latent's outputs of the frozen levels, in half precision."""
+    """Memory of one latent's outputs of the frozen levels, in half precision; 0 where nothing is cached."""
+    if frozen_below(context, generator) is None:
+        return 0
     z = torch.zeros(1, generator.channels, generator.base_size, generator.base_size)
     with torch.no_grad():
         outputs = _outputs(context, generator, z, Condition.of_labels(context.data.labels(torch.zeros(1).long())))
@@ -190,10 +263,10 @@ def cached_bytes(context: StageContext, generator: OneStepGenerator) -> int:
 
 
 def _outputs(context: StageContext, generator: OneStepGenerator, z: Tensor, condition: Condition) -> tuple[Tensor, ...]:
-    """Features, image and embedding that the top level receives."""
+    """Features, image and embedding that the lowest trained level receives."""
     device = context.runtime.device
     with context.runtime.autocast():
-        return generator.lower_outputs(z.to(device), condition.to(device))
+        return generator.lower_outputs(z.to(device), condition.to(device), frozen_below(context, generator))
 
 
 def _cache(

@@ -1,7 +1,11 @@
 """What the generator descends in stages 2 and 3: rebuild images from their latents, and fool a discriminator from the prior.
 
-    L = mean over pixels of pseudo-Huber + feature distance + w lam L_G,    L_G = -E D(G(z)),  z ~ N(0, I)
-    lam = clip(|grad_W L_rec| / (|grad_W L_G| + 1e-4), 0.01, 10),          W = the generator's last layer
+    L = L_rec + w lam L_G + w' lam' L_R,                             L_G = -E D(G(z)),  z ~ N(0, I),   L_R = -E D'(G(E(x)))
+    lam = clip(|grad_W L_rec| / (|grad_W L_G| + 1e-4), 0.01, 10),    W = the generator's last layer
+
+D judges samples of the prior against real images, D' (seldom wanted) reconstructions against their images. With separate updates L_rec
+and w L_G are descended in a step each; under optimisers of Adam's kind, whose steps do not depend on the scale of the gradient, w then
+hardly matters.
 
 Source: Kim et al. 2024, PaGoDA, arXiv:2405.14822; the adaptive weight is that of Esser et al. 2021, arXiv:2012.09841.
 """
@@ -9,7 +13,7 @@ Source: Kim et al. 2024, PaGoDA, arXiv:2405.14822; the adaptive weight is that o
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,9 +21,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pagoda.diffusion import Condition
-from pagoda.networks import Discriminator, FeatureStack, OneStepGenerator, feature_distance
+from pagoda.networks import LPIPS, Discriminator, FeatureStack, OneStepGenerator
 from pagoda.networks.augment import DiffAugment
 from pagoda.stages.config import LossConfig
+from pagoda.stages.critics import Critics
+from pagoda.stages.reconstruction import ReconstructionLoss, draw_augmentation
 from pagoda.stages.teacher_pairs import TeacherPairs
 from pagoda.training import Losses, Objective, OptimizerConfig, Runtime, StepRandom, Trainable, win_rate
 
@@ -31,8 +37,8 @@ ADAPTIVE_RANGE = (0.01, 10.0)
 class GeneratorBatch:
     """One step's data: real images for the discriminator, what the generator reads and shall make of it, and samples of the prior.
 
-    `targets` are the real images, apart from rows where the teacher's image of fresh noise is to be learnt. `fakes` carries
-    the prior samples of the generator's update to the discriminator's of the same step: they are made once.
+    `targets` are the real images, apart from rows where the teacher's image of fresh noise is to be learnt. `fakes` and `rebuilt` carry
+    the prior samples and the reconstructions of the generator's update to the discriminators' of the same step: they are made once.
     """
 
     images: Tensor
@@ -43,6 +49,7 @@ class GeneratorBatch:
     fake_inputs: tuple[Tensor, ...] | None
     fake_condition: Condition
     fakes: Tensor | None = None
+    rebuilt: Tensor | None = None
 
 
 class GeneratorInputs(ABC):
@@ -86,6 +93,9 @@ class GeneratorObjective(Objective[GeneratorBatch]):
         preview: Noise and condition of the grids.
         teacher_pairs: Noise and the teacher's images of it, to learn beside encoded images; None learns from those alone.
         pair_share: Share of the samples that are such pairs.
+        lpips: The published perceptual distance; None leaves it out.
+        second: Discriminator of reconstructions against their images; None trains none.
+        kept: Indices (N,) of the images that are reconstructed; None reconstructs all.
     """
 
     def __init__(
@@ -104,10 +114,16 @@ class GeneratorObjective(Objective[GeneratorBatch]):
         preview: tuple[Tensor, Condition],
         teacher_pairs: TeacherPairs | None = None,
         pair_share: float = 0.5,
+        lpips: LPIPS | None = None,
+        second: Discriminator | None = None,
+        kept: Tensor | None = None,
     ) -> None:
         self.generator = generator
         self.discriminator = discriminator
         self.features = features
+        self.second = second
+        self.reconstruction = ReconstructionLoss(config, features, lpips)
+        self.kept = kept
         self.inputs = inputs
         self.load = load
         self.config = config
@@ -120,11 +136,24 @@ class GeneratorObjective(Objective[GeneratorBatch]):
         self.pair_share = pair_share
         self.augment = DiffAugment(config.augment)
 
+    @property
+    def critics(self) -> Critics:
+        """Everything that judges the generator."""
+        return Critics(self.discriminator, self.features, self.reconstruction.lpips, self.second)
+
     def trainables(self) -> Mapping[str, Trainable]:
         found = {"generator": Trainable(self.generator, self.optimizers[0], self.ema)}
         if self.discriminator is not None:
             found["discriminator"] = Trainable(self.discriminator.heads, self.optimizers[1])  # its stack is frozen
+        if self.second is not None:
+            found["reconstruction_discriminator"] = Trainable(self.second.heads, self.optimizers[1])
         return found
+
+    def updates(self) -> Sequence[tuple[str, str]]:
+        each = [(name, name) for name in self.trainables()]
+        if self.config.updates == "separate":
+            each.insert(1, ("adversarial", "generator"))
+        return each
 
     def batch(self, indices: Tensor, random: StepRandom) -> GeneratorBatch:
         flips = random.uniform("flip") < (0.5 if self.mirror else 0.0)
@@ -133,8 +162,13 @@ class GeneratorObjective(Objective[GeneratorBatch]):
         fake_inputs, fake_condition = None, real_condition
         if self.discriminator is not None and random.step >= self.first_adversarial_step:
             fake_inputs, fake_condition = self.inputs.prior(random, real_condition)
-        paired = self.inputs.paired(indices, flips, condition)
-        inputs, targets, target_condition = self._pairs(indices, flips, images, paired, random)
+        rows, row_flips, row_images, row_condition = indices, flips, images, condition
+        if self.kept is not None:
+            rows = self.kept[random.integers("kept", len(self.kept))]
+            row_flips = random.uniform("kept-flip") < (0.5 if self.mirror else 0.0)
+            row_images, row_condition = self.load(rows, row_flips)
+        paired = self.inputs.paired(rows, row_flips, row_condition)
+        inputs, targets, target_condition = self._pairs(rows, row_flips, row_images, paired, random)
         return GeneratorBatch(real, real_condition, inputs, targets, target_condition, fake_inputs, fake_condition)
 
     def _pairs(
@@ -154,13 +188,18 @@ class GeneratorObjective(Objective[GeneratorBatch]):
     def losses(self, name: str, batch: GeneratorBatch, random: StepRandom, runtime: Runtime) -> Losses | None:
         if name == "generator":
             return self._generator_losses(batch, random, runtime)
+        if name == "adversarial":
+            return self._adversarial_losses(batch, random, runtime)
+        if name == "reconstruction_discriminator":
+            return self._second_losses(batch, random, runtime)
         return self._discriminator_losses(batch, random, runtime)
 
     def _generator_losses(self, batch: GeneratorBatch, random: StepRandom, runtime: Runtime) -> Losses:
         device = runtime.device
         inputs, condition = _move(batch.inputs, device), batch.target_condition
-        adversarial = batch.fake_inputs is not None
-        if batch.fake_inputs is not None:
+        adversarial = batch.fake_inputs is not None and self.config.updates == "joint"
+        if adversarial:
+            assert batch.fake_inputs is not None
             # One call makes reconstructions and prior samples: no layer of the generator looks across the batch.
             inputs = tuple(torch.cat(pair) for pair in zip(inputs, _move(batch.fake_inputs, device), strict=True))
             condition = Condition.cat([batch.target_condition, batch.fake_condition])
@@ -171,44 +210,78 @@ class GeneratorObjective(Objective[GeneratorBatch]):
         # weight compares, then costs one layer's backward pass instead of the feature networks' over again.
         images = made.detach().requires_grad_(True)
         rebuilt = images[: len(real)]
-        named = {"reconstruction": pseudo_huber(rebuilt - real, self.config.huber)}
-        total = named["reconstruction"]
-        if self.features is not None:
-            crop = self._crop(random, "feature")
-            named["feature"] = feature_distance(self.features(crop(rebuilt)), self.features(crop(real)))
-            total = total + self.config.feature * named["feature"]
-        (gradient,) = torch.autograd.grad(total.mean(), images)
+        total, named = self.reconstruction(rebuilt, real, self._crop(random, "feature"), random)
         value = total.mean().detach()
+        if self.reconstruction.is_empty:
+            rebuild = torch.zeros_like(images)
+        else:
+            (rebuild,) = torch.autograd.grad(total.mean(), images)
+        gradient = rebuild
         if adversarial:
             assert self.discriminator is not None
             batch.fakes = made[len(real) :].detach()
-            logits = self._judge(images[len(real) :], batch.fake_condition.to(device), random, "fake")
+            logits = self._judge(self.discriminator, images[len(real) :], batch.fake_condition, random, "fake")
             named["adversarial"] = -logits.mean(1)
             (pull,) = torch.autograd.grad(named["adversarial"].mean(), images)
             weight = torch.ones((), device=device)
             if self.config.adaptive:
-                weight = self._adaptive_weight(made, gradient, pull, runtime)
+                weight = self._adaptive_weight(made, rebuild, pull, runtime)
                 named["adaptive_weight"] = weight
             gradient = gradient + self.config.adversarial * weight * pull
             value = value + self.config.adversarial * weight * named["adversarial"].mean().detach()
-        surrogate = (made * gradient).sum()  # its gradient is that of the losses, its value is not: put the value back
-        return Losses(surrogate - surrogate.detach() + value, named)
+        if self.second is not None and random.step >= self.first_adversarial_step:
+            batch.rebuilt = made[: len(real)].detach()
+            logits = self._judge(self.second, rebuilt, batch.target_condition, random, "pair")
+            named["reconstruction_adversarial"] = -logits.mean(1)
+            (pull,) = torch.autograd.grad(named["reconstruction_adversarial"].mean(), images)
+            weight = torch.ones((), device=device)
+            if self.config.adaptive:
+                weight = self._adaptive_weight(made, rebuild, pull, runtime)
+                named["reconstruction_adaptive_weight"] = weight
+            gradient = gradient + self.config.reconstruction_judge * weight * pull
+            value = (
+                value + self.config.reconstruction_judge * weight * named["reconstruction_adversarial"].mean().detach()
+            )
+        return _descend(made, gradient, value, named)
+
+    def _adversarial_losses(self, batch: GeneratorBatch, random: StepRandom, runtime: Runtime) -> Losses | None:
+        """The adversarial term alone, for separate updates: made by the generator as the reconstruction's step left it."""
+        if batch.fake_inputs is None:
+            return None
+        assert self.discriminator is not None
+        inputs, condition = _move(batch.fake_inputs, runtime.device), batch.fake_condition.to(runtime.device)
+        made = self.inputs.generate(self.generator, inputs, condition).float()
+        batch.fakes = made.detach()
+        images = made.detach().requires_grad_(True)
+        named = {"adversarial": -self._judge(self.discriminator, images, condition, random, "fake").mean(1)}
+        (pull,) = torch.autograd.grad(named["adversarial"].mean(), images)
+        weight = self.config.adversarial
+        return _descend(made, weight * pull, weight * named["adversarial"].mean().detach(), named)
 
     def _discriminator_losses(self, batch: GeneratorBatch, random: StepRandom, runtime: Runtime) -> Losses | None:
         if batch.fakes is None:
             return None
-        real = self._judge(batch.images.to(runtime.device), batch.condition.to(runtime.device), random, "real")
-        fake = self._judge(batch.fakes, batch.fake_condition.to(runtime.device), random, "fake")
-        hinge = F.relu(1 - real).mean(1) + F.relu(1 + fake).mean(1)
-        return Losses(hinge.mean(), {"hinge": hinge, "win_rate": win_rate(real, fake)})
-
-    def _judge(self, images: Tensor, condition: Condition, random: StepRandom, kind: str) -> Tensor:
-        """Logits (B, P) of augmented crops."""
         assert self.discriminator is not None
+        real = self._judge(self.discriminator, batch.images.to(runtime.device), batch.condition, random, "real")
+        fake = self._judge(self.discriminator, batch.fakes, batch.fake_condition, random, "fake")
+        return hinge_losses(real, fake)
+
+    def _second_losses(self, batch: GeneratorBatch, random: StepRandom, runtime: Runtime) -> Losses | None:
+        """Images and their reconstructions, both of a pair augmented and cropped alike."""
+        if batch.rebuilt is None:
+            return None
+        assert self.second is not None
+        real = self._judge(self.second, batch.targets.to(runtime.device), batch.target_condition, random, "pair")
+        fake = self._judge(self.second, batch.rebuilt, batch.target_condition, random, "pair")
+        return hinge_losses(real, fake)
+
+    def _judge(
+        self, judge: Discriminator, images: Tensor, condition: Condition, random: StepRandom, kind: str
+    ) -> Tensor:
+        """Logits (B, P) of augmented crops."""
         cropped = self._crop(random, kind)(images)
-        draw = self.augment.draw(random.batch_size, random.generator(f"augment-{kind}"))
-        draw = {name: value[random.rows].to(images.device) for name, value in draw.items()}
-        logits: Tensor = self.discriminator(self.augment.apply(cropped, draw), condition)
+        draw = draw_augmentation(self.augment, random, kind, images.device)
+        logits: Tensor = judge(self.augment.apply(cropped, draw), condition.to(images.device))
         return logits
 
     def _crop(self, random: StepRandom, kind: str) -> Callable[[Tensor], Tensor]:
@@ -237,9 +310,21 @@ class GeneratorObjective(Objective[GeneratorBatch]):
         return images.clamp(-1, 1)
 
 
-def pseudo_huber(difference: Tensor, c: float) -> Tensor:
-    """sqrt(d^2 + c^2) - c per element, averaged over each sample: (B, ...) -> (B,)."""
-    return ((difference.square() + c * c).sqrt() - c).flatten(1).mean(1)
+def hinge_losses(real: Tensor, fake: Tensor) -> Losses:
+    """max(0, 1 - D(x)) + max(0, 1 + D(G)), averaged over the patches and images of each side.
+
+    Args:
+        real: Logits (B, P) of images.
+        fake: Logits (B, P) of what is made.
+    """
+    hinge = F.relu(1 - real).mean(1) + F.relu(1 + fake).mean(1)
+    return Losses(hinge.mean(), {"hinge": hinge, "win_rate": win_rate(real, fake)})
+
+
+def _descend(made: Tensor, gradient: Tensor, value: Tensor, named: Mapping[str, Tensor]) -> Losses:
+    """Losses whose gradient with respect to `made` is given: a surrogate has it, and its value is put right."""
+    surrogate = (made * gradient).sum()
+    return Losses(surrogate - surrogate.detach() + value, named)
 
 
 def adaptive_weight(reconstruction: Tensor, adversarial: Tensor) -> Tensor:

@@ -181,7 +181,7 @@ class Prober:
     def _generator(self, objective: GeneratorObjective, loop: LoopConfig) -> StageProbe:
         generator = objective.generator
         shape = (generator.channels, generator.base_size, generator.base_size)
-        frozen = [module for module in (objective.features, objective.discriminator) if module is not None]
+        frozen = objective.critics.modules
         start = objective.first_adversarial_step
         starts = (0, start) if objective.discriminator is not None and 0 < start < loop.steps else (0,)
         return self._stage(self.context, objective, loop, [generator, *frozen], starts, generator.forward, shape, 1)

@@ -20,7 +20,7 @@ from pagoda.data import open_source
 from pagoda.errors import ConfigError, ResourceError
 from pagoda.networks import BackboneConfig, build_backbone, num_parameters
 from pagoda.stages.config import RunConfig
-from pagoda.stages.grow import stage_name
+from pagoda.stages.grow import prior_pool, stage_name
 from pagoda.stages.plan_hardware import UTILISATION, Limits, find_gpu
 from pagoda.stages.plan_model import Price, RunPlan, StagePlan, gib
 from pagoda.stages.plan_probe import Prober, StageProbe, encode_calls, pair_calls
@@ -165,9 +165,10 @@ class _Planner:
         generator, probe = prober.distill(denoiser)
         held = self.latent_bytes + self.pair_bytes if self.on_cpu else 0
         found.append(self._training("distill", config.distill.loop, probe, held=held))
-        for octave, size in enumerate(config.sizes[1:]):
+        for size in config.growth:
             say(stage_name(size))
-            rows = self.rows + (config.grow.fakes if config.grow.loss.adversarial > 0 else 0)
+            octave = config.sizes.index(size) - 1
+            rows = self.rows + prior_pool(config, size)
             below = probe
             generator, probe, cached = prober.grow(generator, denoiser, size, rows)
             values = config.grow.octave(octave)

@@ -1,4 +1,5 @@
-"""Sized configurations by name: tiny (minutes on two cores), small (an hour on two cores or minutes on a GPU), base (ImageNet-64 class)."""
+"""Sized configurations by name: tiny (minutes on two cores), small (an hour on two cores or minutes on a GPU), base (ImageNet-64 class);
+of the same class, official (what the official scripts do, as closely as it can be said here) and pagoda (our own choices)."""
 
 from __future__ import annotations
 
@@ -16,17 +17,18 @@ from pagoda.stages.config import (
     TeachConfig,
     TeacherPairsConfig,
 )
+from pagoda.stages.loss_presets import loss_preset
 from pagoda.training import LoopConfig, OptimizerConfig
 from pagoda.training.denoising import NoiseLaw
 
-PRESETS = ("tiny", "small", "base")
+PRESETS = ("tiny", "small", "base", "official", "pagoda")
 
 
 def preset_config(name: str, data: str, *, base: int, size: int) -> RunConfig:
     """A complete configuration.
 
     Args:
-        name: tiny, small or base.
+        name: tiny, small, base, official or pagoda.
         data: What to train on (see `RunConfig.data`).
         base: Side of the diffusion model's images, in pixels.
         size: Side of the generator's images: base x 2^k.
@@ -36,7 +38,10 @@ def preset_config(name: str, data: str, *, base: int, size: int) -> RunConfig:
     """
     if name not in PRESETS:
         raise ConfigError(f"unknown preset {name!r}. {did_you_mean(name, PRESETS)}")
-    config = RunConfig(data=data, base=base, size=size, backbone=backbone_preset(name, base))
+    network = backbone_preset("base" if name in ("official", "pagoda") else name, base)
+    config = RunConfig(data=data, base=base, size=size, backbone=network)
+    if name in ("official", "pagoda"):
+        return dataclasses.replace(config, **{"official": _official, "pagoda": _pagoda}[name](config))
     return dataclasses.replace(config, **{"tiny": _tiny, "small": _small, "base": _base}[name]())
 
 
@@ -125,5 +130,63 @@ def _base() -> dict[str, Any]:
             ema=0.999,
             loss=LossConfig(adversarial=1.0, feature=1.0),
             cache_gib=0.0,
+        ),
+    }
+
+
+def _official(config: RunConfig) -> dict[str, Any]:
+    """The official scripts (see docs/systems/pagoda.md for what differs all the same)."""
+    values, octaves = _base(), config.sizes[1:] or [2 * config.base]
+    # Three blocks: the one that enlarges, and two plain ones. The head is copied while the width stays.
+    widths = tuple(96 if size >= 512 else 192 for size in octaves)
+    below = (config.backbone.channels[0], *widths)
+    heads = tuple("copy" if width == lower else "zero" for width, lower in zip(widths, below, strict=False))
+    batches = {128: 256, 256: 360}
+    return {
+        **values,
+        "sigma_data": 0.5,
+        "encode": dataclasses.replace(values["encode"], clip_denoised=True),
+        "distill": dataclasses.replace(
+            values["distill"], output="raw", loss=loss_preset("official", config.base, grown=False)
+        ),
+        "grow": dataclasses.replace(
+            values["grow"],
+            batch_size=tuple(batches.get(size, 256 if size < 128 else 512) for size in octaves),
+            channels=widths,
+            num_blocks=3,
+            head_init=heads[0],
+            heads=heads,
+            use_rgb=False,
+            train_from="decoder.9",
+            loss=loss_preset("official", octaves[0], grown=True),
+            octave_losses=tuple(loss_preset("official", size, grown=True) for size in octaves),
+        ),
+    }
+
+
+def _pagoda(config: RunConfig) -> dict[str, Any]:
+    """Our own choices for the same class of network: what helped in small runs, not yet tried at this size."""
+    values = _base()
+    adam = OptimizerConfig(lr=1e-4, betas=(0.5, 0.99), warmup_steps=500)
+    judge = OptimizerConfig(lr=2e-4, betas=(0.5, 0.99), rate="constant")
+    octaves = config.sizes[1:] or [2 * config.base]
+    return {
+        "teach": values["teach"],
+        "encode": EncodeConfig(solver="dpm2m", num_nodes=40, sigma_min=0.01, batch_size=1300, shard_size=8192),
+        "distill": dataclasses.replace(
+            values["distill"],
+            mode="both",
+            teacher_pairs=TeacherPairsConfig(count=50_000, share=0.25, num_nodes=24),
+            optimizer=adam,
+            discriminator=judge,
+            loss=loss_preset("pagoda", config.base, grown=False),
+        ),
+        "grow": dataclasses.replace(
+            values["grow"],
+            channels=tuple(192 if size <= 128 else 96 for size in octaves),
+            optimizer=adam,
+            discriminator=judge,
+            loss=loss_preset("pagoda", octaves[0], grown=True),
+            octave_losses=tuple(loss_preset("pagoda", size, grown=True) for size in octaves),
         ),
     }

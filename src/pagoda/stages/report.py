@@ -118,7 +118,7 @@ def write_report(run: RunFolder, config: RunConfig | None = None) -> Path:
 
 def stage_names(config: RunConfig) -> list[str]:
     """Names of all stages of a run, in order."""
-    return ["teach", "encode", "distill", *(f"grow-{size}" for size in config.sizes[1:])]
+    return ["teach", "encode", "distill", *(f"grow-{size}" for size in config.growth)]
 
 
 def _data_name(config: RunConfig) -> str:

@@ -32,7 +32,7 @@ from typing import Any
 
 from pagoda.errors import ArtifactError, ConfigError
 from pagoda.files import hash_json, write_text_atomic
-from pagoda.stages.config import RunConfig, from_dict, read_yaml, to_dict, to_yaml
+from pagoda.stages.config import GrowConfig, LossConfig, RunConfig, from_dict, read_yaml, to_dict, to_yaml
 from pagoda.version import __version__
 
 PLAN_FILE = "plan.json"
@@ -46,6 +46,7 @@ FREE_KEYS = (
     "device",
     "threads",
     "tensorboard",
+    "allow_download",
 )
 """Settings that change how a run is watched or where it runs, not what comes out: free to change when a stage continues."""
 
@@ -356,4 +357,25 @@ def stage_settings(config: RunConfig, stage: str) -> dict[str, Any]:
     if stage != "teach" and config.guidance.active:
         decides = ("scale_max",) if stage in ("encode", "amortise") else ("scale_max", "assignment")
         settings["guidance"] = {key: values["guidance"][key] for key in decides}
+    if stage in ("distill", "grow"):
+        settings[stage] = without_neutral(settings[stage])
     return settings
+
+
+def without_neutral(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of a stage without those that came later and change nothing: runs of earlier versions have no such keys."""
+    names = {
+        "pixel",
+        "lpips",
+        "lpips_size",
+        "stack",
+        "judge",
+        "feature_augment",
+        "updates",
+        "reconstruction_judge",
+        "pairs",
+    }
+    names |= {"blocks", "heads", "octave_losses", "use_rgb", "attention", "at_once", "train_from"}
+    neutral = {**to_dict(GrowConfig()), **to_dict(LossConfig())}
+    kept = {k: v for k, v in values.items() if k not in names or v != neutral[k]}
+    return {k: without_neutral(v) if k == "loss" else v for k, v in kept.items()}

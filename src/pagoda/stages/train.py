@@ -18,9 +18,10 @@ from pagoda.networks import OneStepGenerator, model_hash
 from pagoda.stages.adopt import adopt, check_brought
 from pagoda.stages.config import RunConfig
 from pagoda.stages.context import StageContext, open_context
+from pagoda.stages.critics import check_critics
 from pagoda.stages.distill import distill
 from pagoda.stages.encode import encode
-from pagoda.stages.grow import grow, octave_settings, stage_name
+from pagoda.stages.grow import check_boundary, grow, octave_settings, stage_name
 from pagoda.stages.guidance import check_guidance, stored_condition
 from pagoda.stages.prior_gap import measure_gap
 from pagoda.stages.provenance import draw_octaves, sample_facts
@@ -67,6 +68,8 @@ def train(config: RunConfig, out: str, *, until: str = "grow", quiet: bool = Fal
         check_guidance(config, context.data.num_classes)
         check_stages(context, wanted)
         check_brought(context)
+        check_critics(config, [stage for stage in wanted if not run.is_done(stage)])
+        check_boundary(context)
         if runtime.is_main:
             check_disk(run.path, _disk_needed(context), "the latents and caches of this run")
             run.write_config(config)
@@ -151,8 +154,8 @@ def draw_reconstructions(context: StageContext, generator: OneStepGenerator, cou
 
 
 def stages_of(config: RunConfig, until: str = "grow") -> list[str]:
-    """Names of the stages of a run up to and including `until`, in order; `grow` is one stage an octave."""
-    octaves = [stage_name(size) for size in config.sizes[1:]]
+    """Names of the stages of a run up to and including `until`, in order; `grow` is one stage an octave, or every few of them."""
+    octaves = [stage_name(size) for size in config.growth]
     return [*STAGES[: min(STAGES.index(until) + 1, 3)], *(octaves if until == "grow" else [])]
 
 

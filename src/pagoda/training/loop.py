@@ -103,6 +103,9 @@ class Trainer(Generic[BatchT]):
         self.step = 0
         self.seconds = 0.0
         self._configs: dict[str, Trainable] = dict(objective.trainables())
+        self._updates = list(objective.updates())
+        # The average follows a network once a step, behind its last update.
+        self._last_update = {network: index for index, (_, network) in enumerate(self._updates)}
         self.states = {
             name: TrainState(
                 trainable.module,
@@ -244,8 +247,9 @@ class Trainer(Generic[BatchT]):
         figures: dict[str, Any] = {}
         # Objectives draw from `StepRandom`; this covers layers that draw from the global generator, such as dropout.
         torch.manual_seed(derive_seed(self.seed, self.stage, self.step, self.runtime.rank))
-        for name, state in self.states.items():
-            settings = self._configs[name].optimizer
+        stepped: set[str] = set()
+        for index, (name, network) in enumerate(self._updates):
+            state, settings = self.states[network], self._configs[network].optimizer
             state.optimizer.zero_grad(set_to_none=True)
             total, updated = torch.zeros((), device=self.runtime.device), False
             sums: dict[str, Tensor | float] = {}
@@ -260,6 +264,7 @@ class Trainer(Generic[BatchT]):
                 for key, value in losses.named.items():
                     sums[key] = sums.get(key, 0.0) + value.detach().float().mean() / len(parts)
             if not updated:
+                self._follow(index, network, stepped)
                 continue
             trained = [p for group in state.optimizer.param_groups for p in group["params"]]
             self.runtime.mean_gradients(trained)
@@ -270,13 +275,19 @@ class Trainer(Generic[BatchT]):
                 for group in state.optimizer.param_groups:
                     group["lr"] = settings.lr_at(self.step, self.config.steps)
                 state.optimizer.step()
-                if state.ema is not None:
-                    state.ema.update(self.step)
+                stepped.add(network)
+            self._follow(index, network, stepped)
             figures |= {f"{name}/{key}": value for key, value in sums.items()}
             figures |= {f"{name}/loss": total, f"{name}/gradient_norm": norm}
             if "win_rate" in sums:
                 self.health.watch_win_rate(self.step, float(sums["win_rate"]))
         return figures
+
+    def _follow(self, index: int, network: str, stepped: set[str]) -> None:
+        """Move a network's average behind its last update of the step."""
+        ema = self.states[network].ema
+        if ema is not None and network in stepped and self._last_update[network] == index:
+            ema.update(self.step)
 
     def _report(self, figures: dict[str, float], seconds_left: float) -> None:
         if not self.runtime.is_main:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
@@ -55,13 +55,20 @@ class Objective(ABC, Generic[BatchT]):
     def trainables(self) -> Mapping[str, Trainable]:
         """The networks under training, by name, in the order of their updates."""
 
+    def updates(self) -> Sequence[tuple[str, str]]:
+        """The updates of one step, in order: the name that `losses` is asked for, and the network that descends them.
+
+        A network may be updated several times in a step, with the one optimiser that it has. One update for each by default.
+        """
+        return [(name, name) for name in self.trainables()]
+
     @abstractmethod
     def batch(self, indices: Tensor, random: StepRandom) -> BatchT:
         """Data for the samples `indices` (B,) int64, on the CPU; called ahead of the step, perhaps in another thread."""
 
     @abstractmethod
     def losses(self, name: str, batch: BatchT, random: StepRandom, runtime: Runtime) -> Losses | None:
-        """The losses of network `name` on this process's rows; None leaves the network as it is in this step."""
+        """The losses of update `name` (see `updates`) on this process's rows; None leaves the network as it is."""
 
     def receive_averages(self, averages: Mapping[str, nn.Module]) -> None:
         """Called once by the loop with the averages that it keeps, by name of the network; most objectives need none."""

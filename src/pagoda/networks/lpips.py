@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pagoda.errors import ArtifactError, ConfigError, ShapeError
-from pagoda.evaluation.extractors import check_images, hash_weights
-from pagoda.evaluation.weights import load_published
+from pagoda.networks.inputs import check_images, hash_weights
+from pagoda.networks.published import load_published
 
 _SHIFT, _SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)  # ImageNet's mean and std for pixels in [-1, 1]
 
@@ -116,9 +116,13 @@ class LPIPS(nn.Module):
             raise ShapeError(
                 f"LPIPS compares images of one shape, got {tuple(images.shape)} and {tuple(references.shape)}."
             )
-        total = torch.zeros(len(images), device=images.device)
         for batch in (images, references):
             check_images(batch.detach())
+        return self.distance(images, references)
+
+    def distance(self, images: Tensor, references: Tensor) -> Tensor:
+        """As `forward`, for images under training, which may leave [-1, 1] a little."""
+        total = torch.zeros(len(images), device=images.device)
         pairs = zip(self.taps(images.expand(-1, 3, -1, -1)), self.taps(references.expand(-1, 3, -1, -1)), strict=True)
         for (a, b), weight in zip(pairs, self.linear, strict=True):
             difference = (F.normalize(a, dim=1, eps=1e-10) - F.normalize(b, dim=1, eps=1e-10)).square()

@@ -108,6 +108,25 @@ def load_published(name: str, path: Path | str | None = None) -> dict[str, Tenso
         ConfigError: an unknown name.
         ArtifactError: the file is missing, or was not converted from the published one.
     """
+    target, how = _find(name, path)
+    known = PUBLISHED[name]
+    tensors, metadata = load_tensors(target)
+    found = metadata.get("sha256", "")
+    if not found.startswith(known.sha256):
+        raise ArtifactError(
+            f"`{target}` was converted from a file with the SHA-256 {found[:16] or '(none noted)'}, expected is {known.sha256}...: "
+            f"scores with other weights must not carry the published name. {how}"
+        )
+    return tensors
+
+
+def check_published(name: str, path: Path | str | None = None) -> None:
+    """Refuse weights that are missing, without reading them; raises as `load_published`."""
+    _find(name, path)
+
+
+def _find(name: str, path: Path | str | None) -> tuple[Path, str]:
+    """The file, and the sentence that says how to come by it."""
     if name not in PUBLISHED:
         raise ConfigError(f"no published weights are called {name!r}. {did_you_mean(name, PUBLISHED)}")
     known = PUBLISHED[name]
@@ -117,11 +136,4 @@ def load_published(name: str, path: Path | str | None = None) -> dict[str, Tenso
     if (path is None and not folder) or not target.is_file():
         where = f"{WEIGHTS_DIR} is not set" if path is None and not folder else f"there is no file `{target}`"
         raise ArtifactError(f"the weights of `{name}` are missing: {where}. Nothing is downloaded. {how}")
-    tensors, metadata = load_tensors(target)
-    found = metadata.get("sha256", "")
-    if not found.startswith(known.sha256):
-        raise ArtifactError(
-            f"`{target}` was converted from a file with the SHA-256 {found[:16] or '(none noted)'}, expected is {known.sha256}...: "
-            f"scores with other weights must not carry the published name. {how}"
-        )
-    return tensors
+    return target, how

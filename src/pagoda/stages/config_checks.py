@@ -1,0 +1,93 @@
+"""Settings of the losses and of growth that contradict each other, or that nothing would read: refused before the long work."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pagoda.errors import ConfigError, did_you_mean
+from pagoda.networks.augment import DiffAugment
+from pagoda.networks.growth import HEAD_INITS
+from pagoda.networks.stacks import FeatureConfig
+
+if TYPE_CHECKING:
+    from pagoda.stages.config import LossConfig, RunConfig
+
+WEIGHTS = ("pixel", "feature", "lpips", "adversarial", "reconstruction_judge")
+
+
+def check_loss(loss: LossConfig) -> None:
+    """Refuse weights out of range, and settings without effect.
+
+    Raises:
+        ConfigError: naming the setting and what to do.
+    """
+    for name in ("huber", *WEIGHTS):
+        if getattr(loss, name) < 0:
+            raise ConfigError(f"{name} must be >= 0, got {getattr(loss, name)}.")
+    if not 0 <= loss.adversarial_from <= 1:
+        raise ConfigError(f"adversarial_from must lie in [0, 1], got {loss.adversarial_from}.")
+    if not 0 < loss.pairs <= 1:
+        raise ConfigError(
+            f"pairs is a share in (0, 1], got {loss.pairs}; to reconstruct nothing set pixel, feature and lpips to 0."
+        )
+    DiffAugment(loss.augment)
+    DiffAugment(loss.feature_augment)
+    if not any(getattr(loss, name) for name in WEIGHTS):
+        raise ConfigError(f"a loss needs at least one weight above 0 among {', '.join(WEIGHTS)}.")
+    reconstructs = loss.pixel > 0 or loss.feature > 0 or loss.lpips > 0
+    if loss.adaptive and not reconstructs:
+        raise ConfigError(
+            "adaptive weights compare with the gradient of the reconstruction, and pixel, feature and lpips are 0; set adaptive=false."
+        )
+    if not reconstructs and loss.adversarial and loss.updates == "separate":
+        raise ConfigError(
+            "updates=separate has two losses to separate, and pixel, feature and lpips are 0; set updates=joint."
+        )
+    if loss.updates == "separate" and not loss.adversarial:
+        raise ConfigError(
+            "updates=separate has no adversarial term to separate, since adversarial is 0; set updates=joint."
+        )
+    if loss.lpips_size < 16:  # VGG-16 halves its maps four times
+        raise ConfigError(f"lpips_size must be 16 or more, got {loss.lpips_size}.")
+    judges = loss.adversarial > 0 or loss.reconstruction_judge > 0
+    if loss.judge is not None and not judges:
+        raise ConfigError(
+            "judge names networks of discriminators, and there are none: adversarial and reconstruction_judge are 0."
+        )
+    if loss.stack != FeatureConfig() and not loss.feature and (not judges or loss.judge is not None):
+        raise ConfigError(
+            "stack names networks that nothing looks through: feature is 0, and no discriminator takes them."
+        )
+    if loss.feature_augment and not loss.feature:
+        raise ConfigError("feature_augment augments images for the feature distance, whose weight feature is 0.")
+
+
+def check_growth(config: RunConfig) -> None:
+    """Refuse heads that cannot start as asked, and a boundary that no size has.
+
+    Raises:
+        ConfigError: naming the octave and what it would need.
+    """
+    grow, backbone = config.grow, config.backbone
+    width, head = (0, "dit") if backbone.kind == "dit" else (backbone.channels[0], "base")
+    for index, size in enumerate(config.sizes[1:]):
+        wanted, channels = grow.head_of(index), grow.octave(index)["channels"]
+        if wanted not in HEAD_INITS:
+            raise ConfigError(f"unknown head_init {wanted!r}. {did_you_mean(wanted, HEAD_INITS)}")
+        if wanted == "copy":
+            where = f"the octave of {size} px copies the head below (head_init=copy)"
+            if head == "dit":
+                raise ConfigError(f"{where}, and a DiT has no convolutional head; use skip_rgb or zero there.")
+            if head == "skip_rgb":
+                raise ConfigError(f"{where}, which only adds to an enlarged image (skip_rgb); use skip_rgb here too.")
+            if channels != width:
+                raise ConfigError(
+                    f"{where}, of width {width}, but is {channels} wide: its tensors would be left uncopied. Set grow.channels to "
+                    f"{width} there, or its entry of grow.heads to skip_rgb or zero."
+                )
+        width, head = channels, wanted
+    boundary = grow.train_from
+    if boundary.isdecimal() and int(boundary) not in config.sizes:
+        raise ConfigError(
+            f"grow.train_from={boundary}: no level has that side; accepted are top, {config.sizes}, or a part."
+        )

@@ -1,0 +1,188 @@
+"""Who judges a generator in one stage: feature stacks, LPIPS, discriminators; and what of them is kept with the run.
+
+Random mixing is drawn once, written to `critics/<stage>.safetensors`, and read from there when the stage continues. The fingerprints of
+the stacks lie beside it: a discriminator is of no use on other features than those that it was trained on.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from pagoda.diffusion import PreconditionedDenoiser
+from pagoda.errors import ArtifactError
+from pagoda.files import load_tensors, save_tensors, write_text_atomic
+from pagoda.networks import LPIPS, Discriminator, FeatureConfig, FeatureStack, build_features, check_features
+from pagoda.networks.mixing import load_mixing, mixing_state
+from pagoda.networks.published import check_published
+from pagoda.stages.config import LossConfig, RunConfig
+from pagoda.stages.context import StageContext, load_teacher
+from pagoda.training import derive_seed, seeded_generator
+
+LPIPS_TRUNK = "vgg16"
+
+
+@dataclass(frozen=True)
+class Critics:
+    """What judges a generator; what the weights do not ask for is None.
+
+    Attributes:
+        discriminator: Of samples of the prior against real images.
+        features: Stack of the feature distance.
+        lpips: The published perceptual distance.
+        reconstruction: The second discriminator, of reconstructions against their images.
+    """
+
+    discriminator: Discriminator | None = None
+    features: FeatureStack | None = None
+    lpips: LPIPS | None = None
+    reconstruction: Discriminator | None = None
+
+    @property
+    def modules(self) -> list[nn.Module]:
+        """All of them that are there."""
+        found = (self.features, self.lpips, self.discriminator, self.reconstruction)
+        return [module for module in found if module is not None]
+
+    @property
+    def stacks(self) -> dict[str, FeatureStack]:
+        """The feature stacks by what they are for."""
+        judge = self.discriminator or self.reconstruction
+        found = {"distance": self.features, "judge": None if judge is None else judge.stack}
+        return {name: stack for name, stack in found.items() if stack is not None}
+
+
+def build_critics(
+    context: StageContext, loss: LossConfig, size: int, seed_name: str, denoiser: PreconditionedDenoiser | None = None
+) -> Critics:
+    """Fresh judges for images of `size`, as far as the weights ask for them.
+
+    Args:
+        loss: Weights and networks.
+        size: Side of the images, in pixels.
+        seed_name: The stage: fresh heads and mixing are drawn by it.
+        denoiser: The teacher; None loads the run's where it is asked for.
+
+    Raises:
+        ArtifactError: weights of a network are missing; the message says which file and where it belongs.
+    """
+    device, seed = context.runtime.device, context.config.seed
+    known: list[PreconditionedDenoiser] = [] if denoiser is None else [denoiser]
+    built: dict[tuple[FeatureConfig, str], FeatureStack] = {}
+
+    def teacher() -> PreconditionedDenoiser:
+        if not known:
+            known.append(load_teacher(context.run.teacher)[0])
+        return known[0]
+
+    def stack(config: FeatureConfig, purpose: str) -> FeatureStack:
+        key = (
+            config,
+            purpose if config.mixing else "",
+        )  # a mixing of its own for each; without it one stack serves both
+        if key not in built:
+            draw = derive_seed(seed, seed_name, "mixing", purpose)
+            built[key] = build_features(config, teacher=teacher, in_channels=context.data.channels, seed=draw).to(
+                device
+            )
+        return built[key]
+
+    def discriminator(name: str) -> Discriminator:
+        look = stack(loss.judge or loss.stack, "judge")
+        torch.manual_seed(derive_seed(seed, seed_name, name))
+        return Discriminator.for_stack(
+            look,
+            image_size=loss.crop or size,
+            num_classes=context.data.num_classes,
+            raw_pixels=loss.raw_pixels,
+            guided=context.config.guidance.active,
+        ).to(device)
+
+    return Critics(
+        discriminator=discriminator("discriminator") if loss.adversarial > 0 else None,
+        features=stack(loss.stack, "distance") if loss.feature > 0 else None,
+        lpips=LPIPS(LPIPS_TRUNK).to(device) if loss.lpips > 0 else None,  # type: ignore[arg-type]
+        reconstruction=discriminator("reconstruction-discriminator") if loss.reconstruction_judge > 0 else None,
+    )
+
+
+def check_critics(config: RunConfig, stages: list[str]) -> None:
+    """Refuse networks whose packages or files are missing, before the first of these stages starts; reads no weights.
+
+    Raises:
+        ArtifactError: which file is missing, and where it belongs.
+        MissingExtraError: a package is missing.
+    """
+    losses = [config.distill.loss] if "distill" in stages else []
+    losses += [config.grow.loss_of(config.sizes.index(size) - 1) for size in config.growth if f"grow-{size}" in stages]
+    for loss in losses:
+        check_features(loss.stack)
+        if loss.judge is not None:
+            check_features(loss.judge)
+        if loss.lpips > 0:
+            check_published(LPIPS_TRUNK)
+            check_published(f"lpips-{LPIPS_TRUNK}")
+
+
+def keep_critics(context: StageContext, stage: str, critics: Critics) -> None:
+    """Write what a stage's judges are made of, or take it over where the stage has started before.
+
+    Raises:
+        ArtifactError: the stage has started with other networks or other mixing, or its files are damaged.
+    """
+    folder = context.run.path / "critics"
+    facts_path, mixing_path = folder / f"{stage}.json", folder / f"{stage}.safetensors"
+    mixing = {f"{use}.{name}": t for use, stack in critics.stacks.items() for name, t in mixing_state(stack).items()}
+    if facts_path.is_file():
+        _take_over(stage, facts_path, mixing_path, critics, mixed=bool(mixing))
+    elif critics.stacks and context.runtime.is_main:
+        if mixing:
+            save_tensors(mixing_path, {name: value.cpu() for name, value in mixing.items()})
+        facts = {use: stack.fingerprint for use, stack in critics.stacks.items()}
+        write_text_atomic(facts_path, json.dumps(facts, indent=1))  # last: it says that the other file is whole
+    context.runtime.barrier()
+
+
+def _take_over(stage: str, facts_path: Path, mixing_path: Path, critics: Critics, *, mixed: bool) -> None:
+    try:
+        facts = dict(json.loads(facts_path.read_text(encoding="utf-8")))
+    except ValueError as error:
+        raise ArtifactError(f"{facts_path} cannot be read ({error}). Remove it and start `{stage}` anew.") from error
+    if mixed:
+        tensors, _ = load_tensors(mixing_path)
+        for use, stack in critics.stacks.items():
+            own = {n.removeprefix(f"{use}."): t for n, t in tensors.items() if n.startswith(f"{use}.")}
+            load_mixing(stack, own)
+    for use, stack in critics.stacks.items():
+        if facts.get(use) != stack.fingerprint:
+            what = "the discriminator looks" if use == "judge" else "the feature distance looks"
+            raise ArtifactError(
+                f"stage `{stage}` was started with other networks: {what} through features {str(facts.get(use))[:16]} according to "
+                f"{facts_path}, and now through {stack.fingerprint[:16]}. Put the weights back that it was started with, or remove "
+                f"`critics/{stage}.*`, `stages/{stage}.json` and `checkpoints/{stage}` to start the stage anew."
+            )
+
+
+def kept_pairs(context: StageContext, share: float) -> Tensor | None:
+    """Indices (N,) of the images that are reconstructed, of each class as large a share; None for all.
+
+    Smaller shares are part of larger ones, and every class keeps one image at least.
+    """
+    if share == 1:
+        return None
+    count = len(context.data)
+    labels = context.data.labels(torch.arange(count))
+    order = torch.randperm(count, generator=seeded_generator(context.config.seed, "kept pairs"))
+    if labels is None:
+        return order[: math.ceil(share * count)].sort().values
+    shuffled = labels[order]
+    parts = []
+    for label in shuffled.unique():
+        own = order[shuffled == label]
+        parts.append(own[: math.ceil(share * len(own))])
+    return torch.cat(parts).sort().values

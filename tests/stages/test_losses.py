@@ -1,0 +1,372 @@
+"""What a generator descends: every term on its own, judges that are kept with the run, pairs that are left out, updates that are split."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from tests.conftest import tiny_config
+from torch import Tensor
+
+from pagoda.errors import ArtifactError, ConfigError
+from pagoda.files import load_tensors
+from pagoda.networks import LPIPS, FeatureConfig, RandomFeatures, model_hash
+from pagoda.networks.mixing import mixing_state
+from pagoda.stages.config import LossConfig, RunConfig
+from pagoda.stages.context import StageContext, load_teacher, open_context
+from pagoda.stages.critics import build_critics, keep_critics, kept_pairs
+from pagoda.stages.distill import LatentInputs, build_objective, open_latents
+from pagoda.stages.objective import GeneratorObjective, adaptive_weight
+from pagoda.stages.reconstruction import ReconstructionLoss
+from pagoda.stages.run_folder import RunFolder, stage_settings
+from pagoda.stages.train import train
+from pagoda.training import Runtime, StepRandom, Trainer
+
+EVERYTHING = {
+    "distill__loss__adversarial_from": 0.0,
+    "distill__loss__stack": {"networks": ["teacher", "random"], "mixing": True},
+    "distill__loss__judge": {"networks": ["random:3"], "mixing": True},
+    "distill__loss__feature_augment": ["colour", "translation"],
+    "distill__loss__updates": "separate",
+    "distill__loss__reconstruction_judge": 0.5,
+    "distill__loss__pairs": 0.5,
+}
+RANDOM = StepRandom(0, 0, 4, slice(0, 4), "distill")
+X, Y = torch.rand(2, 4, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
+
+
+def whole(images: Tensor) -> Tensor:
+    return images
+
+
+@pytest.fixture
+def open_as(finished_run: RunFolder, tmp_path: Path) -> Callable[..., StageContext]:
+    """A copy of a finished run in which the distillation has not begun, opened for another configuration of it."""
+
+    def open_(**changes: object) -> StageContext:
+        folder = tmp_path / "run"
+        if not folder.exists():
+            shutil.copytree(finished_run.path, folder)
+            for name in ("critics", "generator-8", "generator-16"):
+                shutil.rmtree(folder / name)
+            for stage in ("distill", "grow-16"):
+                (folder / "stages" / f"{stage}.json").unlink()
+        return open_context(RunFolder.open(folder), tiny_config(**changes), Runtime("cpu"), quiet=True)
+
+    return open_
+
+
+def objective_of(context: StageContext) -> GeneratorObjective:
+    denoiser, _ = load_teacher(context.run.teacher)
+    objective = build_objective(context, denoiser, LatentInputs(open_latents(context)), None)
+    keep_critics(context, "distill", objective.critics)
+    return objective
+
+
+class StoppedError(Exception):
+    """As if the machine had gone down."""
+
+
+def trainer_of(context: StageContext, folder: Path, *, stop: int | None = None) -> Trainer:
+    order = context.order("distill")
+
+    def until(step: int, size: int) -> Tensor:
+        if step == stop:
+            raise StoppedError
+        return order(step, size)
+
+    return Trainer(
+        objective_of(context),
+        context.config.distill.loop,
+        runtime=context.runtime,
+        folder=folder,
+        stage="distill",
+        seed=0,
+        order=until,
+    )
+
+
+# Reconstruction.
+
+
+def test_the_pseudo_huber_loss_is_quadratic_near_zero_and_absolute_far_off() -> None:
+    def loss(d: float, c: float) -> float:
+        values = torch.full((1, 3, 2, 2), d, dtype=torch.float64)
+        total, _ = ReconstructionLoss(LossConfig(huber=c, feature=0), None, None)(values, 0 * values, whole, RANDOM)
+        return float(total)
+
+    assert loss(1e-4, 1.0) == pytest.approx(0.5e-8, rel=1e-3)
+    assert loss(10.0, 1e-3) == pytest.approx(10.0, rel=1e-3)
+
+
+def test_every_term_is_zero_for_equal_images_and_has_its_weight() -> None:
+    stack = RandomFeatures(3, (8,))
+    config = LossConfig(pixel=2.0, feature=3.0, feature_augment=("colour", "cutout", "translation"))
+    loss = ReconstructionLoss(config, stack, None)
+    assert torch.equal(loss(X, X.clone(), whole, RANDOM)[0], torch.zeros(4))
+    total, named = loss(X, Y, whole, RANDOM)
+    torch.testing.assert_close(total, 2 * named["reconstruction"] + 3 * named["feature"])
+    back, _ = loss(Y, X, whole, RANDOM)
+    torch.testing.assert_close(total, back)
+
+
+def test_both_images_of_a_pair_are_augmented_by_one_draw_of_the_step() -> None:
+    seen = []
+
+    class Watching(RandomFeatures):
+        def forward(self, images: Tensor) -> list[Tensor]:
+            seen.append(images.detach())
+            return super().forward(images)
+
+    loss = ReconstructionLoss(LossConfig(feature_augment=("cutout", "translation")), Watching(3, (4,)), None)
+    loss(torch.ones_like(X), torch.full_like(X, 0.5), whole, RANDOM)
+    assert torch.equal(seen[0], 2 * seen[1])
+    assert float((seen[0] == 0).float().mean()) > 0
+    loss(torch.ones_like(X), X, whole, dataclasses.replace(RANDOM, step=1))
+    assert not torch.equal(seen[2], seen[0])
+
+
+def test_lpips_reads_images_enlarged_and_grey_ones_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ArtifactError, match=r"(?s)weights of `vgg16` are missing.*397923af"):
+        LPIPS("vgg16")
+    monkeypatch.setenv("PAGODA_WEIGHTS_DIR", str(tmp_path))
+    tensors, inner, index = {}, 3, 0
+    for width in (64, 64, 0, 128, 128, 0, 256, 256, 256, 0, 512, 512, 512, 0, 512, 512, 512):
+        if width:
+            tensors[f"features.{index}.weight"] = torch.randn(width, inner, 3, 3) * (2 / (9 * inner)) ** 0.5
+            tensors[f"features.{index}.bias"] = torch.zeros(width)
+            inner = width
+        index += 2 if width else 1
+    save_file(tensors, tmp_path / "vgg16.safetensors", {"sha256": "397923af"})
+    with pytest.raises(
+        ArtifactError, match=r"(?s)weightings of LPIPS with vgg16 are missing.*v0\.1/vgg\.pth.*lpips-vgg16"
+    ):
+        LPIPS("vgg16")
+    linear = {f"lin{k}.model.1.weight": torch.rand(1, c, 1, 1) for k, c in enumerate((64, 128, 256, 512, 512))}
+    save_file(linear, tmp_path / "lpips-vgg16.safetensors")
+    lpips = LPIPS("vgg16")
+    loss = ReconstructionLoss(LossConfig(pixel=0.0, feature=0.0, lpips=1.0, lpips_size=32), None, lpips)
+    made = (1.5 * X).requires_grad_(True)  # a generator under training leaves [-1, 1]
+    total, named = loss(made, Y, whole, RANDOM)
+    torch.testing.assert_close(total, named["lpips"])
+    total.sum().backward()
+    assert made.grad is not None
+    assert bool((made.grad.flatten(1).norm(dim=1) > 0).all())
+    enlarged = [torch.nn.functional.interpolate(i, size=(32, 32), mode="bilinear") for i in (X, Y)]
+    torch.testing.assert_close(loss(X, Y, whole, RANDOM)[0], lpips(*(i.clamp(-1, 1) for i in enlarged)))
+    assert loss(X[:, :1], Y[:, :1], whole, RANDOM)[0].shape == (4,)
+
+
+def test_the_adaptive_weight_is_that_of_the_official_code() -> None:
+    ours = adaptive_weight(torch.tensor([2.0, 4.0]).norm(), torch.tensor([1.0, 1.0]).norm())
+    assert float(ours) == pytest.approx(3.16205, abs=1e-5)
+
+
+# Discriminators.
+
+
+def test_the_second_discriminator_sees_both_images_of_a_pair_alike(open_as: Callable[..., StageContext]) -> None:
+    context = open_as(distill__loss__reconstruction_judge=0.5, distill__loss__adversarial=0.0)
+    objective = objective_of(context)
+    assert list(objective.trainables()) == ["generator", "reconstruction_discriminator"]
+    random = StepRandom(0, 5, 8, slice(0, 8), "distill")
+    batch = objective.batch(torch.arange(8), random)
+    losses = objective.losses("generator", batch, random, context.runtime)
+    assert losses is not None
+    assert {"reconstruction_adversarial", "reconstruction_adaptive_weight"} <= set(losses.named)
+    assert batch.rebuilt is not None
+    assert batch.rebuilt.shape == batch.targets.shape
+    assert objective.second is not None
+    objective.second.eval()
+    batch.rebuilt = batch.targets  # a perfect generator: both sides get the same window and the same augmentation
+    perfect = objective.losses("reconstruction_discriminator", batch, random, context.runtime)
+    assert perfect is not None
+    assert float(perfect.named["win_rate"]) == 0.5
+
+
+def test_separate_updates_take_two_steps_of_one_optimiser_and_one_of_the_average(
+    open_as: Callable[..., StageContext], tmp_path: Path
+) -> None:
+    context = open_as(distill__loss__updates="separate", distill__loss__adversarial_from=0.5)
+    trainer = trainer_of(context, tmp_path / "work")
+    assert trainer.objective.updates() == [
+        ("generator", "generator"),
+        ("adversarial", "generator"),
+        ("discriminator", "discriminator"),
+    ]
+    state = trainer.states["generator"]
+    assert state.ema is not None
+    updates: list[int] = []
+    update = state.ema.update
+    state.ema.update = lambda step: (updates.append(step), update(step))[1]  # type: ignore[method-assign]
+    trainer.run()
+    steps = {int(entry["step"]) for entry in state.optimizer.state.values()}
+    assert steps == {6 + 3}  # six of the reconstruction, three of the adversarial term, which starts half-way
+    assert updates == [0, 1, 2, 3, 4, 5]
+    assert {int(e["step"]) for e in trainer.states["discriminator"].optimizer.state.values()} == {3}
+
+
+def test_the_gradient_of_a_separate_step_is_that_of_its_own_loss(open_as: Callable[..., StageContext]) -> None:
+    context = open_as(distill__loss__updates="separate", distill__loss__adversarial_from=0.0)
+    objective = objective_of(context)
+    assert objective.discriminator is not None
+    objective.discriminator.eval()
+    random = StepRandom(0, 0, 8, slice(0, 8), "distill")
+    batch = objective.batch(torch.arange(8), random)
+    losses = objective.losses("adversarial", batch, random, context.runtime)
+    assert losses is not None
+    losses.total.backward()
+    weight = objective.generator.last_layer()
+    found = weight.grad.clone()  # type: ignore[union-attr]
+    weight.grad = None
+    assert batch.fake_inputs is not None
+    made = objective.generator(batch.fake_inputs[0], batch.fake_condition)
+    expected = -0.05 * objective._judge(objective.discriminator, made, batch.fake_condition, random, "fake").mean()
+    expected.backward()
+    torch.testing.assert_close(losses.total, expected)
+    torch.testing.assert_close(found, weight.grad, rtol=1e-4, atol=1e-7)
+
+
+def test_a_stage_with_everything_on_continues_bitwise(open_as: Callable[..., StageContext], tmp_path: Path) -> None:
+    context = open_as(**EVERYTHING)
+    expected = model_hash(trainer_of(context, tmp_path / "whole").run()["generator"])
+    with pytest.raises(StoppedError):
+        trainer_of(context, tmp_path / "parts", stop=5).run()
+    again = trainer_of(context, tmp_path / "parts")
+    assert again.resume() == 4
+    assert model_hash(again.run()["generator"]) == expected
+    shutil.rmtree(context.run.path / "critics")
+    assert model_hash(trainer_of(open_as(), tmp_path / "plain").run()["generator"]) != expected
+
+
+# What is kept.
+
+
+def test_mixing_is_a_draw_of_its_own_for_each_purpose_and_is_read_from_the_run(
+    open_as: Callable[..., StageContext],
+) -> None:
+    context = open_as(distill__loss__stack={"mixing": True})
+    objective = objective_of(context)
+    stacks = objective.critics.stacks
+    assert stacks["distance"].fingerprint != stacks["judge"].fingerprint
+    tensors, _ = load_tensors(context.run.path / "critics" / "distill.safetensors")
+    for use, stack in stacks.items():
+        for name, value in mixing_state(stack).items():
+            assert torch.equal(tensors[f"{use}.{name}"], value)
+    fresh = build_critics(open_as(distill__loss__stack={"mixing": True}, seed=7), context.config.distill.loss, 8, "x")
+    assert fresh.stacks["judge"].fingerprint != stacks["judge"].fingerprint
+    keep_critics(context, "distill", fresh)  # another draw, as a newer PyTorch might make: the run's own is taken over
+    assert fresh.stacks["judge"].fingerprint == stacks["judge"].fingerprint
+
+
+def test_a_stage_goes_on_with_the_networks_that_it_was_started_with(
+    open_as: Callable[..., StageContext], tmp_path: Path
+) -> None:
+    transformers = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "patch_size": 4, "image_size": 8}
+    folder, settings = tmp_path / "net", {"networks": [f"transformers:{tmp_path / 'net'}"]}
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        transformers.Dinov2Model(transformers.Dinov2Config(**sizes)).save_pretrained(folder)
+        context = open_as(distill__loss__judge=settings)
+        if seed == 0:
+            objective_of(context)
+            objective_of(context)
+        else:
+            with pytest.raises(ArtifactError, match=r"(?s)discriminator looks.*Put the weights back"):
+                objective_of(context)
+    path = context.run.path / "critics" / "distill.json"
+    path.write_text("{")
+    with pytest.raises(ArtifactError, match="cannot be read"):
+        objective_of(context)
+
+
+def test_missing_networks_are_refused_before_the_first_stage(tmp_path: Path) -> None:
+    config = tiny_config(distill__loss__judge={"networks": [f"transformers:{tmp_path}"]})
+    with pytest.raises(ArtifactError, match=r"no config\.json"):
+        train(config, str(tmp_path / "run"), quiet=True)
+    with pytest.raises(ArtifactError, match="weights of `vgg16` are missing"):
+        train(tiny_config(grow__loss__lpips=1.0), str(tmp_path / "run"), quiet=True)
+    assert not (tmp_path / "run" / "stages").exists()
+
+
+def test_settings_that_change_nothing_are_recorded_as_ever() -> None:
+    before = {"huber", "feature", "adversarial", "adversarial_from", "adaptive", "augment", "crop", "raw_pixels"}
+    for stage in ("distill", "grow"):
+        assert set(stage_settings(tiny_config(), stage)[stage]["loss"]) == before
+    changed = stage_settings(tiny_config(distill__loss__pairs=0.5), "distill")["distill"]["loss"]
+    assert changed["pairs"] == 0.5
+
+
+# Pairs.
+
+
+def test_smaller_shares_of_pairs_are_parts_of_larger_ones_and_leave_out_no_class(
+    open_as: Callable[..., StageContext],
+) -> None:
+    context = open_as()
+    labels = context.data.labels(torch.arange(40))
+    assert labels is not None
+    found = [kept_pairs(context, share) for share in (0.01, 0.25, 0.5)]
+    assert kept_pairs(context, 1.0) is None
+    assert [len(torch.bincount(labels[kept], minlength=10).nonzero()) for kept in found] == [10] * 3
+    assert [len(kept) for kept in found] == [10, 10, 20]
+    assert set(found[1].tolist()) <= set(found[2].tolist())
+
+
+def test_only_kept_images_are_reconstructed_and_all_are_judged(open_as: Callable[..., StageContext]) -> None:
+    context = open_as(distill__loss__pairs=0.25, distill__loss__adversarial_from=0.0)
+    objective = objective_of(context)
+    kept = kept_pairs(context, 0.25)
+    assert kept is not None
+    batch = objective.batch(torch.arange(32), StepRandom(0, 0, 32, slice(0, 32), "distill"))
+    allowed = torch.cat([context.load(8, kept, torch.full((len(kept),), flip))[0] for flip in (False, True)])
+    store = LatentInputs(open_latents(context))
+    latents = torch.cat([store.encoded(kept, torch.full((len(kept),), flip))[0] for flip in (False, True)])
+    for row in range(32):
+        match = (allowed == batch.targets[row]).flatten(1).all(1).nonzero().flatten()
+        assert any(torch.equal(latents[k], batch.inputs[0][row]) for k in match.tolist())
+    inside = [(allowed == image).flatten(1).all(1).any() for image in batch.images]
+    assert 0 < sum(map(int, inside)) < 32
+
+
+# Bad settings.
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"lpips": -1.0}, "lpips must be >= 0"),
+        ({"pairs": 0.0}, r"share in \(0, 1\]"),
+        ({"updates": "separately"}, "must be one of"),
+        ({"updates": "separate", "adversarial": 0.0}, "set updates=joint"),
+        ({"pixel": 0.0, "feature": 0.0}, "set adaptive=false"),
+        ({"pixel": 0.0, "feature": 0.0, "adaptive": False, "updates": "separate"}, "two losses to separate"),
+        ({"pixel": 0.0, "feature": 0.0, "adversarial": 0.0}, "at least one weight"),
+        ({"feature_augment": ["color"]}, "Did you mean `colour`"),
+        ({"feature_augment": ["colour"], "feature": 0.0}, "whose weight feature is 0"),
+        ({"adversarial": 0.0, "judge": {"networks": ["random"]}}, "there are none"),
+        ({"adversarial": 0.0, "feature": 0.0, "stack": {"networks": ["random"]}}, "nothing looks through"),
+        ({"lpips_size": 8}, "16 or more"),
+        ({"stack": {"networks": ["rando"]}}, "Did you mean `random`"),
+        ({"stack": {"network": ["random"]}}, "unknown key"),
+    ],
+)
+def test_losses_that_contradict_themselves_are_refused(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        tiny_config(**{f"distill__loss__{name}": value for name, value in changes.items()})
+
+
+def test_a_configuration_with_everything_comes_back_from_yaml(tmp_path: Path) -> None:
+    config = tiny_config(**EVERYTHING)
+    run = RunFolder.create(tmp_path / "run", config)
+    assert run.config() == config
+    assert isinstance(config, RunConfig)
+    assert config.distill.loss.judge == FeatureConfig(networks=("random:3",), mixing=True)
+    assert json.loads(json.dumps(stage_settings(config, "distill")))["distill"]["loss"]["updates"] == "separate"
