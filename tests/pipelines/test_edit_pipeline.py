@@ -56,7 +56,7 @@ def test_known_pixels_come_back_byte_for_byte(
     pipeline: PagodaEditPipeline, size: tuple[int, int], mode: str, tmp_path: Path
 ) -> None:
     image, keep = photo(*size, mode), hole_of(*size)
-    edited = pipeline.inpaint(image, keep, label=3, rounds=2)
+    edited = pipeline.inpaint(image, keep, label=3, steps=2)
     edited.save(tmp_path / "x.png")
     with Image.open(tmp_path / "x.png") as written:
         made = np.asarray(written)
@@ -77,7 +77,7 @@ def test_a_mask_may_be_a_file_an_array_painted_or_boxes(pipeline: PagodaEditPipe
     painted = np.array(image)
     painted[~keep] = (255, 0, 255)
     erased = np.dstack([np.asarray(image), (keep * 255).astype(np.uint8)])
-    options = {"label": 2, "rounds": 2, "seed": 4}
+    options = {"label": 2, "steps": 2, "seed": 4, "strength": 0.5}
     made = [
         pipeline.inpaint(image, keep, **options),
         pipeline.inpaint(image, tmp_path / "mask.png", **options),
@@ -98,7 +98,7 @@ def test_a_mask_may_be_a_file_an_array_painted_or_boxes(pipeline: PagodaEditPipe
 def test_a_large_image_is_edited_within_a_box_alone(pipeline: PagodaEditPipeline) -> None:
     image, keep = photo(200, 120), np.ones((120, 200), bool)
     keep[50:60, 70:85] = False
-    edited = pipeline.inpaint(image, keep, box=(60, 40, 48), label=1, rounds=1)
+    edited = pipeline.inpaint(image, keep, box=(60, 40, 48), label=1, steps=1)
     assert np.array_equal(np.asarray(edited.image)[keep], np.asarray(image)[keep])
     assert edited.facts["square"] == [60, 40, 48]
     with pytest.raises(DataError, match="the hole reaches beyond the model's square"):
@@ -259,7 +259,7 @@ def test_every_edit_writes_a_file_that_says_what_made_it(
         "reconstruct": [image, "--strength", 0.3, "--seed", 2],
         "transfer": [image, "--to", 4],
         "interpolate": [image, tmp_path / "square.png", "--second-label", 5, "--frames", 3],
-        "inpaint": [image, "--mask", mask, "--rounds", 2],
+        "inpaint": [image, "--mask", mask, "--steps", 2],
         "upscale": [tmp_path / "small.png"],
         "restore": [tmp_path / "square.png", "--blur", 3, "--simulate"],
     }
