@@ -24,7 +24,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,8 @@ from pagoda.errors import ConfigError
 from pagoda.files import atomic_path
 from pagoda.networks import BackboneConfig, OneStepGenerator, build_backbone, num_parameters
 from pagoda.networks.counting import MultiplyAdds
+from pagoda.networks.description import describe_model
+from pagoda.networks.growth import LevelConfig, count_groups
 
 THREADS = 2
 CALLS = 5
@@ -77,12 +79,10 @@ def build_generator(sizes: Sizes) -> OneStepGenerator:
         head_dim=sizes.head,
         norm_groups=sizes.groups,
     )
-    with torch.device("meta"):  # copies on the way must not count as memory
+    with torch.device("meta"):  # only its description is needed, and a copy would count as memory
         network = build_backbone(backbone, image_size=sizes.side, in_channels=3, num_classes=1000)
-        grown = OneStepGenerator.from_teacher(network)
-        for width in sizes.octaves:
-            grown = grown.grow(channels=width)
-    generator: OneStepGenerator = OneStepGenerator.from_config(grown.config)
+    levels = [asdict(LevelConfig(channels=width, head_groups=count_groups(width))) for width in sizes.octaves]
+    generator = OneStepGenerator(base_config=describe_model(network), levels=levels)
     return generator.eval().requires_grad_(False)
 
 
@@ -140,9 +140,9 @@ def _latent_consistency(
     )
 
 
-def measure(model: str, sizes: Sizes, seed: int) -> dict[str, Any]:
+def measure(model: str, sizes: Sizes, seed: int, *, threads: int = THREADS, calls: int = CALLS) -> dict[str, Any]:
     """Parameters, multiply-adds and milliseconds of both parts of a model, one image a call."""
-    torch.set_num_threads(THREADS)
+    torch.set_num_threads(threads)
     torch.manual_seed(seed)
     build = {"generator": _generator, "latent_consistency": _latent_consistency}[model]
     first, second, call_first, call_whole = build(sizes, seed)
@@ -153,12 +153,12 @@ def measure(model: str, sizes: Sizes, seed: int) -> dict[str, Any]:
                 image = call()
             counts.append(counter.total)
         times: dict[Callable[[], Tensor], list[float]] = {call_first: [], call_whole: []}
-        for _ in range(CALLS):
+        for _ in range(calls):
             for call, spent in times.items():  # interleaved, so that a machine that slows down slows both
                 start = time.perf_counter()
                 call()
                 spent.append(time.perf_counter() - start)
-    before, whole = (1e3 * sorted(spent)[CALLS // 2] for spent in times.values())
+    before, whole = (1e3 * sorted(spent)[calls // 2] for spent in times.values())
     return {
         "side": image.shape[-1],
         "parameters_m_first": num_parameters(first) / 1e6,
