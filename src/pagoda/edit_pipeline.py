@@ -261,9 +261,9 @@ class PagodaEditPipeline:
         label: int | str | None = None,
         condition: Condition | None = None,
         resolution: int | None = None,
-        method: Method = "project",
+        method: Method = "optimise",
         rounds: int = 3,
-        steps: int = 100,
+        steps: int = 40,
         fit: Fit = "pad",
         frame: int | None = None,
     ) -> Edited:
@@ -302,11 +302,11 @@ class PagodaEditPipeline:
         *,
         label: int | str | None = None,
         condition: Condition | None = None,
-        method: Method = "alternate",
+        method: Method = "optimise",
         rounds: int = 3,
         strength: float = 0.0,
         seed: int = 0,
-        steps: int = 100,
+        steps: int = 40,
         damping: float = ROUNDING_DAMPING,
     ) -> Edited:
         """The image of which y = A x was measured, at the model's own size.

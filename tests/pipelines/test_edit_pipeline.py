@@ -153,7 +153,7 @@ def test_the_ends_of_the_way_are_the_reconstructions(pipeline: PagodaEditPipelin
 
 @pytest.mark.parametrize("size", [(8, 8), (10, 7), (4, 6)])
 def test_an_enlarged_image_has_the_shape_of_the_small_one(pipeline: PagodaEditPipeline, size: tuple[int, int]) -> None:
-    edited = pipeline.upscale(photo(*size), label=3)
+    edited = pipeline.upscale(photo(*size), label=3, steps=2)
     assert edited.square.shape == (1, 3, 16, 16)
     assert max(edited.image.size) == 16
     assert abs(edited.image.width / edited.image.height - size[0] / size[1]) < 0.15
@@ -164,7 +164,7 @@ def test_an_enlarged_image_has_the_shape_of_the_small_one(pipeline: PagodaEditPi
 def test_blurs_and_masks_are_undone(pipeline: PagodaEditPipeline) -> None:
     x = torch.from_numpy(np.asarray(photo(16, 16)).copy()).permute(2, 0, 1)[None] / 127.5 - 1
     for operator in (box_blur(16, 3), MaskOperator(torch.rand(16, 16) > 0.3)):
-        edited = pipeline.restore(operator(x), operator, label=3, rounds=2)
+        edited = pipeline.restore(operator(x), operator, label=3, steps=2)
         assert float((operator(edited.square) - operator(x)).abs().mean()) < 0.02
         assert edited.image.size == (16, 16)
         assert edited.facts["operator"] == type(operator).__name__
@@ -260,8 +260,8 @@ def test_every_edit_writes_a_file_that_says_what_made_it(
         "transfer": [image, "--to", 4],
         "interpolate": [image, tmp_path / "square.png", "--second-label", 5, "--frames", 3],
         "inpaint": [image, "--mask", mask, "--steps", 2],
-        "upscale": [tmp_path / "small.png"],
-        "restore": [tmp_path / "square.png", "--blur", 3, "--simulate"],
+        "upscale": [tmp_path / "small.png", "--steps", 2],
+        "restore": [tmp_path / "square.png", "--blur", 3, "--simulate", "--method", "project"],
     }
     for name, arguments in calls.items():
         target = out / f"{name}.png"

@@ -151,7 +151,9 @@ def every_edit(editor: Editor, images: Tensor, condition: Condition, seeds: list
         ),
         "upscale": editor.upscale(small(images), condition, method="alternate", rounds=2),
         "optimise": editor.restore(blur(images), blur, condition, method="optimise", steps=3, damping=1e-3),
-        "alternate": editor.restore(blur(images), blur, condition, strength=0.5, seeds=seeds, damping=1e-3),
+        "alternate": editor.restore(
+            blur(images), blur, condition, method="alternate", strength=0.5, seeds=seeds, damping=1e-3
+        ),
     }
 
 

@@ -204,14 +204,14 @@ class EditUpscale(_Edit):
 
     Examples:
       pagoda edit upscale runs/photos small.png
-      pagoda edit upscale runs/photos small.png --resolution 64 --method optimise --out large.png
+      pagoda edit upscale runs/photos small.png --resolution 64 --method project --out large.png
     """
 
-    method: Literal["project", "alternate", "optimise"] = "project"
-    """project: one pass and a back-projection; alternate: several; optimise: search for the latent."""
+    method: Literal["optimise", "project", "alternate"] = "optimise"
+    """optimise: search for the latent, then a back-projection; project: the back-projection alone, quick; alternate: several of them."""
     rounds: int = 3
     """Of alternate."""
-    steps: int = 100
+    steps: int = 40
     """Of optimise."""
     fit: Literal["pad", "crop"] = "pad"
     """Where the model's square lies."""
@@ -249,11 +249,11 @@ class EditRestore(_Edit):
     """The image is a picture of sums along rays at this many angles, one a row, as --simulate writes it."""
     simulate: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """The image is a whole one: measure it first, and write what was measured beside the result."""
-    method: Literal["project", "alternate", "optimise"] = "alternate"
-    """project: one pass and a back-projection; alternate: several; optimise: search for the latent."""
+    method: Literal["optimise", "project", "alternate"] = "optimise"
+    """optimise: search for the latent, then a back-projection; project: the back-projection alone, quick; alternate: several of them."""
     rounds: int = 3
     """Of alternate."""
-    steps: int = 100
+    steps: int = 40
     """Of optimise."""
     strength: float = 0.0
     """Noise that the latent starts with, 0 to 1; not of project."""

@@ -268,11 +268,11 @@ class Editor:
         operator: LinearOperator,
         condition: Condition = UNCONDITIONAL,
         *,
-        method: Method = "alternate",
+        method: Method = "optimise",
         rounds: int = 3,
         strength: float = 0.0,
         seeds: Sequence[int] = (),
-        steps: int = 100,
+        steps: int = 40,
         damping: float = 0.0,
     ) -> Tensor:
         """Images of which y = A x was measured.
@@ -306,9 +306,9 @@ class Editor:
         condition: Condition = UNCONDITIONAL,
         *,
         resolution: int | None = None,
-        method: Method = "project",
+        method: Method = "optimise",
         rounds: int = 3,
-        steps: int = 100,
+        steps: int = 40,
     ) -> Tensor:
         """Images enlarged to a size of the generator; reduced again by the run's downsampler they are the given ones.
 
