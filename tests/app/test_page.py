@@ -32,6 +32,7 @@ def open_page(browser: Any, app: Any, width: int = 1280, scheme: str = "light") 
     page.on("console", lambda m: complaints.append(m.text) if m.type in ("error", "warning") else None)
     page.on("pageerror", lambda error: complaints.append(str(error)))
     page.on("request", lambda r: None if r.url.startswith((app.url, "data:", "blob:")) else complaints.append(r.url))
+    page.on("response", lambda r: complaints.append(f"{r.status} {r.url}") if r.status >= 400 else None)
     page.goto(app.url, wait_until="commit")
     page.wait_for_selector(TABS["Generate"])
     return page, complaints

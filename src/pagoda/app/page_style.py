@@ -78,7 +78,7 @@ def first_picture(title: str, image: Image.Image | None) -> str:
 
 def rewrite_page(page: str, *, style: str, first: str) -> str:
     """Gradio's page with our style, the painter's script and the first picture in it, and without the addresses of others in its head."""
-    page = re.sub(r'<meta\s+(?:property="og:|name="twitter:)[^>]*>', "", page)
+    page = re.sub(r'<meta\s+(?:property="og:|name="twitter:|itemprop=)[^>]*>', "", page)
     page = page.replace("</head>", f"<style>{style}</style><script>{SCRIPT}</script></head>", 1)
     return re.sub(r"(<body[^>]*>)", lambda match: match.group(1) + first, page, count=1)
 
