@@ -130,7 +130,7 @@ def check_command(
     assert (status, len(seen)) == (0, 1), line
     command = seen[0]
     capsys.readouterr()
-    if hasattr(command, "dry_run"):
+    if hasattr(command, "resolve"):  # starts a run
         dataclasses.replace(command, dry_run=True).run()
         assert from_dict(RunConfig, yaml.safe_load(capsys.readouterr().out)) == command.resolve()
     elif hasattr(command, "set"):
