@@ -286,7 +286,7 @@ def test_a_missing_runtime_is_told_with_the_command_that_gets_it(
     with pytest.raises(ArtifactError, match="cannot be read as the package"):
         find_runtime(tmp_path / "half.tgz")
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(ArtifactError, match=r"no npm here .* npm pack onnxruntime-web@.*--runtime onnxruntime-web"):
+    with pytest.raises(ArtifactError, match=r"no npm here .*npm pack onnxruntime-web@.*--runtime onnxruntime-web"):
         find_runtime(cache=tmp_path / "cache")
 
 
