@@ -7,7 +7,8 @@ Weights are random: they change neither work nor time. Each model runs alone in 
 two threads.
 
 - `generator`: a U-Net of 64 px of the official widths (192 channels, multiples 1, 2, 3, 4, three blocks a level, attention at 32, 16
-  and 8 px, 64 channels a head), called once with a class label, and three octaves of 192, 192 and 96 channels above it.
+  and 8 px, 64 channels a head), called once with a class label, and three octaves of 192, 192 and 96 channels above it, three
+  blocks each.
 - `latent_consistency`: diffusers' U-Net of Stable Diffusion 1.5 with a guidance embedding (256 values), called once on a latent of
   64 x 64 x 4, and the decoder of its autoencoder. The text encoder is left out, as is whatever else a prompt costs.
 
@@ -47,6 +48,8 @@ from pagoda.networks.growth import LevelConfig, count_groups
 THREADS = 2
 CALLS = 5
 """Timed calls after one that is not; the median counts."""
+BLOCKS = 3
+"""Residual blocks an octave: the official one has one that enlarges and two more."""
 OFFICIAL_MULTIPLY_ADDS = {64: 109.7e9, 512: 430.4e9}
 MODELS = ("generator", "latent_consistency")
 PARTS = {"generator": ("base, 64 px", "octaves"), "latent_consistency": ("U-Net", "decoder")}
@@ -81,7 +84,10 @@ def build_generator(sizes: Sizes) -> OneStepGenerator:
     )
     with torch.device("meta"):  # only its description is needed, and a copy would count as memory
         network = build_backbone(backbone, image_size=sizes.side, in_channels=3, num_classes=1000)
-    levels = [asdict(LevelConfig(channels=width, head_groups=count_groups(width))) for width in sizes.octaves]
+    levels = [
+        asdict(LevelConfig(channels=width, num_blocks=BLOCKS, head_groups=count_groups(width)))
+        for width in sizes.octaves
+    ]
     generator = OneStepGenerator(base_config=describe_model(network), levels=levels)
     return generator.eval().requires_grad_(False)
 
