@@ -86,6 +86,7 @@ def judge(budget: float) -> ClassifierFeatures:
     )
 
 
+@cache
 def trained(seed: int, budget: float) -> PagodaEditPipeline:
     """The run of a seed: made, continued, or only opened."""
     name = f"editing-emoji-seed{seed}" + ("" if budget >= 1 else f"-budget{budget:g}")
