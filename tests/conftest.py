@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import shutil
+from collections.abc import Iterator
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -71,3 +74,28 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
 
     folder: Path = tmp_path_factory.mktemp("finished") / "run"
     return train(tiny_config(), str(folder), quiet=True)
+
+
+CHROMIUM = next((path for name in ("chromium", "chromium-browser") if (path := shutil.which(name))), None)
+FLAGS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """Chromium, without a window; one for all tests, since Playwright opens once a process."""
+    api = pytest.importorskip("playwright.sync_api", reason="needs playwright. Run: pip install playwright")
+    if CHROMIUM is None:
+        pytest.skip("needs Chromium. Run: apt-get install --no-install-recommends chromium")
+    with api.sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield opened
+        opened.close()

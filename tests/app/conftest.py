@@ -15,18 +15,6 @@ from pagoda.stages.run_folder import RunFolder
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 
-CHROMIUM = next((path for name in ("chromium", "chromium-browser") if (path := shutil.which(name))), None)
-FLAGS = [
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
-
 
 @pytest.fixture(scope="session")
 def runs(finished_run: RunFolder, tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -61,15 +49,3 @@ def app(runs: Path) -> Iterator[Any]:
     limits = UploadLimits(max_bytes=2**20, max_pixels=2**20, max_side=2048)
     with RunningApp(runs, AppConfig(port=0, server=ServerConfig(batch_size=4), limits=limits)) as running:
         yield running
-
-
-@pytest.fixture(scope="session")
-def browser() -> Iterator[Any]:
-    """Chromium, without a window."""
-    api = pytest.importorskip("playwright.sync_api", reason="needs playwright. Run: pip install playwright")
-    if CHROMIUM is None:
-        pytest.skip("needs Chromium. Run: apt-get install --no-install-recommends chromium")
-    with api.sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield opened
-        opened.close()

@@ -134,7 +134,7 @@ def check_command(
     capsys.readouterr()
     if getattr(command, "teacher", None) is not None:  # a folder of the reader's
         command = dataclasses.replace(command, teacher=None)
-    if hasattr(command, "dry_run"):
+    if hasattr(command, "dry_run") and hasattr(command, "resolve"):
         dataclasses.replace(command, dry_run=True).run()
         resolved = command.resolve()
         assert from_dict(type(resolved), yaml.safe_load(capsys.readouterr().out)) == resolved

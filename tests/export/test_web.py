@@ -7,7 +7,6 @@ import gzip
 import json
 import math
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ import numpy as np
 import pytest
 import torch
 from tests.networks.conftest import make_dit, make_unet
-from tests.stages.test_report import CHROMIUM, FLAGS
 
 from pagoda.cli.main import main
 from pagoda.errors import ArtifactError, ConfigError, ShapeError
@@ -51,17 +49,6 @@ def folder(finished_run: RunFolder, runtime: WebRuntime, tmp_path_factory: pytes
     words = ["--to", "web", "--weights", "float32", "--out", str(out)]
     assert main(["export", str(finished_run.path), *words]) == 0
     return out
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    api = pytest.importorskip("playwright.sync_api", reason="needs playwright. Run: pip install playwright")
-    if CHROMIUM is None:
-        pytest.skip("needs Chromium. Run: apt-get install --no-install-recommends chromium")
-    with api.sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield opened
-        opened.close()
 
 
 def open_page(browser: Any, folder: Path, width: int = 1280, scheme: str = "light") -> tuple[Any, list[str]]:

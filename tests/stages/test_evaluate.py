@@ -158,7 +158,7 @@ def test_samples_are_scored_against_the_names_of_their_classes(run: RunFolder, t
     assert score.floor is not None
     (rebuilt,) = evaluate(run, model="reconstructions", metrics=("clip_score",), pairs=PairOptions(clip=clip))
     assert rebuilt.settings == {"texts": "captions"}
-    with pytest.raises(ArtifactError, match="holds no CLIPModel"):
+    with pytest.raises(ArtifactError, match="is no folder of a transformers model"):
         evaluate(run, metrics=("clip_score",), pairs=PairOptions(clip=str(tmp_path)))
     with pytest.raises(ConfigError, match=r"must hold \{\} once"):
         PairOptions(prompt="a photo")

@@ -144,12 +144,10 @@ def test_lpips_reads_images_enlarged_and_grey_ones_too(tmp_path: Path, monkeypat
             inner = width
         index += 2 if width else 1
     save_file(tensors, tmp_path / "vgg16.safetensors", {"sha256": "397923af"})
-    with pytest.raises(
-        ArtifactError, match=r"(?s)weightings of LPIPS with vgg16 are missing.*v0\.1/vgg\.pth.*lpips-vgg16"
-    ):
+    with pytest.raises(ArtifactError, match=r"(?s)weights of `lpips-vgg16` are missing.*v0\.1/vgg\.pth.*lpips-vgg16"):
         LPIPS("vgg16")
     linear = {f"lin{k}.model.1.weight": torch.rand(1, c, 1, 1) for k, c in enumerate((64, 128, 256, 512, 512))}
-    save_file(linear, tmp_path / "lpips-vgg16.safetensors")
+    save_file(linear, tmp_path / "lpips-vgg16.safetensors", {"sha256": "a78928a0"})
     lpips = LPIPS("vgg16")
     loss = ReconstructionLoss(LossConfig(pixel=0.0, feature=0.0, lpips=1.0, lpips_size=32), None, lpips)
     made = (1.5 * X).requires_grad_(True)  # a generator under training leaves [-1, 1]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +16,6 @@ from pagoda.stages.evaluate import evaluate_run
 from pagoda.stages.report import write_report
 from pagoda.stages.run_folder import RunFolder
 from pagoda.training import Runtime
-
-CHROMIUM = next((path for name in ("chromium", "chromium-browser") if (path := shutil.which(name))), None)
-FLAGS = [
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 
 
 @pytest.fixture(scope="module")
@@ -91,17 +78,6 @@ def test_a_broken_line_in_the_middle_of_the_log_is_named(finished_run: RunFolder
     run.metrics.write_text("\n".join([lines[0], "{broken", *lines[1:]]) + "\n")
     with pytest.raises(ArtifactError, match="line 2 of"):
         write_report(run)
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    api = pytest.importorskip("playwright.sync_api", reason="needs playwright. Run: pip install playwright")
-    if CHROMIUM is None:
-        pytest.skip("needs Chromium. Run: apt-get install --no-install-recommends chromium")
-    with api.sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield opened
-        opened.close()
 
 
 def open_page(browser: Any, path: Path, width: int, scheme: str = "light") -> tuple[Any, list[str]]:
