@@ -3,7 +3,7 @@
 | model | label | tokens |
 |---|---|---|
 | `UNet2DModel` | embedding table, last row = null | - |
-| `UNet2DConditionModel` | embedding table, last row = null | `encoder_hidden_states`, `encoder_attention_mask` |
+| `UNet2DConditionModel` | embedding table, last row = null, or `pooled` in its place | `encoder_hidden_states`, `encoder_attention_mask` |
 | `DiTTransformer2DModel` | embedding table of every block, last row = null | - |
 
 Labels 0 .. num_classes - 1 are classes; `NULL_LABEL` (-1), or no label at all, is the null row. A concatenated image
@@ -32,7 +32,7 @@ class ModelInputs:
     """What a diffusers model receives: a condition in its own terms."""
 
     labels: Tensor | None
-    """(B,) rows of the embedding table, or None for a model without one."""
+    """(B,) rows of the embedding table, or None for a model without one; pooled embeddings (B, P) where it projects those."""
     tokens: Tensor | None
     """(B, T, D)."""
     tokens_mask: Tensor | None
@@ -130,7 +130,7 @@ def count_classes(model: Any) -> int:
     if isinstance(model, DiTTransformer2DModel):
         return int(model.config.num_embeds_ada_norm)
     embedding: nn.Module | None = getattr(model, "class_embedding", None)
-    if embedding is None:
+    if embedding is None or pooled_width(model):
         return 0
     if not isinstance(embedding, nn.Embedding):
         raise ConfigError(
@@ -138,6 +138,31 @@ def count_classes(model: Any) -> int:
             "num_class_embeds = number of classes + 1 (the last row stands for no class)."
         )
     return embedding.num_embeddings - 1
+
+
+def pooled_width(model: Any) -> int:
+    """Width of the pooled embedding that a model projects and adds to its time embedding; 0 for a model without."""
+    if getattr(config_of(model), "class_embed_type", None) != "projection":
+        return 0
+    return int(config_of(model).projection_class_embeddings_input_dim)
+
+
+def token_width(model: Any) -> int:
+    """Width of the tokens that a model attends to; 0 for a model without cross-attention."""
+    if not isinstance(model, UNet2DConditionModel):
+        return 0
+    width = config_of(model).encoder_hid_dim or config_of(model).cross_attention_dim
+    return int(width if isinstance(width, int) else max(width))
+
+
+def null_condition(model: nn.Module, batch: int, *, device: torch.device | str = "cpu") -> Condition:
+    """The condition of samples without any, as the model has to be told: nothing where that is allowed, else null values."""
+    width = token_width(model)
+    if not width:
+        return UNCONDITIONAL
+    tokens, mask = torch.zeros(batch, 1, width, device=device), torch.zeros(batch, 1, dtype=torch.bool, device=device)
+    pooled = torch.zeros(batch, pooled_width(model), device=device) if pooled_width(model) else None
+    return Condition(tokens=tokens, tokens_mask=mask, pooled=pooled)
 
 
 def square_size(model: nn.Module) -> int | None:
@@ -196,7 +221,9 @@ def resolve_condition(model: nn.Module, condition: Condition, batch: int, device
     if condition.batch_size not in (None, batch):
         raise ShapeError(f"the condition has {condition.batch_size} rows for {batch} images.")
     takes_tokens = isinstance(model, UNet2DConditionModel)
-    unused = ["pooled", "guidance"] if takes_tokens else ["pooled", "guidance", "tokens", "tokens_mask"]
+    pools = pooled_width(model)
+    unused = ["guidance"] if takes_tokens else ["guidance", "tokens", "tokens_mask"]
+    unused += [] if pools else ["pooled"]
     for slot in unused:
         if getattr(condition, slot) is not None:
             raise ConfigError(f"`{type(model).__name__}` has no input for the condition `{slot}`; leave it out.")
@@ -208,6 +235,16 @@ def resolve_condition(model: nn.Module, condition: Condition, batch: int, device
         width = config_of(model).encoder_hid_dim or config_of(model).cross_attention_dim
         if isinstance(width, int) and condition.tokens.shape[-1] != width:
             raise ShapeError(f"tokens are {condition.tokens.shape[-1]} wide, the model expects {width}.")
+    if pools:
+        pooled = condition.pooled
+        if pooled is None or condition.label is not None:
+            raise ConfigError(
+                f"`{type(model).__name__}` is conditioned on pooled embeddings (B, {pools}) and not on labels; it was given "
+                f"{', '.join(condition.slots()) or 'nothing'}. For none, give zeros (`Condition.null`)."
+            )
+        if pooled.shape[-1] != pools:
+            raise ShapeError(f"pooled embeddings are {pooled.shape[-1]} wide, the model expects {pools}.")
+        return ModelInputs(labels=pooled, tokens=condition.tokens, tokens_mask=condition.tokens_mask)
     num_classes = count_classes(model)
     labels: Tensor | None = resolve_labels(condition.label, num_classes, batch, device)
     if num_classes == 0 and not isinstance(model, DiTTransformer2DModel):

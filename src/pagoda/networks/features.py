@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from pagoda.errors import ConfigError, ShapeError
 from pagoda.networks.anatomy import anatomy, features
-from pagoda.networks.calling import DiffusersNetwork, config_of, model_hash
+from pagoda.networks.calling import DiffusersNetwork, config_of, model_hash, null_condition
 from pagoda.networks.description import describe_model
 from pagoda.networks.parts import Anatomy
 
@@ -114,7 +114,8 @@ class TeacherFeatures(FeatureStack):
             images = F.interpolate(images, size=size, mode="area")
         c_in = 1 / math.sqrt(self.sigma**2 + self.sigma_data**2)  # EDM, table 1
         t = images.new_full((len(images),), self.noise_scale * math.log(self.sigma))
-        return list(features(self.network, c_in * images, t, names=self.names).values())
+        nothing = null_condition(self.network.model, len(images), device=images.device)
+        return list(features(self.network, c_in * images, t, nothing, names=self.names).values())
 
     @property
     def fingerprint(self) -> str:

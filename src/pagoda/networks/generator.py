@@ -28,6 +28,7 @@ from pagoda.networks.calling import (
     count_classes,
     keep_mean,
     square_size,
+    token_width,
 )
 from pagoda.networks.description import build_model, describe_model
 from pagoda.networks.growth import GrowthLevel, LevelConfig, carry_over, count_groups
@@ -77,6 +78,7 @@ class OneStepGenerator(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffus
             raise ShapeError("the base model's config has no sample_size; give the side of its images in pixels.")
         self.base_size = size
         self.num_classes = count_classes(self.base)
+        self.token_dim = token_width(self.base)
         self._edm = EDMDenoiser(_unused_network, sigma_data=sigma_data, noise_scale=noise_scale)  # for its scalings
         parts = self._parts
         self._base_width = parts.channels(parts.names()[-2])
