@@ -20,6 +20,7 @@ from pagoda.networks.generator import OneStepGenerator
 from pagoda.networks.growth import GrowthLevel, LevelConfig
 from pagoda.networks.loading import load_model
 from pagoda.networks.parts import Anatomy, Context, EncoderState, JointTokens, Residuals
+from pagoda.networks.token_discriminator import TextProjection, TokenDiscriminator
 from pagoda.networks.tokens import KeptAttention, TokenRows
 from pagoda.networks.transformer_anatomy import TransformerAnatomy
 from pagoda.networks.unet_anatomy import UNetAnatomy
@@ -46,6 +47,8 @@ __all__ = [
     "Residuals",
     "SavedMemory",
     "TeacherFeatures",
+    "TextProjection",
+    "TokenDiscriminator",
     "TokenRows",
     "TransformerAnatomy",
     "UNetAnatomy",

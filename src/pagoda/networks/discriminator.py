@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +22,7 @@ from pagoda.errors import ConfigError, ShapeError
 from pagoda.networks.calling import resolve_labels
 from pagoda.networks.features import FeatureStack
 from pagoda.networks.growth import count_groups
+from pagoda.networks.token_discriminator import TextProjection, TokenDiscriminator, check_pooled
 
 
 class MapHead(nn.Module):
@@ -55,16 +57,19 @@ class MapHead(nn.Module):
         self.layers = nn.Sequential(*layers)
         self.logit = _conv(width, 1, 1)
         self.label = nn.Embedding(num_classes + 1, width) if num_classes else None
+        self.text: TextProjection | None = None  # given by `ProjectedDiscriminator`
         self.scale = 1 / math.sqrt(width)
 
-    def forward(self, features: Tensor, labels: Tensor | None) -> Tensor:
-        """Map (B, C, h, w) and rows of the table (B,) -> logits (B, s * s)."""
+    def forward(self, features: Tensor, labels: Tensor | None, pooled: Tensor | None = None) -> Tensor:
+        """Map (B, C, h, w), rows of the table (B,) and pooled texts (B, P) -> logits (B, s * s)."""
         if self.mixer is not None:
             features = F.conv2d(features, self.mixer)
         h = self.layers(features)
         logits = self.logit(F.leaky_relu(h, 0.2))[:, 0]
         if self.label is not None and labels is not None:
             logits = logits + torch.einsum("bchw,bc->bhw", h, self.label(labels)) * self.scale
+        if self.text is not None and pooled is not None:
+            logits = logits + torch.einsum("bchw,bc->bhw", h, self.text(pooled)) * self.scale
         return logits.flatten(1)
 
 
@@ -80,6 +85,7 @@ class ProjectedDiscriminator(nn.Module):
         width: Channels inside each head.
         mixing: Mix the channels of each map by a fixed random matrix first.
         raw_pixels: The last map is the image itself.
+        pooled_dim: Width of the pooled embeddings of texts that images are judged by; 0 for none.
 
     Raises:
         ConfigError: no map, or a number below 1.
@@ -95,6 +101,7 @@ class ProjectedDiscriminator(nn.Module):
         width: int = 64,
         mixing: bool = False,
         raw_pixels: bool = False,
+        pooled_dim: int = 0,
     ) -> None:
         super().__init__()
         if len(channels) != len(sides):
@@ -119,24 +126,29 @@ class ProjectedDiscriminator(nn.Module):
             )
             for index, (count, side) in enumerate(zip(channels, sides, strict=True))
         )
+        for head in self.heads if pooled_dim else ():
+            head.text = TextProjection(pooled_dim, width)
 
     def forward(self, maps: Sequence[Tensor], condition: Condition = UNCONDITIONAL) -> Tensor:
         """Logits (B, P) of all patches of all maps; positive = real.
 
         Args:
             maps: (B, C_k, h_k, w_k).
-            condition: Labels, -1 or none at all for no class.
+            condition: Labels, -1 or none at all for no class; or the pooled embeddings of texts (tokens are not read).
 
         Raises:
             ShapeError: another number of maps.
-            ConfigError: a label out of range.
+            ConfigError: a label out of range, or texts that are missing or have no input.
         """
         if len(maps) != len(self.heads):
             raise ShapeError(f"this discriminator reads {len(self.heads)} maps, got {len(maps)}.")
         labels = None
         if self.num_classes or condition.label is not None:
             labels = resolve_labels(condition.label, self.num_classes, len(maps[0]), maps[0].device)
-        return torch.cat([head(features, labels) for head, features in zip(self.heads, maps, strict=True)], dim=1)
+        check_pooled(condition, self.heads[0].text)
+        return torch.cat(
+            [head(features, labels, condition.pooled) for head, features in zip(self.heads, maps, strict=True)], dim=1
+        )
 
 
 class Discriminator(nn.Module):
@@ -147,7 +159,7 @@ class Discriminator(nn.Module):
         heads: Built for the stack's maps, and with `raw_pixels` for the image after them.
     """
 
-    def __init__(self, stack: FeatureStack, heads: ProjectedDiscriminator) -> None:
+    def __init__(self, stack: FeatureStack, heads: ProjectedDiscriminator | TokenDiscriminator) -> None:
         super().__init__()
         self.stack = stack
         self.heads = heads
@@ -162,17 +174,24 @@ class Discriminator(nn.Module):
         width: int = 64,
         mixing: bool = False,
         raw_pixels: bool = False,
+        pooled_dim: int = 0,
+        tokens: bool = False,
     ) -> Discriminator:
-        """Fresh heads for a stack and images of `image_size` px; the maps' sizes are measured. See `ProjectedDiscriminator`."""
-        heads = ProjectedDiscriminator(
-            [*stack.channels, *([stack.in_channels] if raw_pixels else [])],
-            sides=[*stack.sides(image_size), *([image_size] if raw_pixels else [])],
-            num_classes=num_classes,
-            width=width,
-            mixing=mixing,
-            raw_pixels=raw_pixels,
-        )
-        return cls(stack, heads)
+        """Fresh heads for a stack and images of `image_size` px; the maps' sizes are measured. See `ProjectedDiscriminator`, and
+        for one logit a token (`tokens=True`, without `mixing`) `TokenDiscriminator`.
+
+        Raises:
+            ConfigError: `tokens` together with `mixing`, or numbers that the heads refuse.
+        """
+        if tokens and mixing:
+            raise ConfigError("the heads of tokens mix no channels; leave `mixing` off.")
+        channels = [*stack.channels, *([stack.in_channels] if raw_pixels else [])]
+        sides = [*stack.sides(image_size), *([image_size] if raw_pixels else [])]
+        common: dict[str, Any] = {"num_classes": num_classes, "pooled_dim": pooled_dim, "width": width}
+        common |= {"sides": sides, "raw_pixels": raw_pixels}
+        if tokens:
+            return cls(stack, TokenDiscriminator(channels, **common))
+        return cls(stack, ProjectedDiscriminator(channels, mixing=mixing, **common))
 
     def forward(self, images: Tensor, condition: Condition = UNCONDITIONAL) -> Tensor:
         """Logits (B, P) of images (B, C, H, W) in [-1, 1]; positive = real."""
