@@ -26,7 +26,7 @@ from pagoda.cli.commands import (
 from pagoda.cli.evaluation import Compare, Evaluate, Report
 from pagoda.cli.exporting import Export, Inspect
 from pagoda.cli.planning import Plan
-from pagoda.cli.texts import TextTrain
+from pagoda.cli.texts import DataCaption, TextTrain
 from pagoda.cli.understanding import Classify, ProbeFit, ProbePredict, ProbeRank
 from pagoda.errors import PagodaError
 from pagoda.threads import spin_shortly
@@ -50,6 +50,7 @@ COMMANDS: dict[str, type[Any]] = {
     "probe predict": ProbePredict,
     "probe rank": ProbeRank,
     "data check": CheckData,
+    "data caption": DataCaption,
     "text train": TextTrain,
     "accelerate tune": AccelerateTune,
     "techniques": ListTechniques,
