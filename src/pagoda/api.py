@@ -27,6 +27,7 @@ from pagoda.errors import ConfigError
 from pagoda.images import to_pil
 from pagoda.networks import OneStepGenerator
 from pagoda.pretraining import TechniqueConfig
+from pagoda.stages.captions import sample_prompts
 from pagoda.stages.config import RunConfig, override
 from pagoda.stages.context import load_teacher
 from pagoda.stages.presets import preset_config
@@ -61,11 +62,18 @@ class Teacher:
         return self.run.config().base
 
     def sample(
-        self, n: int = 1, *, label: int | None = None, seed: int = 0, plans: Sequence[Plan] = ()
+        self,
+        n: int = 1,
+        *,
+        label: int | None = None,
+        prompt: str | Sequence[str] = (),
+        seed: int = 0,
+        plans: Sequence[Plan] = (),
     ) -> list[Image.Image]:
         """Images by Heun's method at 18 noise levels (35 network calls): slow, for comparison.
 
-        `plans` make it cheaper, see `pagoda.acceleration`: e.g. `plans=[DeepCache(interval=2)]`.
+        `plans` make it cheaper, see `pagoda.acceleration`: e.g. `plans=[DeepCache(interval=2)]`. `label` and `prompt`: see
+        `Generator.sample`.
 
         Raises:
             ConfigError: a label out of range.
@@ -75,7 +83,8 @@ class Teacher:
         num_classes, channels = int(str(facts["num_classes"])), int(str(facts["channels"]))
         labels = check_labels(None if label is None else [label] * n, seeds, num_classes)
         z = noise_of_seeds(seeds, (channels, self.size, self.size))
-        condition = Condition.of_labels(labels)
+        texts = sample_prompts(self.run, seeds, [prompt] if isinstance(prompt, str) else prompt)[1]
+        condition = Condition.of_labels(labels) if texts is None else texts
         with accelerate(denoiser, *plans) if plans else nullcontext():
             return to_pil(sample(denoiser, z, condition=condition).clamp(-1, 1))
 
@@ -99,13 +108,20 @@ class Generator:
         return load_generator(self.run, self.size)
 
     def sample(
-        self, n: int = 1, *, label: int | None = None, seed: int = 0, resolution: int | None = None
+        self,
+        n: int = 1,
+        *,
+        label: int | None = None,
+        prompt: str | Sequence[str] = (),
+        seed: int = 0,
+        resolution: int | None = None,
     ) -> list[Image.Image]:
         """One network call for all images; the image of a seed is always the same.
 
         Args:
             n: How many.
             label: Class of all images; every class in turn when None.
+            prompt: A text for all images, or several in turn, for a run that reads texts; captions of the data when empty.
             seed: Seed of the first image; the next ones count up.
             resolution: Side in pixels; the largest when None.
 
@@ -114,7 +130,9 @@ class Generator:
             ShapeError: a resolution that the generator does not have.
         """
         labels = None if label is None else [label] * n
-        return to_pil(sample_images(self.model, range(seed, seed + n), labels=labels, resolution=resolution))
+        seeds = range(seed, seed + n)
+        texts = sample_prompts(self.run, seeds, [prompt] if isinstance(prompt, str) else prompt)[1]
+        return to_pil(sample_images(self.model, seeds, labels=labels, condition=texts, resolution=resolution))
 
 
 def teach(

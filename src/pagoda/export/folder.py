@@ -14,10 +14,11 @@ from pagoda.pipelines import PagodaPipeline
 from pagoda.stages.context import teacher_facts
 from pagoda.stages.run_folder import RunFolder
 from pagoda.stages.sampling import load_generator
+from pagoda.stages.text_export import export_encoder
 
 
 def export_folder(run: RunFolder, path: Path | str, *, size: int | None = None, licence: str | None = None) -> Exported:
-    """Write a diffusers folder: the generator, its class names, a model card, and where it comes from.
+    """Write a diffusers folder: the generator, its class names or its text encoder, a model card, and where it comes from.
 
     Neither the teacher nor the latents nor the images go with it. A folder that was exported before is replaced.
 
@@ -29,6 +30,7 @@ def export_folder(run: RunFolder, path: Path | str, *, size: int | None = None, 
 
     Raises:
         ArtifactError: the run has no such generator, or something else is at `path`.
+        ConfigError: the run reads texts with an encoder that is no folder.
     """
     path = Path(path)
     if path.is_file() or (path.is_dir() and any(path.iterdir()) and not (path / FACTS).is_file()):
@@ -41,6 +43,8 @@ def export_folder(run: RunFolder, path: Path | str, *, size: int | None = None, 
     facts = export_facts(generator)
     with run.artifact(path) as part:
         cast(Any, pipeline).save_pretrained(part, safe_serialization=True)
+        if generator.token_dim:
+            export_encoder(run, part)
         (part / FACTS).write_text(json.dumps(facts, indent=1), encoding="utf-8")
         (part / "README.md").write_text(model_card(run, generator, licence=licence), encoding="utf-8")
         again = OneStepGenerator.from_pretrained(

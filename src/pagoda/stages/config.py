@@ -18,6 +18,7 @@ from pagoda.errors import ConfigError, did_you_mean
 from pagoda.evaluation import METRICS
 from pagoda.networks import BackboneConfig, backbone_preset
 from pagoda.pretraining import TECHNIQUES, TechniqueConfig, build_techniques
+from pagoda.text import TWO_TOWER, TextConfig
 from pagoda.training import LoopConfig, OptimizerConfig
 from pagoda.training.denoising import NoiseLaw
 
@@ -87,11 +88,21 @@ class LossConfig:
     """Side in pixels of the random window that the feature distance and the discriminator see; 0 for the whole image."""
     raw_pixels: bool = True
     """The discriminator also has a head that looks at the pixels themselves."""
+    heads: Literal["maps", "tokens"] = "maps"
+    """Heads of the discriminator: maps reduces each feature map to a few logits, tokens judges every place of it."""
+    image_text: float = 0.0
+    """Weight of the squared angle (rad^2) between a sample of the prior and its caption; 0 leaves it out. Needs condition=text."""
+    image_text_encoder: str = TWO_TOWER
+    """What measures it: a CLIP (folder or hub name), or `two-tower`, the encoder that the run trained on its captions."""
 
     def __post_init__(self) -> None:
-        for name in ("huber", "feature", "adversarial"):
+        for name in ("huber", "feature", "adversarial", "image_text"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} must be >= 0, got {getattr(self, name)}.")
+        if self.image_text == 0 and self.image_text_encoder != TWO_TOWER:
+            raise ConfigError(
+                f"image_text_encoder={self.image_text_encoder!r} is not used while image_text is 0; give the term a weight."
+            )
         if not 0 <= self.adversarial_from <= 1:
             raise ConfigError(f"adversarial_from must lie in [0, 1], got {self.adversarial_from}.")
 
@@ -231,6 +242,10 @@ class RunConfig:
     """Side of the images that the generator ends with: base x 2^k."""
     seed: int = 0
     """Seed of every random draw."""
+    condition: Literal["label", "text"] = "label"
+    """label: the images' classes where they have any; text: their captions."""
+    text: TextConfig = TextConfig()
+    """How captions are read, with `condition: text`."""
     mirror: bool = True
     """Images are as good mirrored; turn it off where left and right matter."""
     downsampler: DownsamplerKind = "box_bicubic"
@@ -272,6 +287,20 @@ class RunConfig:
             raise ConfigError(
                 f"encode.sigma_min must lie between 0 and sigma_max {self.sigma_max}, got {self.encode.sigma_min}."
             )
+        if self.condition not in ("label", "text"):
+            raise ConfigError(f"condition must be label or text, got {self.condition!r}.")
+        if self.condition == "label" and self.text != TextConfig():
+            raise ConfigError("settings of `text` change nothing in a run with condition=label; set condition=text.")
+        for stage, loss in (("distill", self.distill.loss), ("grow", self.grow.loss)):
+            if loss.image_text and self.condition != "text":
+                raise ConfigError(f"{stage}.loss.image_text={loss.image_text} needs captions; set condition=text.")
+            if loss.image_text and loss.image_text_encoder == TWO_TOWER != self.text.encoder:
+                raise ConfigError(
+                    f"{stage}.loss.image_text_encoder=two-tower needs text.encoder=two-tower, got {self.text.encoder!r}; name the "
+                    "folder of an encoder that `pagoda text train` made."
+                )
+        if self.condition == "text" and self.backbone.kind != "unet":
+            raise ConfigError(f"condition=text needs a U-Net, got backbone.kind={self.backbone.kind}.")
         build_techniques(self.techniques)  # refuses pairs that cannot be combined
 
     @property

@@ -17,6 +17,7 @@ from pagoda.networks import (
 )
 from pagoda.stages.config import LossConfig
 from pagoda.stages.context import StageContext, build_trainer, load_teacher
+from pagoda.stages.image_text import ImageTextTerm, open_image_text
 from pagoda.stages.objective import GeneratorBatch, GeneratorInputs, GeneratorObjective
 from pagoda.stages.run_folder import stage_settings
 from pagoda.stages.teacher_pairs import STAGE, TeacherPairs, make_teacher_pairs
@@ -63,8 +64,10 @@ def build_critics(
         discriminator = Discriminator.for_stack(
             features,
             image_size=loss.crop or size,
-            num_classes=context.data.num_classes,
+            num_classes=context.num_classes,
             raw_pixels=loss.raw_pixels,
+            pooled_dim=0 if context.captions is None else context.captions.pooled_dim,
+            tokens=loss.heads == "tokens",
         ).to(context.runtime.device)
     return discriminator, features if loss.feature > 0 else None
 
@@ -84,7 +87,11 @@ def open_latents(context: StageContext) -> LatentStore:
 
 
 def build_objective(
-    context: StageContext, denoiser: EDMDenoiser, inputs: GeneratorInputs, pairs: TeacherPairs | None
+    context: StageContext,
+    denoiser: EDMDenoiser,
+    inputs: GeneratorInputs,
+    pairs: TeacherPairs | None,
+    image_text: ImageTextTerm | None = None,
 ) -> GeneratorObjective:
     """What the stage trains: a copy of the teacher, and what judges it.
 
@@ -92,6 +99,7 @@ def build_objective(
         denoiser: The teacher.
         inputs: Where the generator's inputs come from.
         pairs: What the teacher made of fresh noise; None where the mode is `rec`.
+        image_text: The distance of samples to their captions; None leaves it out.
     """
     config, runtime = context.config, context.runtime
     assert isinstance(denoiser.network, DiffusersNetwork)
@@ -118,6 +126,7 @@ def build_objective(
         preview=context.preview_inputs(),
         teacher_pairs=pairs,
         pair_share=1.0 if config.distill.mode == "dstl" else config.distill.teacher_pairs.share,
+        image_text=image_text,
     )
 
 
@@ -136,12 +145,15 @@ def distill(context: StageContext) -> None:
         "teacher": str(facts["hash"]),
         "latents": hash_json(store.provenance),
     }
+    image_text = open_image_text(context, config.distill.loss)
+    if image_text is not None:
+        inputs["image_text"] = image_text.encoder.fingerprint
     fingerprint = run.begin(STAGE, stage_settings(config, STAGE), inputs, write=runtime.is_main)
     if run.is_done(STAGE):
         context.say("distill: done already")
         return
     pairs = None if config.distill.mode == "rec" else make_teacher_pairs(context)
-    objective = build_objective(context, denoiser, LatentInputs(store), pairs)
+    objective = build_objective(context, denoiser, LatentInputs(store), pairs, image_text)
     evaluation = build_evaluation(context, config.base)
     trainer = build_trainer(context, STAGE, objective, config.distill.loop, fingerprint, evaluation)
     averaged = trainer.run()["generator"]

@@ -54,6 +54,8 @@ def encode(context: StageContext) -> None:
         "seed": config.seed,
         **{k: v for k, v in asdict(settings).items() if k not in ("batch_size", "shard_size", "dtype")},
     }
+    if context.captions is not None:
+        provenance["captions"] = context.captions.fingerprint
     store = LatentStore.create(
         run.latents,
         provenance=provenance,

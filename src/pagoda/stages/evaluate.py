@@ -29,6 +29,7 @@ from pagoda.evaluation import (
 from pagoda.files import write_text_atomic
 from pagoda.images import make_grid, save_image
 from pagoda.networks import model_hash
+from pagoda.stages.captions import caption_condition
 from pagoda.stages.context import load_teacher
 from pagoda.stages.judging import RealImages, open_judge, open_real
 from pagoda.stages.run_folder import RunFolder
@@ -43,8 +44,8 @@ DEFAULT_METRICS = ("fd", "fd_inf", "kd", "precision", "recall", "density", "cove
 SHOWN_PAIRS = 16
 """Generated images that are shown beside their nearest training image."""
 
-MakeImages = Callable[[list[int], list[int] | None], Tensor]
-"""Seeds and labels -> images in [-1, 1], on the CPU."""
+MakeImages = Callable[[list[int], list[int] | Condition | None], Tensor]
+"""Seeds, and labels or embedded texts -> images in [-1, 1], on the CPU."""
 
 
 def evaluate_run(
@@ -102,6 +103,8 @@ def evaluate_run(
         raise ConfigError(
             f"the model knows {facts['conditional']} classes, the images have {dataset.num_classes}; use images with the same classes."
         )
+    if facts["texts"]:  # from here on, "labels" are rows of these texts
+        make, labels = of_texts(make, caption_condition(run, dataset, real.stand_in)), torch.arange(total)
     kept: dict[int, Tensor] = {}  # batches of this process, by their first row
 
     def fakes(rows: Tensor) -> Tensor:
@@ -136,6 +139,11 @@ def evaluate_run(
     return scores
 
 
+def of_texts(make: MakeImages, texts: Condition) -> Callable[[list[int], list[int] | None], Tensor]:
+    """`make` as a function of seeds and rows of `texts`."""
+    return lambda seeds, rows: make(seeds, texts[torch.tensor(rows)])
+
+
 def _features_of(real: RealImages, rows: Tensor, extractor: Any, runtime: Runtime) -> Features:
     return collect_features(extractor, lambda part: real.images(rows[part]), len(rows), batch_size=BATCH, team=runtime)
 
@@ -148,37 +156,43 @@ def _maker(run: RunFolder, model: str, size: int | None, runtime: Runtime) -> tu
             raise ConfigError(f"this generator makes images of {list(generator.sizes)} pixels, not {size}.")
         side = size or generator.size
 
-        def one_step(seeds: list[int], labels: list[int] | None) -> Tensor:
-            return sample_images(generator, seeds, labels=labels, resolution=side)
+        def one_step(seeds: list[int], told: list[int] | Condition | None) -> Tensor:
+            if isinstance(told, Condition):
+                return sample_images(generator, seeds, condition=told, resolution=side)
+            return sample_images(generator, seeds, labels=told, resolution=side)
 
         facts = {"hash": model_hash(generator), "conditional": generator.num_classes, "sampler": "one step"}
-        return one_step, facts, side
-    denoiser, told = load_teacher(run.teacher)
+        return one_step, {**facts, "texts": generator.token_dim > 0}, side
+    denoiser, taught = load_teacher(run.teacher)
     denoiser.to(runtime.device)
-    side, channels = int(str(told["image_size"])), int(str(told["channels"]))
+    side, channels = int(str(taught["image_size"])), int(str(taught["channels"]))
     if size not in (None, side):
         raise ConfigError(f"this run's teacher makes images of {side} pixels, not {size}.")
 
-    def many_steps(seeds: list[int], labels: list[int] | None) -> Tensor:
-        return teacher_images(denoiser, seeds, labels, (channels, side, side))
+    def many_steps(seeds: list[int], told: list[int] | Condition | None) -> Tensor:
+        return teacher_images(denoiser, seeds, told, (channels, side, side))
 
-    return many_steps, {"hash": told["hash"], "conditional": told["num_classes"], "sampler": "heun, 18 levels"}, side
+    facts = {"hash": taught["hash"], "conditional": taught["num_classes"], "sampler": "heun, 18 levels"}
+    return many_steps, {**facts, "texts": "text_encoder" in taught}, side
 
 
 @torch.no_grad()
 def teacher_images(
     denoiser: EDMDenoiser,
     seeds: list[int],
-    labels: list[int] | None,
+    told: list[int] | Condition | None,
     shape: tuple[int, ...],
     *,
     solver: str = "heun",
     levels: int = 18,
 ) -> Tensor:
-    """Samples of a diffusion model, (N, C, b, b) in [-1, 1], on the CPU; a seed belongs to an image as in `sample_images`."""
+    """Samples of a diffusion model, (N, C, b, b) in [-1, 1], on the CPU; a seed belongs to an image as in `sample_images`.
+
+    `told` are labels, or embedded texts, one a seed.
+    """
     device = next(denoiser.parameters()).device
     z = noise_of_seeds(seeds, shape).to(device)
-    condition = Condition.of_labels(labels).to(device)
+    condition = (told if isinstance(told, Condition) else Condition.of_labels(told)).to(device)
     images = sample(denoiser, z, sigmas=karras_sigmas(levels), condition=condition, solver=build_solver(solver))
     return images.float().clamp(-1, 1).cpu()
 

@@ -17,6 +17,7 @@ from pagoda.networks import OneStepGenerator, model_hash
 from pagoda.stages.config import RunConfig
 from pagoda.stages.context import StageContext, build_trainer
 from pagoda.stages.distill import LatentInputs, build_critics, export_generator, open_latents
+from pagoda.stages.image_text import ImageTextTerm, open_image_text
 from pagoda.stages.objective import GeneratorInputs, GeneratorObjective
 from pagoda.stages.run_folder import stage_settings
 from pagoda.stages.sampling import load_generator
@@ -29,16 +30,25 @@ class CachedInputs(GeneratorInputs):
 
     Args:
         pairs: Features, image and embedding of each (image, mirror), rows as in the latent store.
-        fakes: The same for the pool, with the labels that it was made with.
+        fakes: The same for a pool of prior samples.
+        fake_images: Images of the data (F,) int64 whose conditions the pool was made with.
+        condition: Images of the data -> their conditions.
         flips: Whether mirrors have rows of their own.
     """
 
     def __init__(
-        self, pairs: Sequence[Tensor], fakes: Sequence[Tensor], fake_condition: Condition, *, flips: bool
+        self,
+        pairs: Sequence[Tensor],
+        fakes: Sequence[Tensor],
+        fake_images: Tensor,
+        condition: Callable[[Tensor], Condition],
+        *,
+        flips: bool,
     ) -> None:
         self.pairs = tuple(pairs)
         self.fakes = tuple(fakes)
-        self.fake_condition = fake_condition
+        self.fake_images = fake_images
+        self.condition = condition
         self.flips = flips
 
     def encoded(self, indices: Tensor, flips: Tensor) -> tuple[Tensor, ...]:
@@ -47,7 +57,10 @@ class CachedInputs(GeneratorInputs):
 
     def prior(self, random: StepRandom, condition: Condition) -> tuple[tuple[Tensor, ...], Condition]:
         rows = random.integers("prior", len(self.fakes[0]))
-        return tuple(part[rows] for part in self.fakes), self.fake_condition[rows]
+        return tuple(part[rows] for part in self.fakes), self.condition(self.fake_images[rows])
+
+    def prior_images(self, random: StepRandom, indices: Tensor) -> Tensor:
+        return self.fake_images[random.integers("prior", len(self.fakes[0]))]
 
     def generate(self, generator: OneStepGenerator, inputs: tuple[Tensor, ...], condition: Condition) -> Tensor:
         return generator.forward_top(inputs[0], inputs[1], inputs[2])
@@ -83,6 +96,9 @@ def grow(context: StageContext, size: int) -> None:
     store = open_latents(context)
     values = config.grow.octave(octave)
     inputs = {"data": context.data.fingerprint, "generator": str(lower_hash), "latents": hash_json(store.provenance)}
+    image_text = open_image_text(context, config.grow.loss)
+    if image_text is not None:
+        inputs["image_text"] = image_text.encoder.fingerprint
     fingerprint = run.begin(stage, octave_settings(config, size), inputs, write=runtime.is_main)
     if run.is_done(stage):
         context.say(f"{stage}: done already")
@@ -90,7 +106,8 @@ def grow(context: StageContext, size: int) -> None:
     lower = load_generator(run, size // 2, device=runtime.device)
     generator = add_octave(context, lower, size)
     loop = dataclasses.replace(config.grow.loop, steps=values["steps"], batch_size=values["batch_size"])
-    objective = build_objective(context, generator, cache_inputs(context, generator, store, stage), size)
+    cached = cache_inputs(context, generator, store, stage)
+    objective = build_objective(context, generator, cached, size, image_text=image_text)
     evaluation = build_evaluation(context, size)
     trainer = build_trainer(context, stage, objective, loop, fingerprint, evaluation)
     averaged = trainer.run()["generator"]
@@ -120,6 +137,7 @@ def build_objective(
     inputs: GeneratorInputs,
     size: int,
     denoiser: EDMDenoiser | None = None,
+    image_text: ImageTextTerm | None = None,
 ) -> GeneratorObjective:
     """What the octave of `size` trains: the grown generator, and what judges it (`denoiser`: the teacher; None loads the run's)."""
     config = context.config
@@ -136,6 +154,7 @@ def build_objective(
         optimizers=(config.grow.optimizer, config.grow.discriminator),
         ema=config.grow.ema,
         preview=context.preview_inputs(),
+        image_text=image_text,
     )
 
 
@@ -143,7 +162,8 @@ def cache_inputs(context: StageContext, generator: OneStepGenerator, store: Late
     """The frozen levels' outputs in memory when they fit in `grow.cache_gib`; else the latents, run through each step."""
     config, data = context.config, context.data
     rows = len(data) * (2 if config.mirror else 1)
-    pool = config.grow.fakes if config.grow.loss.adversarial > 0 else 0
+    judged = config.grow.loss.adversarial > 0 or config.grow.loss.image_text > 0
+    pool = config.grow.fakes if judged else 0
     needed = (rows + pool) * cached_bytes(context, generator)
     if needed > config.grow.cache_gib * 2**30:
         context.say(
@@ -154,19 +174,21 @@ def cache_inputs(context: StageContext, generator: OneStepGenerator, store: Late
     context.say(f"{stage}: caching the frozen levels' outputs, {needed / 2**20:.0f} MiB")
     every = torch.arange(rows)
     indices, flips = (every // 2, every % 2) if config.mirror else (every, torch.zeros_like(every))
-    pairs = _cache(context, generator, lambda part: store.get(indices[part], flips[part]), data.labels(indices), rows)
+    pairs = _cache(
+        context, generator, lambda part: store.get(indices[part], flips[part]), lambda part: indices[part], rows
+    )
     draws = seeded_generator(config.seed, stage, "prior")
     noise = torch.randn(pool, *store.shape, generator=draws)
-    labels = data.labels(torch.randint(len(data), (pool,), generator=draws))  # labels as often as in the data
-    fakes = _cache(context, generator, lambda part: noise[part], labels, pool) if pool else pairs
-    return CachedInputs(pairs, fakes, Condition.of_labels(labels), flips=config.mirror)
+    chosen = torch.randint(len(data), (pool,), generator=draws)  # conditions as often as in the data
+    fakes = _cache(context, generator, lambda part: noise[part], lambda part: chosen[part], pool) if pool else pairs
+    return CachedInputs(pairs, fakes, chosen, context.condition, flips=config.mirror)
 
 
 def cached_bytes(context: StageContext, generator: OneStepGenerator) -> int:
     """Memory of one latent's outputs of the frozen levels, in half precision."""
     z = torch.zeros(1, generator.channels, generator.base_size, generator.base_size)
     with torch.no_grad():
-        outputs = _outputs(context, generator, z, Condition.of_labels(context.data.labels(torch.zeros(1).long())))
+        outputs = _outputs(context, generator, z, context.condition(torch.zeros(1).long()))
     return sum(part[0].numel() * 2 for part in outputs)
 
 
@@ -181,15 +203,14 @@ def _cache(
     context: StageContext,
     generator: OneStepGenerator,
     latents: Callable[[Tensor], Tensor],
-    labels: Tensor | None,
+    images: Callable[[Tensor], Tensor],
     count: int,
 ) -> tuple[Tensor, ...]:
-    """Outputs of `count` latents in half precision."""
+    """Outputs of `count` latents in half precision; `images` says whose conditions rows have."""
     kept: list[Tensor] = []
     with torch.no_grad():
         for part in torch.arange(count).split(256):
-            condition = Condition.of_labels(None if labels is None else labels[part])
-            outputs = _outputs(context, generator, latents(part), condition)
+            outputs = _outputs(context, generator, latents(part), context.condition(images(part)))
             if not kept:
                 kept = [torch.empty(count, *output.shape[1:], dtype=torch.float16) for output in outputs]
             for store, output in zip(kept, outputs, strict=True):

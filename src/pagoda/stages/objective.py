@@ -1,6 +1,6 @@
 """What the generator descends in stages 2 and 3: rebuild images from their latents, and fool a discriminator from the prior.
 
-    L = mean over pixels of pseudo-Huber + feature distance + w lam L_G,    L_G = -E D(G(z)),  z ~ N(0, I)
+    L = mean over pixels of pseudo-Huber + feature distance + w lam L_G + w_IT L_IT,    L_G = -E D(G(z)),  z ~ N(0, I)
     lam = clip(|grad_W L_rec| / (|grad_W L_G| + 1e-4), 0.01, 10),          W = the generator's last layer
 
 Source: Kim et al. 2024, PaGoDA, arXiv:2405.14822; the adaptive weight is that of Esser et al. 2021, arXiv:2012.09841.
@@ -20,6 +20,7 @@ from pagoda.diffusion import Condition
 from pagoda.networks import Discriminator, FeatureStack, OneStepGenerator, feature_distance
 from pagoda.networks.augment import DiffAugment
 from pagoda.stages.config import LossConfig
+from pagoda.stages.image_text import ImageTextTerm
 from pagoda.stages.teacher_pairs import TeacherPairs
 from pagoda.training import Losses, Objective, OptimizerConfig, Runtime, StepRandom, Trainable, win_rate
 
@@ -32,7 +33,8 @@ class GeneratorBatch:
     """One step's data: real images for the discriminator, what the generator reads and shall make of it, and samples of the prior.
 
     `targets` are the real images, apart from rows where the teacher's image of fresh noise is to be learnt. `fakes` carries
-    the prior samples of the generator's update to the discriminator's of the same step: they are made once.
+    the prior samples of the generator's update to the discriminator's of the same step: they are made once. `fake_texts` are the
+    vectors of their captions.
     """
 
     images: Tensor
@@ -43,6 +45,7 @@ class GeneratorBatch:
     fake_inputs: tuple[Tensor, ...] | None
     fake_condition: Condition
     fakes: Tensor | None = None
+    fake_texts: Tensor | None = None
 
 
 class GeneratorInputs(ABC):
@@ -55,6 +58,10 @@ class GeneratorInputs(ABC):
     @abstractmethod
     def prior(self, random: StepRandom, condition: Condition) -> tuple[tuple[Tensor, ...], Condition]:
         """Inputs from the prior and the conditions to make images of; `condition` is that of the real batch."""
+
+    def prior_images(self, random: StepRandom, indices: Tensor) -> Tensor:
+        """The images of the data (B,) whose conditions `prior` gives in this step; `indices` are those of the real batch."""
+        return indices
 
     @abstractmethod
     def generate(self, generator: OneStepGenerator, inputs: tuple[Tensor, ...], condition: Condition) -> Tensor:
@@ -78,6 +85,7 @@ class GeneratorObjective(Objective[GeneratorBatch]):
         preview: Noise and condition of the grids.
         teacher_pairs: Noise and the teacher's images of it, to learn beside encoded images; None learns from those alone.
         pair_share: Share of the samples that are such pairs.
+        image_text: The distance of samples to their captions; None leaves it out.
     """
 
     def __init__(
@@ -96,6 +104,7 @@ class GeneratorObjective(Objective[GeneratorBatch]):
         preview: tuple[Tensor, Condition],
         teacher_pairs: TeacherPairs | None = None,
         pair_share: float = 0.5,
+        image_text: ImageTextTerm | None = None,
     ) -> None:
         self.generator = generator
         self.discriminator = discriminator
@@ -110,6 +119,7 @@ class GeneratorObjective(Objective[GeneratorBatch]):
         self.preview_inputs = preview
         self.teacher_pairs = teacher_pairs
         self.pair_share = pair_share
+        self.image_text = image_text
         self.augment = DiffAugment(config.augment)
 
     def trainables(self) -> Mapping[str, Trainable]:
@@ -122,10 +132,16 @@ class GeneratorObjective(Objective[GeneratorBatch]):
         flips = random.uniform("flip") < (0.5 if self.mirror else 0.0)
         images, condition = self.load(indices, flips)
         fake_inputs, fake_condition = None, condition
-        if self.discriminator is not None and random.step >= self.first_adversarial_step:
+        if self._is_adversarial(random) or self.image_text is not None:
             fake_inputs, fake_condition = self.inputs.prior(random, condition)
         inputs, targets, target_condition = self._pairs(indices, flips, images, condition, random)
-        return GeneratorBatch(images, condition, inputs, targets, target_condition, fake_inputs, fake_condition)
+        made = GeneratorBatch(images, condition, inputs, targets, target_condition, fake_inputs, fake_condition)
+        if self.image_text is not None:
+            made.fake_texts = self.image_text.targets(self.inputs.prior_images(random, indices))
+        return made
+
+    def _is_adversarial(self, random: StepRandom) -> bool:
+        return self.discriminator is not None and random.step >= self.first_adversarial_step
 
     def _pairs(
         self, indices: Tensor, flips: Tensor, images: Tensor, condition: Condition, random: StepRandom
@@ -149,7 +165,6 @@ class GeneratorObjective(Objective[GeneratorBatch]):
     def _generator_losses(self, batch: GeneratorBatch, random: StepRandom, runtime: Runtime) -> Losses:
         device = runtime.device
         inputs, condition = _move(batch.inputs, device), batch.target_condition
-        adversarial = batch.fake_inputs is not None
         if batch.fake_inputs is not None:
             # One call makes reconstructions and prior samples: no layer of the generator looks across the batch.
             inputs = tuple(torch.cat(pair) for pair in zip(inputs, _move(batch.fake_inputs, device), strict=True))
@@ -169,7 +184,7 @@ class GeneratorObjective(Objective[GeneratorBatch]):
             total = total + self.config.feature * named["feature"]
         (gradient,) = torch.autograd.grad(total.mean(), images)
         value = total.mean().detach()
-        if adversarial:
+        if self._is_adversarial(random):
             assert self.discriminator is not None
             batch.fakes = made[len(real) :].detach()
             logits = self._judge(images[len(real) :], batch.fake_condition.to(device), random, "fake")
@@ -181,6 +196,12 @@ class GeneratorObjective(Objective[GeneratorBatch]):
                 named["adaptive_weight"] = weight
             gradient = gradient + self.config.adversarial * weight * pull
             value = value + self.config.adversarial * weight * named["adversarial"].mean().detach()
+        if self.image_text is not None:
+            assert batch.fake_texts is not None
+            named["image_text"] = self.image_text.distance(images[len(real) :], batch.fake_texts, random)
+            (towards,) = torch.autograd.grad(named["image_text"].mean(), images)
+            gradient = gradient + self.config.image_text * towards
+            value = value + self.config.image_text * named["image_text"].mean().detach()
         surrogate = (made * gradient).sum()  # its gradient is that of the losses, its value is not: put the value back
         return Losses(surrogate - surrogate.detach() + value, named)
 

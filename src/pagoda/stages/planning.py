@@ -73,6 +73,10 @@ def plan_run(
     """
     if not 0 < utilisation <= 1:
         raise ConfigError(f"the utilisation is a share in (0, 1], got {utilisation}.")
+    if config.condition == "text":
+        raise ConfigError(
+            "a run with condition=text cannot be priced yet; plan it with condition=label, which costs about as much."
+        )
     if config.base % config.backbone.stride:
         raise ConfigError(
             f"base {config.base} is not divisible by the network's stride {config.backbone.stride}. "

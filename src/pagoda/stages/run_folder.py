@@ -1,6 +1,7 @@
 """The run folder: the unit of work and of hand-over.
 
     config.yaml            the resolved configuration
+    text/                  the embedded captions, and the text encoder that the run trained, where it reads texts
     data/                  small copies of the images at every size
     teacher/               the diffusion model, a diffusers folder
     latents/               the encoded images
@@ -332,10 +333,18 @@ def stage_settings(config: RunConfig, stage: str) -> dict[str, Any]:
         # Absent where they change nothing: runs of earlier versions have no such keys.
         neutral = {"wrong_labels": 0.0, "weighting": "edm"}
         settings["teach"] = {k: v for k, v in values["teach"].items() if k not in neutral or v != neutral[k]}
+        if config.condition != "label":
+            settings["condition"] = config.condition
         if config.techniques:  # by name, so that a message says which differ, whatever their order
             settings["techniques"] = {
                 name: options for entry in values["techniques"] for name, options in entry.items()
             }
+    if stage in ("distill", "grow"):
+        # The encoder of images and texts is an input of the stage, by its hash.
+        plain = {"heads": "maps", "image_text": 0.0}
+        kept = {k: v for k, v in values[stage]["loss"].items() if k != "image_text_encoder"}
+        loss = {k: v for k, v in kept.items() if k not in plain or v != plain[k]}
+        settings[stage] = {**settings[stage], "loss": loss}
     if stage == "distill" and config.distill.mode == "rec":  # absent where they change nothing, as in earlier versions
-        settings["distill"] = {k: v for k, v in values["distill"].items() if k not in ("mode", "teacher_pairs")}
+        settings["distill"] = {k: v for k, v in settings["distill"].items() if k not in ("mode", "teacher_pairs")}
     return settings

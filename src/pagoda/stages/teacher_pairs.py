@@ -9,6 +9,7 @@ Source: the distillation loss L_dstl of Kim et al. 2024, PaGoDA, arXiv:2405.1482
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 
 import torch
@@ -28,12 +29,12 @@ class TeacherPairs:
 
     Args:
         images: Store of the images, in [-1, 1].
-        labels: (N,) int64, or None for a set without labels.
+        condition: Rows -> what the images were made with.
         seed: Seed of the run.
     """
 
-    def __init__(self, images: LatentStore, labels: Tensor | None, seed: int) -> None:
-        self.labels = labels
+    def __init__(self, images: LatentStore, condition: Callable[[Tensor], Condition], seed: int) -> None:
+        self.condition = condition
         self._images = images
         self._seed = seed
 
@@ -43,12 +44,20 @@ class TeacherPairs:
     def get(self, rows: Tensor) -> tuple[Tensor, Tensor, Condition]:
         """Unit noise (B, C, b, b), images (B, C, b, b) in [-1, 1], and what they are conditioned on."""
         noise = pair_noise(self._seed, rows, self._images.shape)
-        return noise, self._images.get(rows), Condition.of_labels(None if self.labels is None else self.labels[rows])
+        return noise, self._images.get(rows), self.condition(rows)
 
 
 def pair_noise(seed: int, rows: Tensor, shape: tuple[int, ...]) -> Tensor:
     """Unit noise of each pair, a function of the run's seed and the pair's number alone."""
     return torch.stack([torch.randn(shape, generator=seeded_generator(seed, "pairs", i)) for i in rows.tolist()])
+
+
+def pair_conditions(context: StageContext) -> Callable[[Tensor], Condition]:
+    """Rows of the pairs -> their conditions: captions in turn, or labels as often as in the data."""
+    if context.captions is not None:
+        return lambda rows: context.condition(rows % len(context.data))
+    labels = pair_labels(context)
+    return lambda rows: Condition.of_labels(None if labels is None else labels[rows])
 
 
 def pair_labels(context: StageContext) -> Tensor | None:
@@ -70,7 +79,7 @@ def make_teacher_pairs(context: StageContext) -> TeacherPairs:
     """
     run, config, runtime = context.run, context.config, context.runtime
     denoiser, facts = load_teacher(run.teacher)
-    labels, settings = pair_labels(context), config.distill.teacher_pairs
+    conditions, settings = pair_conditions(context), config.distill.teacher_pairs
     provenance = {
         "kind": "images that the teacher made of fresh noise",
         "teacher": str(facts["hash"]),
@@ -94,7 +103,7 @@ def make_teacher_pairs(context: StageContext) -> TeacherPairs:
     for shard in mine:
         parts = []
         for rows in store.shard_rows(shard)[0].split(settings.batch_size):
-            condition = Condition.of_labels(None if labels is None else labels[rows])
+            condition = conditions(rows)
             noise = pair_noise(config.seed, rows, store.shape)
             parts.append(teacher_images(context, denoiser, noise, condition).cpu())
             done += len(rows)
@@ -105,7 +114,7 @@ def make_teacher_pairs(context: StageContext) -> TeacherPairs:
         store.write_shard(shard, torch.cat(parts))
     status.done()
     runtime.barrier()
-    return TeacherPairs(LatentStore.open(run.teacher_pairs, expect=provenance), labels, config.seed)
+    return TeacherPairs(LatentStore.open(run.teacher_pairs, expect=provenance), conditions, config.seed)
 
 
 def teacher_images(context: StageContext, denoiser: EDMDenoiser, noise: Tensor, condition: Condition) -> Tensor:
