@@ -41,6 +41,10 @@ TEXT = {
     "text.two_tower.loop.steps": 4,
     "text.two_tower.loop.batch_size": 8,
     "text.two_tower.loop.checkpoint_every": 2,
+    "teach.loop.steps": 4,
+    "teach.loop.preview_every": 4,
+    "distill.loop.steps": 4,
+    "distill.loop.preview_every": 4,
     "grow.steps": [3],
 }
 
@@ -77,7 +81,7 @@ def test_the_same_run_killed_in_every_stage_ends_with_the_same_weights(
     from pagoda.training.loop import Trainer
 
     step = Trainer.train_step
-    left = [5]  # steps until the next kill, never at a checkpoint
+    left = [0]
 
     def dying(self: Any, parts: Any) -> Any:
         left[0] -= 1
@@ -87,7 +91,7 @@ def test_the_same_run_killed_in_every_stage_ends_with_the_same_weights(
 
     monkeypatch.setattr(Trainer, "train_step", dying)
     for _ in range(20):
-        left[0] = 6
+        left[0] = 4  # dies in the fourth step, with a checkpoint of the second behind it
         try:
             train(text_config(), str(tmp_path / "run"), quiet=True)
             break

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -145,7 +145,7 @@ class ProjectedDiscriminator(nn.Module):
         labels = None
         if self.num_classes or condition.label is not None:
             labels = resolve_labels(condition.label, self.num_classes, len(maps[0]), maps[0].device)
-        check_pooled(condition, self.heads[0].text)
+        check_pooled(condition, cast(MapHead, self.heads[0]).text)
         return torch.cat(
             [head(features, labels, condition.pooled) for head, features in zip(self.heads, maps, strict=True)], dim=1
         )

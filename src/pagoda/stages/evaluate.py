@@ -139,9 +139,14 @@ def evaluate_run(
     return scores
 
 
-def of_texts(make: MakeImages, texts: Condition) -> Callable[[list[int], list[int] | None], Tensor]:
+def of_texts(make: MakeImages, texts: Condition) -> MakeImages:
     """`make` as a function of seeds and rows of `texts`."""
-    return lambda seeds, rows: make(seeds, texts[torch.tensor(rows)])
+
+    def told(seeds: list[int], rows: list[int] | Condition | None) -> Tensor:
+        assert isinstance(rows, list), "rows stand in for labels"
+        return make(seeds, texts[torch.tensor(rows)])
+
+    return told
 
 
 def _features_of(real: RealImages, rows: Tensor, extractor: Any, runtime: Runtime) -> Features:

@@ -226,7 +226,7 @@ def _check_facts(facts: Mapping[str, Any], path: Path | str) -> None:
             return listed or (name == "labels" and value is None)
         if name == "prompts":
             texts = isinstance(value, list) and all(isinstance(v, str) and v.strip() and len(v) < 10_000 for v in value)
-            return texts and len(value) == len(facts.get("seeds") or ())
+            return texts and len(value or ()) == len(facts.get("seeds") or ())
         if name == "model":
             return isinstance(value, str)
         if name == "columns" and value is None:

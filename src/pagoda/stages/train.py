@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import torch
 
@@ -175,6 +176,7 @@ def check_stages(context: StageContext, stages: Sequence[str]) -> None:
     """
     run, config = context.run, context.config
     for stage in stages:
+        made: Path | None
         if stage == TEXT_STAGE:
             settings, made = text_settings(config), run.path / "text"
         elif stage in STAGES:
