@@ -37,8 +37,9 @@ ARMS: dict[str, Mapping[str, Any]] = {
 
 
 def config_of(seed: int, budget: float, loss: Mapping[str, Any]) -> RunConfig:
-    """8 -> 16 px; the teacher's training is cut with the budget, the generator's by the clock."""
-    config = preset_config("tiny", "shapes:count=6000", base=8, size=16)
+    """8 -> 16 px; images and the teacher's training are cut with the budget, the generator's training by the clock."""
+    count = max(400, round(6000 * budget))
+    config = preset_config("tiny", f"shapes:count={count}", base=8, size=16)
     settings: dict[str, Any] = {"seed": seed, "distill.mode": "rec"}
     settings["teach.loop.steps"] = max(20, round(1100 * budget))
     for stage in ("distill", "grow"):

@@ -7,7 +7,8 @@ Weights are random: they change neither work nor time. Each model runs alone in 
 two threads.
 
 - `generator`: a U-Net of 64 px of the official widths (192 channels, multiples 1, 2, 3, 4, three blocks a level, attention at 32, 16
-  and 8 px, 64 channels a head), called once with a class label, and three octaves of 192, 192 and 96 channels above it.
+  and 8 px, 64 channels a head), called once with a class label, and three octaves of 192, 192 and 96 channels above it, three
+  blocks each.
 - `latent_consistency`: diffusers' U-Net of Stable Diffusion 1.5 with a guidance embedding (256 values), called once on a latent of
   64 x 64 x 4, and the decoder of its autoencoder. The text encoder is left out, as is whatever else a prompt costs.
 
@@ -24,7 +25,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -41,10 +42,14 @@ from pagoda.errors import ConfigError
 from pagoda.files import atomic_path
 from pagoda.networks import BackboneConfig, OneStepGenerator, build_backbone, num_parameters
 from pagoda.networks.counting import MultiplyAdds
+from pagoda.networks.description import describe_model
+from pagoda.networks.growth import LevelConfig, count_groups
 
 THREADS = 2
 CALLS = 5
 """Timed calls after one that is not; the median counts."""
+BLOCKS = 3
+"""Residual blocks an octave: the official one has one that enlarges and two more."""
 OFFICIAL_MULTIPLY_ADDS = {64: 109.7e9, 512: 430.4e9}
 MODELS = ("generator", "latent_consistency")
 PARTS = {"generator": ("base, 64 px", "octaves"), "latent_consistency": ("U-Net", "decoder")}
@@ -77,12 +82,13 @@ def build_generator(sizes: Sizes) -> OneStepGenerator:
         head_dim=sizes.head,
         norm_groups=sizes.groups,
     )
-    with torch.device("meta"):  # copies on the way must not count as memory
+    with torch.device("meta"):  # only its description is needed, and a copy would count as memory
         network = build_backbone(backbone, image_size=sizes.side, in_channels=3, num_classes=1000)
-        grown = OneStepGenerator.from_teacher(network)
-        for width in sizes.octaves:
-            grown = grown.grow(channels=width)
-    generator: OneStepGenerator = OneStepGenerator.from_config(grown.config)
+    levels = [
+        asdict(LevelConfig(channels=width, num_blocks=BLOCKS, head_groups=count_groups(width)))
+        for width in sizes.octaves
+    ]
+    generator = OneStepGenerator(base_config=describe_model(network), levels=levels)
     return generator.eval().requires_grad_(False)
 
 
@@ -140,9 +146,9 @@ def _latent_consistency(
     )
 
 
-def measure(model: str, sizes: Sizes, seed: int) -> dict[str, Any]:
+def measure(model: str, sizes: Sizes, seed: int, *, threads: int = THREADS, calls: int = CALLS) -> dict[str, Any]:
     """Parameters, multiply-adds and milliseconds of both parts of a model, one image a call."""
-    torch.set_num_threads(THREADS)
+    torch.set_num_threads(threads)
     torch.manual_seed(seed)
     build = {"generator": _generator, "latent_consistency": _latent_consistency}[model]
     first, second, call_first, call_whole = build(sizes, seed)
@@ -153,12 +159,12 @@ def measure(model: str, sizes: Sizes, seed: int) -> dict[str, Any]:
                 image = call()
             counts.append(counter.total)
         times: dict[Callable[[], Tensor], list[float]] = {call_first: [], call_whole: []}
-        for _ in range(CALLS):
+        for _ in range(calls):
             for call, spent in times.items():  # interleaved, so that a machine that slows down slows both
                 start = time.perf_counter()
                 call()
                 spent.append(time.perf_counter() - start)
-    before, whole = (1e3 * sorted(spent)[CALLS // 2] for spent in times.values())
+    before, whole = (1e3 * sorted(spent)[calls // 2] for spent in times.values())
     return {
         "side": image.shape[-1],
         "parameters_m_first": num_parameters(first) / 1e6,

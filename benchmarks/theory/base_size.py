@@ -30,8 +30,8 @@ def work(config: RunConfig) -> int:
     return plan_run(config, probe_seconds=0, limits=_PLENTY).multiply_adds
 
 
-def with_work_of(config: RunConfig, other: RunConfig) -> RunConfig:
-    """`config` with all its steps and pairs multiplied alike, so that it takes as many multiply-adds as `other`.
+def with_work(config: RunConfig, target: int) -> RunConfig:
+    """`config` with all its steps and pairs multiplied alike, so that it takes `target` multiply-adds.
 
     What does not depend on steps, encoding the images, stays as it is.
     """
@@ -48,7 +48,7 @@ def with_work_of(config: RunConfig, other: RunConfig) -> RunConfig:
             },
         )
 
-    target, whole, half = work(other), work(config), work(shortened(0.5))
+    whole, half = work(config), work(shortened(0.5))
     slope = 2 * (whole - half)  # the work is a straight line over the share
     return shortened(max(0.02, 1 + (target - whole) / slope))
 
@@ -56,7 +56,7 @@ def with_work_of(config: RunConfig, other: RunConfig) -> RunConfig:
 def _run(base: int, budget: float, seed: int) -> dict[str, float]:
     config = shapes_config(seed, base=base, size=SIZE, budget=budget)
     if base != 8:
-        config = with_work_of(config, shapes_config(seed, base=8, size=SIZE, budget=budget))
+        config = with_work(config, work(shapes_config(seed, base=8, size=SIZE, budget=budget)))
     with tempfile.TemporaryDirectory() as folder:
         run = train(config, str(Path(folder) / "run"), quiet=True)
         generator = load_generator(run)

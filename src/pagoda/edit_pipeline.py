@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -202,8 +202,10 @@ class PagodaEditPipeline:
         holes: Sequence[tuple[int, int, int, int]] = (),
         label: int | str | None = None,
         condition: Condition | None = None,
+        method: Literal["optimise", "alternate"] = "optimise",
+        steps: int = 40,
         rounds: int = 6,
-        strength: float = 0.5,
+        strength: float = 0.0,
         seed: int = 0,
         smooth: bool = True,
         resolution: int | None = None,
@@ -217,7 +219,7 @@ class PagodaEditPipeline:
             mask: Of the image's size; white (1) = keep, black (0) = hole.
             paint: In place of a mask, the colour that the hole is painted with in the image, or "transparent".
             holes: In place of a mask, boxes (left, top, width, height).
-            rounds, strength, smooth: See `Editor.inpaint`.
+            method, steps, rounds, strength, smooth: See `Editor.inpaint`.
             image, label, condition, seed, resolution, fit, box, frame: As for `reconstruct`.
 
         Raises:
@@ -239,13 +241,18 @@ class PagodaEditPipeline:
         filled = fill_picture(picture, keep)
         x = fit_picture(filled, square, resolution, self.editor.downsampler)
         shown = self._condition(x, label, condition)
-        made = self.editor.inpaint(x, known, shown, rounds=rounds, strength=strength, seeds=[seed], smooth=smooth)
+        settings: dict[str, Any] = {
+            "method": method,
+            "steps": steps,
+            "rounds": rounds,
+            "strength": strength,
+            "smooth": smooth,
+        }
+        made = self.editor.inpaint(x, known, shown, seeds=[seed], **settings)
         image_back = to_image(composite(picture, square, made, self.editor.downsampler, keep=keep))
         digest = hashlib.sha256(np.packbits(keep).tobytes()).hexdigest()
-        facts = self._facts(
-            "inpaint", picture, square, shown, made, mask=digest, rounds=rounds, strength=strength, seed=seed
-        )
-        return Edited(image_back, made, facts | {"smooth": smooth})
+        facts = self._facts("inpaint", picture, square, shown, made, mask=digest, seed=seed, **settings)
+        return Edited(image_back, made, facts)
 
     def upscale(
         self,
@@ -254,9 +261,9 @@ class PagodaEditPipeline:
         label: int | str | None = None,
         condition: Condition | None = None,
         resolution: int | None = None,
-        method: Method = "project",
+        method: Method = "optimise",
         rounds: int = 3,
-        steps: int = 100,
+        steps: int = 40,
         fit: Fit = "pad",
         frame: int | None = None,
     ) -> Edited:
@@ -295,11 +302,11 @@ class PagodaEditPipeline:
         *,
         label: int | str | None = None,
         condition: Condition | None = None,
-        method: Method = "alternate",
+        method: Method = "optimise",
         rounds: int = 3,
         strength: float = 0.0,
         seed: int = 0,
-        steps: int = 100,
+        steps: int = 40,
         damping: float = ROUNDING_DAMPING,
     ) -> Edited:
         """The image of which y = A x was measured, at the model's own size.

@@ -45,7 +45,7 @@ def runs(finished_run: RunFolder, tmp_path_factory: pytest.TempPathFactory) -> P
     path = root / "newer" / "stages" / "teach.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "version": "99.0"}))
     (root / "notes").mkdir()
-    (root / "notes" / "secret.txt").write_text("secret")
+    (root / "notes" / "secret.txt").write_text("hidden words")
     os.utime(root / "finished" / "config.yaml")  # the newest is shown first
     return root
 

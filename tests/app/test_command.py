@@ -55,6 +55,9 @@ def test_without_gradio_the_line_that_brings_it_is_named(
     assert "pip install 'pagoda[app]'" in refused(capsys, str(tmp_path), "--port", "0")
 
 
-def test_the_app_starts_where_there_is_no_run_yet(app: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_app_starts_where_there_is_no_run_yet(
+    app: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(app.folder))  # this one sets its own; the first app's comes back
     assert main(["app", str(tmp_path), "--port", "0", "--check"]) == 0
     assert "http://127.0.0.1:" in capsys.readouterr().out

@@ -88,7 +88,7 @@ def test_the_names_of_this_machine_are_answered(host: str) -> None:
 @pytest.mark.parametrize("host", ["evil.example", "evil.example:7860", "127.0.0.1.evil.example", "", "0.0.0.0"])
 def test_another_name_for_this_machine_is_refused(host: str) -> None:
     assert ask(host=host)[0] == 421
-    assert ask(host=host, config=GuardConfig(local=False, limits=LIMITS))[0] == 200
+    assert ask(host=host, config=GuardConfig(names=None, limits=LIMITS))[0] == 200
 
 
 @pytest.mark.parametrize("origin", ["https://evil.example", "http://127.0.0.1:9999", "null"])
@@ -148,7 +148,7 @@ def basic(word: str, name: str = "anyone") -> str:
 
 
 def test_a_password_is_asked_for_and_checked() -> None:
-    config = GuardConfig(local=False, password="pagoda-ünter:uns", limits=LIMITS)
+    config = GuardConfig(names=None, password="pagoda-ünter:uns", limits=LIMITS)
     status, headers, _ = ask(config=config)
     assert status == 401
     assert headers["www-authenticate"].startswith("Basic ")

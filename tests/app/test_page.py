@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import threading
 import time
@@ -29,9 +30,13 @@ def open_page(browser: Any, app: Any, width: int = 1280, scheme: str = "light") 
     context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme, accept_downloads=True)
     context.set_default_timeout(PATIENCE)
     page, complaints = context.new_page(), []
-    page.on("console", lambda m: complaints.append(m.text) if m.type in ("error", "warning") else None)
+    own = "Method not implemented."  # Gradio's client says so of itself, now and then
+    page.on(
+        "console", lambda m: complaints.append(m.text) if m.type in ("error", "warning") and m.text != own else None
+    )
     page.on("pageerror", lambda error: complaints.append(str(error)))
     page.on("request", lambda r: None if r.url.startswith((app.url, "data:", "blob:")) else complaints.append(r.url))
+    page.on("response", lambda r: complaints.append(f"{r.status} {r.url}") if r.status >= 400 else None)
     page.goto(app.url, wait_until="commit")
     page.wait_for_selector(TABS["Generate"])
     return page, complaints
@@ -99,8 +104,11 @@ def test_every_tab_fits_its_window_shows_its_pictures_and_has_no_complaints(
 
 
 def choose(page: Any, label: str, option: str) -> None:
-    page.get_by_label(label, exact=True).locator("visible=true").first.click()
-    page.get_by_role("option", name=option, exact=True).click()
+    field = page.get_by_label(label, exact=True).locator("visible=true").first
+    field.click()
+    menu = field.get_attribute("aria-controls")  # several menus may be open for a moment
+    page.locator(f"[id^='{menu}'][role=option]", has_text=re.compile(f"^\\W*{re.escape(option)}\\W*$")).click()
+    page.keyboard.press("Escape")
 
 
 def test_all_octaves_come_side_by_side_and_what_is_downloaded_can_be_made_again(
@@ -266,7 +274,7 @@ def test_everything_is_reached_by_the_keyboard(page: Any) -> None:
         if reached[-1] == "generate-stop":
             break
     assert {"generate-go", "generate-stop"} <= set(reached)
-    assert any("Explore" in str(name) for name in reached)
+    assert {"tab-explore-button", "tab-about-button"} <= set(reached)
     page.locator("#generate-go").focus()
     page.keyboard.press("Enter")
     page.wait_for_selector("#generate-status >> text=8 images of finished")

@@ -25,6 +25,7 @@ from pagoda.diffusion import (
     Schedule,
     ScheduledDenoiser,
     VESchedule,
+    precondition,
 )
 from pagoda.errors import ShapeError
 from pagoda.networks import DiffusersNetwork
@@ -111,6 +112,14 @@ CASES: dict[str, Callable[[], Case]] = {
         )
         for name in SCHEDULES
     },
+    "from-a-scheduler": lambda: Case(
+        precondition(
+            unet(),
+            scheduler={"_class_name": "DDPMScheduler", "beta_schedule": "linear", "prediction_type": "v_prediction"},
+        ),
+        (torch.float32,),
+        LABELLED,
+    ),
     "guided": lambda: Case(GuidedDenoiser(EDMDenoiser(unet()), 2.5), (torch.float32,), LABELLED),
     "guided-per-sample": lambda: Case(
         GuidedDenoiser(mixture(), None), BOTH, Condition(label=LABELS, guidance=torch.tensor([1.0, 2.0, 4.0]))

@@ -55,6 +55,12 @@ def test_table_and_prediction_are_read_from_the_scheduler(scheduler_class: Any, 
     )  # diffusers' product runs in float32
 
 
+def test_the_sigmoid_table_is_read_from_the_one_scheduler_that_has_it() -> None:
+    scheduler = DDPMScheduler(beta_schedule="sigmoid")
+    schedule, _ = schedule_from_scheduler(dict(scheduler.config) | {"_class_name": "DDPMScheduler"})
+    torch.testing.assert_close(schedule.alphas_cumprod, scheduler.alphas_cumprod.double(), rtol=0, atol=1e-6)
+
+
 def test_trained_betas_are_read_from_the_scheduler() -> None:
     scheduler = DDPMScheduler(trained_betas=[0.1, 0.2, 0.3])
     schedule, _ = schedule_from_scheduler(dict(scheduler.config) | {"_class_name": "DDPMScheduler"})

@@ -111,6 +111,8 @@ def test_shell_lines_are_understood(
             assert set(arguments) <= set(targets), line
         elif program == "pip":
             check_install(line)
+        elif program.startswith("recipes."):
+            assert (ROOT / program.replace(".", "/")).with_suffix(".py").is_file(), line
         else:
             assert program in NEEDS_NO_CHECK, f"no check is known for this line: {line}"
 

@@ -56,7 +56,7 @@ def test_known_pixels_come_back_byte_for_byte(
     pipeline: PagodaEditPipeline, size: tuple[int, int], mode: str, tmp_path: Path
 ) -> None:
     image, keep = photo(*size, mode), hole_of(*size)
-    edited = pipeline.inpaint(image, keep, label=3, rounds=2)
+    edited = pipeline.inpaint(image, keep, label=3, steps=2)
     edited.save(tmp_path / "x.png")
     with Image.open(tmp_path / "x.png") as written:
         made = np.asarray(written)
@@ -77,7 +77,7 @@ def test_a_mask_may_be_a_file_an_array_painted_or_boxes(pipeline: PagodaEditPipe
     painted = np.array(image)
     painted[~keep] = (255, 0, 255)
     erased = np.dstack([np.asarray(image), (keep * 255).astype(np.uint8)])
-    options = {"label": 2, "rounds": 2, "seed": 4}
+    options = {"label": 2, "steps": 2, "seed": 4, "strength": 0.5}
     made = [
         pipeline.inpaint(image, keep, **options),
         pipeline.inpaint(image, tmp_path / "mask.png", **options),
@@ -98,7 +98,7 @@ def test_a_mask_may_be_a_file_an_array_painted_or_boxes(pipeline: PagodaEditPipe
 def test_a_large_image_is_edited_within_a_box_alone(pipeline: PagodaEditPipeline) -> None:
     image, keep = photo(200, 120), np.ones((120, 200), bool)
     keep[50:60, 70:85] = False
-    edited = pipeline.inpaint(image, keep, box=(60, 40, 48), label=1, rounds=1)
+    edited = pipeline.inpaint(image, keep, box=(60, 40, 48), label=1, steps=1)
     assert np.array_equal(np.asarray(edited.image)[keep], np.asarray(image)[keep])
     assert edited.facts["square"] == [60, 40, 48]
     with pytest.raises(DataError, match="the hole reaches beyond the model's square"):
@@ -153,7 +153,7 @@ def test_the_ends_of_the_way_are_the_reconstructions(pipeline: PagodaEditPipelin
 
 @pytest.mark.parametrize("size", [(8, 8), (10, 7), (4, 6)])
 def test_an_enlarged_image_has_the_shape_of_the_small_one(pipeline: PagodaEditPipeline, size: tuple[int, int]) -> None:
-    edited = pipeline.upscale(photo(*size), label=3)
+    edited = pipeline.upscale(photo(*size), label=3, steps=2)
     assert edited.square.shape == (1, 3, 16, 16)
     assert max(edited.image.size) == 16
     assert abs(edited.image.width / edited.image.height - size[0] / size[1]) < 0.15
@@ -164,7 +164,7 @@ def test_an_enlarged_image_has_the_shape_of_the_small_one(pipeline: PagodaEditPi
 def test_blurs_and_masks_are_undone(pipeline: PagodaEditPipeline) -> None:
     x = torch.from_numpy(np.asarray(photo(16, 16)).copy()).permute(2, 0, 1)[None] / 127.5 - 1
     for operator in (box_blur(16, 3), MaskOperator(torch.rand(16, 16) > 0.3)):
-        edited = pipeline.restore(operator(x), operator, label=3, rounds=2)
+        edited = pipeline.restore(operator(x), operator, label=3, steps=2)
         assert float((operator(edited.square) - operator(x)).abs().mean()) < 0.02
         assert edited.image.size == (16, 16)
         assert edited.facts["operator"] == type(operator).__name__
@@ -259,9 +259,9 @@ def test_every_edit_writes_a_file_that_says_what_made_it(
         "reconstruct": [image, "--strength", 0.3, "--seed", 2],
         "transfer": [image, "--to", 4],
         "interpolate": [image, tmp_path / "square.png", "--second-label", 5, "--frames", 3],
-        "inpaint": [image, "--mask", mask, "--rounds", 2],
-        "upscale": [tmp_path / "small.png"],
-        "restore": [tmp_path / "square.png", "--blur", 3, "--simulate"],
+        "inpaint": [image, "--mask", mask, "--steps", 2],
+        "upscale": [tmp_path / "small.png", "--steps", 2],
+        "restore": [tmp_path / "square.png", "--blur", 3, "--simulate", "--method", "project"],
     }
     for name, arguments in calls.items():
         target = out / f"{name}.png"

@@ -145,10 +145,15 @@ def every_edit(editor: Editor, images: Tensor, condition: Condition, seeds: list
     blur, small = box_blur(16, 3), downsampling(16, 12)
     return {
         "reconstruct": editor.reconstruct(images, condition, strength=0.3, seeds=seeds),
-        "inpaint": editor.inpaint(images, mask, condition, rounds=2, seeds=seeds),
+        "inpaint": editor.inpaint(images, mask, condition, steps=3, strength=0.2, seeds=seeds),
+        "inpaint by turns": editor.inpaint(
+            images, mask, condition, method="alternate", rounds=2, strength=0.5, seeds=seeds
+        ),
         "upscale": editor.upscale(small(images), condition, method="alternate", rounds=2),
         "optimise": editor.restore(blur(images), blur, condition, method="optimise", steps=3, damping=1e-3),
-        "alternate": editor.restore(blur(images), blur, condition, strength=0.5, seeds=seeds, damping=1e-3),
+        "alternate": editor.restore(
+            blur(images), blur, condition, method="alternate", strength=0.5, seeds=seeds, damping=1e-3
+        ),
     }
 
 
@@ -165,8 +170,13 @@ def test_results_do_not_depend_on_the_batch(editor: Editor, images: Tensor) -> N
 
 def test_known_pixels_come_back_bit_for_bit_whatever_the_settings(editor: Editor, images: Tensor) -> None:
     masks = torch.rand(3, 1, 16, 16) > 0.3
-    for options in ({}, {"strength": 1.0, "rounds": 1}, {"strength": 0.0, "smooth": False}):
-        made = editor.inpaint(images, masks, LABELS, **{"rounds": 2, "seeds": [1, 2, 3], **options})  # type: ignore[arg-type]
+    for options in (
+        {"steps": 2},
+        {"steps": 1, "strength": 1.0, "smooth": False},
+        {"method": "alternate", "rounds": 1, "strength": 1.0},
+        {"method": "alternate", "rounds": 2, "smooth": False},
+    ):
+        made = editor.inpaint(images, masks, LABELS, seeds=[1, 2, 3], **options)  # type: ignore[arg-type]
         known = masks.expand_as(images)
         assert torch.equal(made[known], images[known])
         assert not torch.equal(made[~known], images[~known])
@@ -176,8 +186,17 @@ def test_what_lies_in_a_hole_is_not_read(editor: Editor, images: Tensor) -> None
     mask = torch.ones(16, 16, dtype=torch.bool)
     mask[2:7, 3:12] = False
     other = torch.where(mask, images, torch.tensor(0.9))
-    first, second = (editor.inpaint(x, mask, LABELS, rounds=2, seeds=[1, 2, 3]) for x in (images, other))
-    assert torch.equal(first, second)
+    for method in ("optimise", "alternate"):
+        first, second = (editor.inpaint(x, mask, LABELS, method=method, steps=2, rounds=2) for x in (images, other))  # type: ignore[arg-type]
+        assert torch.equal(first, second)
+
+
+def test_a_mask_for_each_image_is_its_own(editor: Editor, images: Tensor) -> None:
+    masks = torch.rand(3, 1, 16, 16) > 0.3
+    together = Editor(editor.generator, editor.encoder, batch_size=2).inpaint(images, masks, LABELS, steps=2)
+    for row in range(3):
+        alone = editor.inpaint(images[row : row + 1], masks[row, 0], LABELS[row : row + 1], steps=2)
+        torch.testing.assert_close(together[row : row + 1], alone, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("small", [6, 8, 12, 15])
@@ -300,6 +319,10 @@ def test_settings_out_of_range_are_refused_before_the_encoder_is_asked(editor: E
             lambda: strict.restore(images, box_blur(16, 3), method="guess"),
             "unknown method 'guess'; accepted are project",
         ),
+        (
+            lambda: strict.inpaint(images, torch.ones(16, 16), method="guess"),
+            "unknown method 'guess'; accepted are optimise",
+        ),
         (lambda: strict.upscale(images), "images of 16 px are not enlarged by a result of 16 px"),
         (lambda: strict.upscale(images, resolution=8), "not enlarged by a result of 8 px"),
         (lambda: Editor(editor.generator, never, batch_size=0), "batch_size must be >= 1, got 0"),
@@ -311,9 +334,9 @@ def test_settings_out_of_range_are_refused_before_the_encoder_is_asked(editor: E
     with pytest.raises(ConfigError, match="needs a seed for each of 3 images, got 1"):
         editor.reconstruct(images, LABELS, strength=0.5, seeds=[1])
     with pytest.raises(ConfigError, match="needs a seed for each of 3 images, got 0"):
-        editor.inpaint(images, torch.rand(16, 16) > 0.5, LABELS)
+        editor.inpaint(images, torch.rand(16, 16) > 0.5, LABELS, strength=0.5)
     with pytest.raises(ConfigError, match="rounds must be >= 1, got 0"):
-        editor.inpaint(images, torch.rand(16, 16) > 0.5, LABELS, rounds=0, seeds=[1, 2, 3])
+        editor.inpaint(images, torch.rand(16, 16) > 0.5, LABELS, method="alternate", rounds=0)
 
 
 def test_a_generator_without_classes_needs_no_labels(editor: Editor, images: Tensor) -> None:

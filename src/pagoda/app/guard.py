@@ -53,7 +53,8 @@ _PATHS = re.compile(
     r"file=.+|call/[\w-]+(/[\w-]+)?))/?"
 )
 """All that the page asks for. Gradio has more: a proxy, run histories, code generation, monitoring."""
-_LOCAL_NAMES = ("127.0.0.1", "localhost", "[::1]")
+LOCAL_NAMES = ("127.0.0.1", "localhost", "[::1]")
+"""What this machine calls itself."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,13 +62,13 @@ class GuardConfig:
     """Who may ask.
 
     Args:
-        local: Whether the server listens on the loopback only: requests must then name it so, which keeps out web pages that
-            point a name of their own at this machine (DNS rebinding).
+        names: Hosts that requests may name, None for any. A server of this machine alone answers to its own names only, which
+            keeps out web pages that point a name of theirs at it (DNS rebinding).
         password: Asked for by the browser, any user name; None for none.
         limits: Of bodies.
     """
 
-    local: bool = True
+    names: tuple[str, ...] | None = LOCAL_NAMES
     password: str | None = field(default=None, repr=False)
     limits: UploadLimits = UploadLimits()
 
@@ -99,8 +100,10 @@ class Guard:
         if refusal is not None:
             await _refuse(send, *refusal)
             return
-        body = _Body(receive, self._config.limits)
-        answer = _Answer(send, self._rewrite if scope["path"] == "/" and scope["method"] == "GET" else None)
+        rewrite = self._rewrite if scope["path"] == "/" and scope["method"] == "GET" else None
+        if rewrite is not None:  # it is text that is rewritten, nothing compressed
+            scope = {**scope, "headers": [(n, v) for n, v in scope["headers"] if n.lower() != b"accept-encoding"]}
+        body, answer = _Body(receive, self._config.limits), _Answer(send, rewrite)
         try:
             await self._inner(scope, body.receive, answer.send)
         except _BodyError as error:
@@ -108,9 +111,9 @@ class Guard:
                 await _refuse(send, error.status, error.text)
 
     async def _refusal(self, scope: Scope, headers: dict[str, str]) -> tuple[int, str] | None:
-        host = headers.get("host", "")
-        if self._config.local and host.rsplit(":", 1)[0] not in _LOCAL_NAMES and host not in _LOCAL_NAMES:
-            return 421, f"this server answers to {', '.join(_LOCAL_NAMES)} only."
+        host, names = headers.get("host", ""), self._config.names
+        if names is not None and host not in names and host.rpartition(":")[0] not in names:
+            return 421, f"this server answers to {', '.join(names)} only."
         if self._config.password is not None and not _knows(headers.get("authorization", ""), self._config.password):
             await asyncio.sleep(0.5 if "authorization" in headers else 0)  # guessing takes time
             return 401, "a password is needed."

@@ -37,7 +37,8 @@ footer{display:none!important}
 .pagoda .bar-row span{overflow-wrap:anywhere;font-size:.9rem}
 .pagoda .warning{border-left:4px solid var(--accent);padding:.3rem .8rem;margin:.5rem 0}
 .pagoda-title{display:flex;gap:.8rem;align-items:baseline;flex-wrap:wrap}
-.pagoda-title h1{font-size:1.6rem}
+.pagoda-title h1{font-size:1.6rem;white-space:nowrap;overflow-wrap:normal}
+.gallery-pick .grid-container{grid-template-columns:repeat(auto-fill,minmax(5.5rem,1fr))!important}
 #first-picture{max-width:76rem;margin:0 auto;padding:1.2rem 1rem;background:var(--paper);box-sizing:border-box;width:100%}
 body:has(.pagoda-ready) #first-picture{display:none}
 body{background:var(--paper)}
@@ -48,7 +49,7 @@ body{background:var(--paper)}
 .pagoda .easel canvas{position:absolute;inset:0;width:100%;height:100%;opacity:.65;cursor:crosshair;touch-action:none}
 .pagoda button.unpaint{font:inherit;color:var(--accent);background:none;border:1px solid currentColor;border-radius:.35rem;
  padding:.15rem .7rem;cursor:pointer}
-@media(max-width:34rem){.gradio-container{padding-inline:.5rem!important}.pagoda{font-size:15px}}
+@media(max-width:34rem){.pagoda-title>:first-child{display:none}.gradio-container{padding-inline:.5rem!important}.pagoda{font-size:15px}}
 @media(prefers-reduced-motion:reduce){*{transition:none!important;animation:none!important;scroll-behavior:auto!important}}
 """
 
@@ -78,7 +79,7 @@ def first_picture(title: str, image: Image.Image | None) -> str:
 
 def rewrite_page(page: str, *, style: str, first: str) -> str:
     """Gradio's page with our style, the painter's script and the first picture in it, and without the addresses of others in its head."""
-    page = re.sub(r'<meta\s+(?:property="og:|name="twitter:)[^>]*>', "", page)
+    page = re.sub(r'<meta\s+(?:property="og:|name="twitter:|itemprop=)[^>]*>', "", page)
     page = page.replace("</head>", f"<style>{style}</style><script>{SCRIPT}</script></head>", 1)
     return re.sub(r"(<body[^>]*>)", lambda match: match.group(1) + first, page, count=1)
 

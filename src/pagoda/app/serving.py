@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import ipaddress
 import os
@@ -10,13 +11,15 @@ import socket
 import tempfile
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from pagoda.app.catalog import RunCatalog
 from pagoda.app.context import PageContext
-from pagoda.app.guard import Guard, GuardConfig
+from pagoda.app.guard import LOCAL_NAMES, Guard, GuardConfig
 from pagoda.app.jobs import ImageRequest
 from pagoda.app.page import build_page, default_run, theme
 from pagoda.app.page_style import app_style, first_picture, rewrite_page
@@ -94,32 +97,9 @@ class RunningApp:
         os.environ["GRADIO_TEMP_DIR"] = str(self.folder)
         self.server = ModelServer(catalog, self.config.server)
         try:
-            context = PageContext(gr, self.server, self.folder, self.config.limits)
-            page = build_page(context)
-            api = fastapi.FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
-            gr.mount_gradio_app(
-                api,
-                page,
-                path="/",
-                server_name=self.config.host,
-                server_port=self.port,
-                theme=theme(gr),
-                footer_links=[],
-                run_history=False,
-                allowed_paths=[],
-                blocked_paths=[str(catalog.root)],
-                max_file_size=self.config.limits.max_bytes,
-                ssr_mode=False,
-                enable_monitoring=False,
-                pwa=False,
-                mcp_server=False,
-                show_error=False,
-            )
-            guard = Guard(
-                api,
-                GuardConfig(local=self.config.local, password=self.config.password, limits=self.config.limits),
-                rewrite_page=_rewriter(context),
-            )
+            # Inside of a running loop, in a thread of its own: where none runs, Gradio opens loops that nobody closes.
+            with ThreadPoolExecutor(1, thread_name_prefix="pagoda-page") as pool:
+                guard = pool.submit(lambda: asyncio.run(self._build(gr, fastapi))).result()
             self._uvicorn = uvicorn.Server(
                 uvicorn.Config(
                     guard,
@@ -154,8 +134,12 @@ class RunningApp:
     @property
     def url(self) -> str:
         """What to open in a browser on this machine."""
-        host = self.config.host if self.config.local else "127.0.0.1"
-        return f"http://{f'[{host}]' if ':' in host else host}:{self.port}/"
+        return f"http://{self._host if self.config.local else '127.0.0.1'}:{self.port}/"
+
+    @property
+    def _host(self) -> str:
+        """As an address has it: IPv6 in brackets."""
+        return f"[{self.config.host}]" if ":" in self.config.host else self.config.host
 
     def wait(self) -> None:
         """Return when it is closed or interrupted."""
@@ -169,6 +153,38 @@ class RunningApp:
         self._socket.close()
         self.server.close()
         shutil.rmtree(self.folder, ignore_errors=True)
+
+    async def _build(self, gr: ModuleType, fastapi: ModuleType) -> Guard:
+        """The page with the guard before it."""
+        context = PageContext(gr, self.server, self.folder, self.config.limits)
+        page = build_page(context)
+        api = fastapi.FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
+        gr.mount_gradio_app(
+            api,
+            page,
+            path="/",
+            server_name=self.config.host,
+            server_port=self.port,
+            theme=theme(gr),
+            footer_links=[],
+            run_history=False,
+            allowed_paths=[],
+            blocked_paths=[str(self.server.catalog.root)],
+            max_file_size=self.config.limits.max_bytes,
+            ssr_mode=False,
+            enable_monitoring=False,
+            pwa=False,
+            mcp_server=False,
+            show_error=False,
+        )
+        # Gradio looks where a file that a visitor names lies only in an app that it has launched itself; mounted ones it trusts.
+        page.has_launched = page.is_running = True
+        names = (*LOCAL_NAMES, self._host) if self.config.local else None
+        return Guard(
+            api,
+            GuardConfig(names=names, password=self.config.password, limits=self.config.limits),
+            rewrite_page=_rewriter(context),
+        )
 
     def _listen(self) -> None:
         self._uvicorn.run(sockets=[self._socket])

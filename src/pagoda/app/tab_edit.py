@@ -168,6 +168,6 @@ def build(context: PageContext, page: Any, tab: Any, run: Any) -> None:
     upload.change(opened, upload, [status, easel, mask, boxes, download], **private)
     inputs = [run, upload, kind, shows, to, strength, seed, mask, boxes]
     go.click(context.with_request(edit), inputs, [status, result, download], **private)
-    stop.click(context.with_request(cancel), None, status, api_visibility="private", queue=False)
+    stop.click(context.with_request(cancel), None, status, api_visibility="private")
     run.change(change_run, run, [tab, shows, to], **private)
     page.load(lambda name: gr.update(visible=can_edit(server.catalog, name)), run, tab, **private)

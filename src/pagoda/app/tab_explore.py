@@ -187,7 +187,7 @@ def build(context: PageContext, page: Any, tab: Any, run: Any) -> None:
     pick.__annotations__ = {"event": gr.SelectData}
     private: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "concurrency_limit": None}
     show.click(context.with_request(show_candidates), [run, label, first, cut], [status, candidates], **private)
-    candidates.select(pick, [picks, first], picks, api_visibility="private", queue=False)
+    candidates.select(pick, [picks, first], picks, api_visibility="private")
     inputs = [run, label, picks, across, down, cut]
     walking = context.with_request(move)
     for changed in (across, down, picks, label, cut):

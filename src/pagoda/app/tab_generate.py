@@ -162,8 +162,8 @@ def build(context: PageContext, page: Any, tab: Any, run: Any) -> None:
     options: dict[str, Any] = {"concurrency_limit": None, "show_progress": "hidden"}
     go.click(handler, inputs, outputs, api_name="generate", **options)
     seed.submit(handler, inputs, outputs, api_visibility="private", **options)
-    fresh = other.click(lambda: secrets.randbelow(10**6), None, seed, api_visibility="private", queue=False)
+    fresh = other.click(lambda: secrets.randbelow(10**6), None, seed, api_visibility="private")
     fresh.then(handler, inputs, outputs, api_visibility="private", **options)
-    stop.click(context.with_request(cancel), None, status, api_visibility="private", queue=False)
+    stop.click(context.with_request(cancel), None, status, api_visibility="private")
     run.change(change_run, run, [label, size, guidance, *outputs], api_visibility="private", **options)
     page.load(handler, inputs, outputs, api_visibility="private", **options)

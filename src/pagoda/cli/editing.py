@@ -157,7 +157,7 @@ class EditInpaint(_Placed):
 
     Examples:
       pagoda edit inpaint runs/photos photo.jpg --mask mask.png
-      pagoda edit inpaint runs/photos photo.jpg --hole 40 30 64 48 --seed 3 --out filled.png
+      pagoda edit inpaint runs/photos photo.jpg --hole 40 30 64 48 --strength 0.5 --seed 3 --out filled.png
       pagoda edit inpaint runs/photos painted.png --paint magenta
     """
 
@@ -167,10 +167,14 @@ class EditInpaint(_Placed):
     """left, top, width and height of the hole, in pixels, in place of a mask."""
     paint: str | None = None
     """Colour that the hole is painted with in the image itself, or `transparent`, in place of a mask."""
-    strength: float = 0.5
-    """Noise of the first round: 0 continues the surroundings, 1 starts afresh."""
+    strength: float = 0.0
+    """Noise that the latent starts with, 0 to 1: 0 continues the surroundings, more makes other fillings, by the seed."""
+    method: Literal["optimise", "alternate"] = "optimise"
+    """optimise: search for the latent that agrees with what is known; alternate: encode and generate in turn."""
+    steps: int = 40
+    """Of optimise."""
     rounds: int = 6
-    """Of encoding and generating."""
+    """Of alternate."""
     smooth: Annotated[bool, tyro.conf.arg(help="Hide the seam by a smooth correction over the hole.")] = True
 
     def run(self) -> None:
@@ -185,6 +189,8 @@ class EditInpaint(_Placed):
             paint=self.paint,
             holes=() if self.hole is None else (self.hole,),
             strength=self.strength,
+            method=self.method,
+            steps=self.steps,
             rounds=self.rounds,
             smooth=self.smooth,
             **self.placement(),
@@ -198,14 +204,14 @@ class EditUpscale(_Edit):
 
     Examples:
       pagoda edit upscale runs/photos small.png
-      pagoda edit upscale runs/photos small.png --resolution 64 --method optimise --out large.png
+      pagoda edit upscale runs/photos small.png --resolution 64 --method project --out large.png
     """
 
-    method: Literal["project", "alternate", "optimise"] = "project"
-    """project: one pass and a back-projection; alternate: several; optimise: search for the latent."""
+    method: Literal["optimise", "project", "alternate"] = "optimise"
+    """optimise: search for the latent, then a back-projection; project: the back-projection alone, quick; alternate: several of them."""
     rounds: int = 3
     """Of alternate."""
-    steps: int = 100
+    steps: int = 40
     """Of optimise."""
     fit: Literal["pad", "crop"] = "pad"
     """Where the model's square lies."""
@@ -243,14 +249,14 @@ class EditRestore(_Edit):
     """The image is a picture of sums along rays at this many angles, one a row, as --simulate writes it."""
     simulate: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """The image is a whole one: measure it first, and write what was measured beside the result."""
-    method: Literal["project", "alternate", "optimise"] = "alternate"
-    """project: one pass and a back-projection; alternate: several; optimise: search for the latent."""
+    method: Literal["optimise", "project", "alternate"] = "optimise"
+    """optimise: search for the latent, then a back-projection; project: the back-projection alone, quick; alternate: several of them."""
     rounds: int = 3
     """Of alternate."""
-    steps: int = 100
+    steps: int = 40
     """Of optimise."""
     strength: float = 0.0
-    """Of alternate: noise of the first round, 0 to 1."""
+    """Noise that the latent starts with, 0 to 1; not of project."""
     damping: float | None = None
     """Trust in the measurement: 0 is full; 0.0005, which suits bytes, when not given."""
     seed: int = 0

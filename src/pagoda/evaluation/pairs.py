@@ -17,12 +17,12 @@ from pagoda.errors import ConfigError, DataError, ShapeError
 from pagoda.evaluation.collect import Features, Team, collect_features
 from pagoda.evaluation.extractors import RESIZE, check_images, resize_images
 from pagoda.evaluation.intervals import interval, mean_error
-from pagoda.evaluation.lpips import LPIPS
 from pagoda.evaluation.pixels import SSIM_WINDOW, psnr_values, ssim_values
 from pagoda.evaluation.scores import Score
 from pagoda.evaluation.text import clip_scores
 from pagoda.evaluation.transformers import CLIPFeatures
 from pagoda.files import hash_json
+from pagoda.networks import LPIPS
 
 PAIR_METRICS: dict[str, str] = {
     "psnr": "fidelity of reconstructions, dB",

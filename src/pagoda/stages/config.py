@@ -220,7 +220,8 @@ class DistillConfig:
     """Decay of the average of the weights, per step."""
     loss: LossConfig = LossConfig()
     output: str = "denoiser"
-    """denoiser: starts as the teacher's own estimate at sigma_max; raw: the network's raw output (official)."""
+    """denoiser: starts as the teacher's own estimate at sigma_max; raw: the network's raw output (official); unit: the estimate
+    divided by what it multiplies the network by, for teachers of eps."""
 
     def __post_init__(self) -> None:
         if self.mode not in DISTILL_MODES:

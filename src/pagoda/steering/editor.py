@@ -166,13 +166,7 @@ class Editor:
             ShapeError: sizes that do not fit.
         """
         resolution = self.resolution(resolution)
-        z = self.encode(images, condition)
-        if strength:
-            if len(seeds) != len(images):
-                raise ConfigError(
-                    f"a strength of {strength} needs a seed for each of {len(images)} images, got {len(seeds)}."
-                )
-            z = mix_latents(z, self.fresh(seeds), strength)
+        z = self._noisy(self.encode(images, condition), strength, seeds)
         return self.generate(z, condition if target is None else target, resolution=resolution)
 
     def interpolate(
@@ -218,19 +212,26 @@ class Editor:
         mask: Tensor,
         condition: Condition = UNCONDITIONAL,
         *,
+        method: Literal["optimise", "alternate"] = "optimise",
+        steps: int = 40,
         rounds: int = 6,
-        strength: float = 0.5,
+        strength: float = 0.0,
         seeds: Sequence[int] = (),
         smooth: bool = True,
     ) -> Tensor:
         """Holes filled with what the generator makes of the rest; known pixels come back bit for bit.
 
+        The hole is filled smoothly first, so that the image can be encoded.
+
         Args:
             images: (B, C, r, r), r a size of the generator; pixels in the hole are not read.
             mask: (r, r) or (B, 1, r, r), True = known.
             condition: What the images show.
-            rounds: Of encoding and generating, see `alternate`.
-            strength: Noise of the first round, in [0, 1]: 0 continues the surroundings, 1 starts afresh.
+            method: "optimise": search for the latent whose image agrees with the known pixels. "alternate": encode, generate and put
+                the known pixels back, several times, which needs no gradient; what the first round got wrong stays wrong.
+            steps: Of "optimise".
+            rounds: Of "alternate".
+            strength: Noise that the latent starts with, in [0, 1]: 0 continues the surroundings, more makes other fillings, by the seed.
             seeds: One an image; needed where the strength is above 0.
             smooth: Add the smooth continuation of (known - generated) over the hole, so that no seam is seen.
 
@@ -238,19 +239,25 @@ class Editor:
             ConfigError: nothing is known of an image, or settings out of range.
             ShapeError: sizes that do not fit.
         """
+        if method not in ("optimise", "alternate"):
+            raise ConfigError(f"unknown method {method!r}; accepted are optimise, alternate.")
         resolution = self.resolution(images.shape[-1])
         known = mask.expand(len(images), 1, resolution, resolution).bool()
-        operator = MaskOperator(known)
-        made = alternate(
-            fill_hole(images, known),
-            operator(images),
-            operator,
-            lambda x: self.encode(x, condition),
-            lambda z: self.generate(z, condition, resolution=resolution),
-            rounds=rounds,
-            strength=strength,
-            seeds=seeds,
-        )
+        operator, start = MaskOperator(known), fill_hole(images, known)
+        if method == "optimise":
+            z = self._noisy(self.encode(start, condition), strength, seeds)
+            made = self._search(z, operator(images), operator, condition, resolution, steps)
+        else:
+            made = alternate(
+                start,
+                operator(images),
+                operator,
+                lambda x: self.encode(x, condition),
+                lambda latents: self.generate(latents, condition, resolution=resolution),
+                rounds=rounds,
+                strength=strength,
+                seeds=seeds,
+            )
         if smooth:
             made = made + fill_hole(images - made, known)
         return torch.where(known, images, made.clamp(-1, 1))
@@ -261,11 +268,11 @@ class Editor:
         operator: LinearOperator,
         condition: Condition = UNCONDITIONAL,
         *,
-        method: Method = "alternate",
+        method: Method = "optimise",
         rounds: int = 3,
         strength: float = 0.0,
         seeds: Sequence[int] = (),
-        steps: int = 100,
+        steps: int = 40,
         damping: float = 0.0,
     ) -> Tensor:
         """Images of which y = A x was measured.
@@ -276,7 +283,8 @@ class Editor:
             condition: What the images show.
             method: "project": G(E(A^+ y)) and one back-projection; "alternate": so `rounds` times; "optimise": search for the latent
                 whose image agrees with y, then a back-projection.
-            rounds, strength, seeds: Of "alternate".
+            rounds: Of "alternate".
+            strength, seeds: Noise of the first latents, as for `inpaint`; not of "project".
             steps: Of "optimise".
             damping: Of every pseudo-inverse; above 0 where y is noisy, see `operators`.
 
@@ -298,9 +306,9 @@ class Editor:
         condition: Condition = UNCONDITIONAL,
         *,
         resolution: int | None = None,
-        method: Method = "project",
+        method: Method = "optimise",
         rounds: int = 3,
-        steps: int = 100,
+        steps: int = 40,
     ) -> Tensor:
         """Images enlarged to a size of the generator; reduced again by the run's downsampler they are the given ones.
 
@@ -349,19 +357,8 @@ class Editor:
         damping: float,
     ) -> Tensor:
         if method == "optimise":
-            z = self.encode(start, condition)
-            found = []
-            for rows, c in self._parts(len(z), condition):
-                found.append(
-                    optimise_latents(
-                        z[rows],
-                        measured[rows].to(self.device),
-                        operator,
-                        lambda latents, c=c: self._generate(latents, c, resolution),
-                        steps=steps,
-                    )
-                )
-            made = self.generate(torch.cat(found), condition, resolution=resolution)
+            z = self._noisy(self.encode(start, condition), strength, seeds)
+            made = self._search(z, measured, operator, condition, resolution, steps)
         else:
             made = alternate(
                 start,
@@ -375,3 +372,25 @@ class Editor:
                 damping=damping,
             )
         return back_project(made, measured.cpu(), operator, damping=damping).clamp(-1, 1)
+
+    def _noisy(self, z: Tensor, strength: float, seeds: Sequence[int]) -> Tensor:
+        """Latents moved towards the noise of seeds."""
+        if strength == 0:
+            return z
+        if len(seeds) != len(z):
+            raise ConfigError(f"a strength of {strength} needs a seed for each of {len(z)} images, got {len(seeds)}.")
+        return mix_latents(z, self.fresh(seeds), strength)
+
+    def _search(
+        self, z: Tensor, measured: Tensor, operator: LinearOperator, condition: Condition, resolution: int, steps: int
+    ) -> Tensor:
+        """Images of the latents, found from `z`, that agree best with what was measured."""
+        found = []
+        for rows, part in self._parts(len(z), condition):
+
+            def generate(latents: Tensor, part: Condition = part) -> Tensor:
+                return self._generate(latents, part, resolution)
+
+            y = measured[rows].to(self.device)
+            found.append(optimise_latents(z[rows], y, operator.of_rows(rows), generate, steps=steps))
+        return self.generate(torch.cat(found), condition, resolution=resolution)

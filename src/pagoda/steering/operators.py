@@ -64,6 +64,10 @@ class LinearOperator(ABC):
         _check(y, self.shape_out, "measurements")
         return self._adjoint(y)
 
+    def of_rows(self, rows: Tensor) -> LinearOperator:
+        """The operator of some samples (indices) of a batch; itself, where it is the same for all."""
+        return self
+
     def pseudo_inverse(self, y: Tensor, *, damping: float = 0.0) -> Tensor:
         """A^+_d y: (B, C, h, w) -> (B, C, H, W), see the module; calculated in float64.
 
@@ -102,7 +106,12 @@ class MaskOperator(LinearOperator):
     def _apply(self, x: Tensor) -> Tensor:
         return x * self.mask.to(x)
 
-    _adjoint = _apply
+    def _adjoint(self, y: Tensor) -> Tensor:
+        return self._apply(y)
+
+    def of_rows(self, rows: Tensor) -> MaskOperator:
+        """The masks of some samples."""
+        return self if self.mask.ndim == 2 or len(self.mask) == 1 else MaskOperator(self.mask[rows])
 
     def _pseudo_inverse(self, y: Tensor, damping: float) -> Tensor:
         return self._apply(y) / (1 + damping)

@@ -1,0 +1,143 @@
+"""How much worse is one step at fresh noise than at training latents, with few images and with many, and what closes the gap?"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from benchmarks.harness import Arm, PassLine, Results, benchmark
+from pagoda.data import Downsampler, ShapesSource
+from pagoda.evaluation import SmallClassifier, train_classifier
+from pagoda.stages.config import RunConfig, override
+from pagoda.stages.context import open_context
+from pagoda.stages.presets import preset_config
+from pagoda.stages.prior_gap import load_gaps
+from pagoda.stages.run_folder import RunFolder
+from pagoda.stages.teacher_pairs import make_teacher_pairs
+from pagoda.stages.train import train
+from pagoda.training import Runtime
+
+SIZE, CLASSES = 8, 10
+COUNTS = (500, 2000, 20_000)
+JUDGE_SEED, UNSEEN_SEED = 1001, 1000
+SECONDS = 120.0
+"""Of inversion, teacher's pairs and distillation together, the same for every arm of a set."""
+TRIED = 30
+"""Steps that tell how long a step takes."""
+MODES: dict[str, dict[str, Any]] = {
+    "rec": {"distill.mode": "rec"},
+    "both": {"distill.mode": "both"},
+    "views": {"distill.mode": "rec", "mirror": True},
+}
+"""`views` encodes the mirror image of each drawing too: twice the latents, of images that the set does not quite draw."""
+
+
+def draw(count: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Drawn shapes (count, 3, SIZE, SIZE) uint8 and their classes."""
+    source, reduce = ShapesSource(count=count, size=32, seed=seed), Downsampler()
+    images = np.stack([reduce(source.image(i), SIZE) for i in range(count)])
+    return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), torch.arange(count) % CLASSES
+
+
+@lru_cache(maxsize=1)
+def judge() -> SmallClassifier:
+    """The classifier whose features are compared; trained on images that no run sees and nothing is measured on."""
+    images, labels = draw(4000, JUDGE_SEED)
+    return train_classifier(images, labels, num_classes=CLASSES, input_size=SIZE, steps=600)
+
+
+def config_of(count: int, mode: str, seed: int, budget: float, judge_folder: str) -> RunConfig:
+    """The demo's settings at base size, whose gap is judged by the independent classifier against drawings that no run sees."""
+    settings = {
+        "seed": seed,
+        "threads": 1,
+        "device": "cpu",
+        "mirror": False,
+        "teach.loop.steps": max(20, round(1100 * budget)),
+        "teach.loop.preview_every": 0,
+        "distill.loop.preview_every": 0,
+        "distill.loop.checkpoint_every": 100_000,
+        "distill.teacher_pairs.count": max(64, round(5000 * budget)),
+        "evaluation.data": f"shapes:count={4000 if budget >= 1 else 200},seed={UNSEEN_SEED}",
+        "evaluation.gap.count": 250 if budget >= 1 else 64,  # as many as half of 500, so that all sets compare
+        "evaluation.gap.features": f"classifier:{judge_folder}",
+    }
+    data = f"shapes:count={max(40, round(count * min(1.0, budget)))}"
+    return override(preset_config("tiny", data, base=SIZE, size=SIZE), {**settings, **MODES[mode]})
+
+
+def spend(config: RunConfig, folder: Path, seconds: float) -> tuple[RunFolder, int]:
+    """Train a run whose inversion, pairs and distillation take `seconds` together; also the steps that this left room for."""
+    run = train(config, str(folder / "run"), until="teach", quiet=True)
+    started = time.monotonic()
+    train(config, str(run.path), until="encode", quiet=True)
+    if config.distill.mode != "rec":
+        make_teacher_pairs(open_context(run, config, Runtime("cpu"), quiet=True))
+    left = seconds - (time.monotonic() - started)
+    shutil.copytree(run.path, folder / "tried")
+    few = override(config, {"distill.loop.steps": TRIED, "evaluation.gap.count": 0})
+    tried = train(few, str(folder / "tried"), until="distill", quiet=True).require("distill", "pagoda distill")
+    steps = max(TRIED, int(left / (tried["results"]["seconds"] / TRIED)))
+    return train(override(config, {"distill.loop.steps": steps}), str(run.path), until="distill", quiet=True), steps
+
+
+def arm(count: int, mode: str, budget: float) -> Arm:
+    """One set and one way of training on it, for every seed."""
+
+    def measure(seed: int) -> dict[str, float]:
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            judge().save(folder / "judge")
+            config = config_of(count, mode, seed, budget, str(folder / "judge"))
+            run, steps = spend(config, folder, max(2.0, SECONDS * budget))
+            facts = load_gaps(run)[SIZE]
+        points = {p["name"] if p["name"] != "mixture" else f"mixture_{p['fraction']:g}": p for p in facts["points"]}
+        figures: dict[str, float] = {"steps": steps, "seconds": facts["seconds"]}
+        for point, found in points.items():
+            figures |= {f"fd_{point}": found["fd"], f"kd_{point}": found["kd"]}
+        noise = points["noise"]
+        return figures | {
+            "floor": noise["floor_fd"],
+            "kd_floor": noise["floor_kd"],
+            "contrast": noise["contrast_ratio"],
+        }
+
+    return measure
+
+
+def gap(results: Results, name: str) -> float:
+    """Median over the seeds of how much further away samples of fresh noise are than reconstructions of training images."""
+    pairs = zip(results.values(name, "fd_noise"), results.values(name, "fd_training"), strict=True)
+    return float(np.median([noise - training for noise, training in pairs]))
+
+
+def gaps(above: str, below: str) -> Callable[[Results], float]:
+    """The gap of one arm over that of another."""
+    return lambda results: gap(results, above) / max(gap(results, below), 1e-12)
+
+
+@benchmark(
+    "prior_gap",
+    question="How large is the prior gap with few images and with many, and do teacher's pairs or more views close it at equal time?",
+    passes=[
+        PassLine("with 500 images there is one: noise 1.5 x further than training latents",
+                 lambda r: r.median("rec 500", "fd_noise") / r.median("rec 500", "fd_training"), at_least=1.5),
+        PassLine("20,000 images have at most half of the gap of 500", gaps("rec 20000", "rec 500"), at_most=0.5),
+        PassLine("the teacher's pairs leave at most 0.8 of it with 500 images", gaps("both 500", "rec 500"), at_most=0.8),
+        PassLine("more views leave at most 0.9 of it with 500 images", gaps("views 500", "rec 500"), at_most=0.9),
+        PassLine("with 20,000 images the teacher's pairs cost at most a tenth at fresh noise",
+                 lambda r: r.median("both 20000", "fd_noise") / r.median("rec 20000", "fd_noise"), at_most=1.1),
+    ],
+)  # fmt: skip
+def prior_gap(budget: float) -> dict[str, Arm]:
+    """Every way of training on every size of set."""
+    return {f"{mode} {count}": arm(count, mode, budget) for count in COUNTS for mode in MODES}
