@@ -28,6 +28,7 @@ from pagoda.images import to_pil
 from pagoda.networks import OneStepGenerator
 from pagoda.pretraining import TechniqueConfig
 from pagoda.stages.adopt import teacher_settings
+from pagoda.stages.captions import sample_prompts
 from pagoda.stages.config import RunConfig, override
 from pagoda.stages.context import load_teacher
 from pagoda.stages.presets import preset_config
@@ -62,11 +63,18 @@ class Teacher:
         return self.run.config().base
 
     def sample(
-        self, n: int = 1, *, label: int | None = None, seed: int = 0, plans: Sequence[Plan] = ()
+        self,
+        n: int = 1,
+        *,
+        label: int | None = None,
+        prompt: str | Sequence[str] = (),
+        seed: int = 0,
+        plans: Sequence[Plan] = (),
     ) -> list[Image.Image]:
         """Images by Heun's method at 18 noise levels (35 network calls): slow, for comparison.
 
-        `plans` make it cheaper, see `pagoda.acceleration`: e.g. `plans=[DeepCache(interval=2)]`.
+        `plans` make it cheaper, see `pagoda.acceleration`: e.g. `plans=[DeepCache(interval=2)]`. `label` and `prompt`: see
+        `Generator.sample`.
 
         Raises:
             ConfigError: a label out of range.
@@ -76,7 +84,8 @@ class Teacher:
         num_classes, channels = int(str(facts["num_classes"])), int(str(facts["channels"]))
         labels = check_labels(None if label is None else [label] * n, seeds, num_classes)
         z = noise_of_seeds(seeds, (channels, self.size, self.size))
-        condition = Condition.of_labels(labels)
+        texts = sample_prompts(self.run, seeds, [prompt] if isinstance(prompt, str) else prompt)[1]
+        condition = Condition.of_labels(labels) if texts is None else texts
         with accelerate(denoiser, *plans) if plans else nullcontext():
             return to_pil(sample(denoiser, z, condition=condition).clamp(-1, 1))
 
@@ -104,6 +113,7 @@ class Generator:
         n: int = 1,
         *,
         label: int | None = None,
+        prompt: str | Sequence[str] = (),
         seed: int = 0,
         resolution: int | None = None,
         guidance: float | None = None,
@@ -113,6 +123,7 @@ class Generator:
         Args:
             n: How many.
             label: Class of all images; every class in turn when None.
+            prompt: A text for all images, or several in turn, for a run that reads texts; captions of the data when empty.
             seed: Seed of the first image; the next ones count up.
             resolution: Side in pixels; the largest when None.
             guidance: Guidance weight of a generator that was trained with it (`guidance.scale_max`); 1, which is none, when None.
@@ -123,7 +134,11 @@ class Generator:
         """
         labels = None if label is None else [label] * n
         seeds = range(seed, seed + n)
-        return to_pil(sample_images(self.model, seeds, labels=labels, resolution=resolution, guidance=guidance))
+        texts = sample_prompts(self.run, seeds, [prompt] if isinstance(prompt, str) else prompt)[1]
+        images = sample_images(
+            self.model, seeds, labels=labels, condition=texts, resolution=resolution, guidance=guidance
+        )
+        return to_pil(images)
 
 
 def teach(

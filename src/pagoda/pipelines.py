@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,15 @@ from diffusers.utils import BaseOutput
 from PIL import Image
 from torch import Tensor
 
+from pagoda.diffusion import Condition
 from pagoda.errors import ConfigError
 from pagoda.images import to_pil
 from pagoda.networks import OneStepGenerator
+from pagoda.stages.captions import prompt_condition
 from pagoda.stages.context import teacher_facts
 from pagoda.stages.run_folder import RunFolder
 from pagoda.stages.sampling import load_generator, sample_images
+from pagoda.stages.text_export import open_exported
 from pagoda.stages.watermark import mark_images
 
 
@@ -32,11 +36,12 @@ class PagodaPipelineOutput(BaseOutput):
 
 
 class PagodaPipeline(DiffusionPipeline):
-    """One-step generation: labels in, images out, one network call.
+    """One-step generation: labels or a prompt in, images out, one network call.
 
     Args:
         generator: The one-step generator.
         class_names: Names of its classes, in the order of the labels; None for a generator without labels.
+        read_prompts: Prompts -> their condition, for a generator that reads texts; a run folder brings its own.
     """
 
     generator: OneStepGenerator
@@ -44,8 +49,14 @@ class PagodaPipeline(DiffusionPipeline):
     register_modules: Any
     register_to_config: Any
 
-    def __init__(self, generator: OneStepGenerator, class_names: list[str] | None = None) -> None:
+    def __init__(
+        self,
+        generator: OneStepGenerator,
+        class_names: list[str] | None = None,
+        read_prompts: Callable[[Sequence[str]], Condition] | None = None,
+    ) -> None:
         super().__init__()
+        self._read_prompts = read_prompts
         self.register_modules(generator=generator)
         self.register_to_config(class_names=class_names)
 
@@ -80,6 +91,7 @@ class PagodaPipeline(DiffusionPipeline):
                     pretrained_model_name_or_path, subfolder="generator", use_safetensors=True, **options
                 )
             pipeline: PagodaPipeline = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+            pipeline._read_prompts = open_exported(path) if pipeline.generator.token_dim else None
             return pipeline
         dtype = kwargs.pop("torch_dtype", None)
         if kwargs:
@@ -91,7 +103,8 @@ class PagodaPipeline(DiffusionPipeline):
         if dtype is not None:
             generator = generator.to(dtype)
         names = teacher_facts(run.teacher).get("class_names")
-        return cls(generator, list(names) if isinstance(names, list) else None)
+        read = partial(prompt_condition, run) if generator.token_dim else None
+        return cls(generator, list(names) if isinstance(names, list) else None, read)
 
     @property
     def resolutions(self) -> list[int]:
@@ -119,6 +132,7 @@ class PagodaPipeline(DiffusionPipeline):
         self,
         class_labels: int | str | Sequence[int | str] | None = None,
         *,
+        prompt: str | Sequence[str] | None = None,
         num_images: int | None = None,
         seed: int | Sequence[int] = 0,
         resolution: int | None = None,
@@ -133,7 +147,8 @@ class PagodaPipeline(DiffusionPipeline):
 
         Args:
             class_labels: A class (number or name) for all images, or one per image; in turn when None.
-            num_images: How many images; as many as `class_labels` or `seed` list, else 1, when None.
+            prompt: A text for all images, or one per image; for a generator that reads texts, and then needed.
+            num_images: How many images; as many as `class_labels`, `prompt` or `seed` list, else 1, when None.
             seed: Seed of the first image (the next ones count up), or one seed per image.
             resolution: Side of the images; the largest when None.
             batch_size: Images a network call.
@@ -144,8 +159,8 @@ class PagodaPipeline(DiffusionPipeline):
             return_dict: Whether to return `PagodaPipelineOutput` or a tuple.
 
         Raises:
-            ConfigError: more than one step, a guidance weight outside of the trained range, labels or counts that do not fit, an
-                unknown output type.
+            ConfigError: more than one step, a guidance weight outside of the trained range, labels, prompts or counts that do not
+                fit, an unknown output type.
             ShapeError: a resolution that the generator does not have.
         """
         if num_inference_steps != 1:
@@ -155,6 +170,7 @@ class PagodaPipeline(DiffusionPipeline):
         asked = {
             "num_images": num_images,
             "class_labels": None if class_labels is None or isinstance(class_labels, int | str) else len(class_labels),
+            "prompt": None if prompt is None or isinstance(prompt, str) else len(prompt),
             "seed": None if isinstance(seed, int) else len(seed),
         }
         counts = {name: count for name, count in asked.items() if count is not None} or {"num_images": 1}
@@ -167,10 +183,19 @@ class PagodaPipeline(DiffusionPipeline):
         if class_labels is not None:
             given = [class_labels] * count if isinstance(class_labels, int | str) else list(class_labels)
             labels = [self.label_of(label) if isinstance(label, str) else int(label) for label in given]
+        condition = None
+        if prompt is not None:
+            if self._read_prompts is None:
+                raise ConfigError(
+                    "this pipeline has nothing that reads prompts: its generator takes labels, or it came without a text encoder. "
+                    "Load the run folder or a local export of it, or leave the prompt out."
+                )
+            condition = self._read_prompts([prompt] * count if isinstance(prompt, str) else list(prompt))
         images = sample_images(
             self.generator,
             seeds,
             labels=labels,
+            condition=condition,
             resolution=resolution,
             batch_size=batch_size,
             guidance=guidance_scale,

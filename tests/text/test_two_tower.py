@@ -122,6 +122,48 @@ def test_every_parameter_of_both_towers_learns(shapes: ImageDataset, vision: str
     assert not [name for name in silent if not name.endswith(("k_proj.bias", "key.bias"))]
 
 
+class Half(Runtime):
+    """One of two processes; what the other one has is known beforehand."""
+
+    def __init__(self, rank: int, known: list[list[torch.Tensor]]) -> None:
+        super().__init__("cpu")
+        self._rank, self._known, self._calls = rank, known, 0
+
+    rank = property(lambda self: self._rank)  # type: ignore[assignment]
+    world_size = property(lambda self: 2)  # type: ignore[assignment]
+
+    def gather(self, tensor: torch.Tensor) -> torch.Tensor:
+        parts = self._known[self._calls]
+        parts[self._rank] = tensor.detach()
+        self._calls += 1
+        return torch.cat(parts)
+
+
+def test_two_processes_have_the_gradients_of_one_with_the_whole_batch(shapes: ImageDataset) -> None:
+    texts = sorted({str(caption) for caption in shapes.captions or []})
+    rows = torch.tensor([texts.index(str(caption)) for caption in shapes.captions or []])
+    config = tiny_towers(dropout=0.0)
+    model, tokenizer = new_two_tower(config, texts)
+
+    def gradients(rows_here: slice, place: Runtime) -> dict[str, torch.Tensor]:
+        model.zero_grad()
+        objective = ContrastiveObjective(
+            model, tokenizer, texts, rows, lambda i, f: shapes.images(i, 16, f), config=config, mirror=True
+        )
+        random = StepRandom(0, 0, 8, rows_here)
+        losses = objective.losses("encoder", objective.batch(torch.arange(8)[rows_here], random), random, place)
+        losses.total.backward()
+        return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None} | {"": losses.total}
+
+    whole = gradients(slice(0, 8), runtime())
+    known = [[torch.zeros(4, dtype=torch.int64)] * 2, [torch.zeros(4, 24)] * 2, [torch.zeros(4, 24)] * 2]
+    known = [list(parts) for parts in known]
+    for _ in range(2):  # the first round only tells each what the other has
+        halves = [gradients(slice(4 * rank, 4 * rank + 4), Half(rank, known)) for rank in range(2)]
+    for name, expected in whole.items():
+        torch.testing.assert_close((halves[0][name] + halves[1][name]) / 2, expected, atol=1e-5, rtol=1e-3)
+
+
 def test_retrieval_is_one_for_equal_vectors_chance_for_random_ones_and_nothing_for_ties() -> None:
     texts = F.normalize(torch.randn(200, 16), dim=1)
     rows = torch.arange(200)

@@ -105,6 +105,8 @@ class AccelerateTune:
         if self.prompt:
             raise ConfigError("--prompt is for text pipelines; a run folder takes --label.")
         run, device = RunFolder.open(folder), Runtime(self.device).device
+        if run.config().condition == "text":
+            raise ConfigError(f"{folder} reads texts; plans are tuned on runs with labels and on text pipelines only.")
         denoiser, facts = load_teacher(run.teacher)
         torch.nn.Module.to(denoiser, device)
         size, channels, classes = run.config().base, int(str(facts["channels"])), int(str(facts["num_classes"]))

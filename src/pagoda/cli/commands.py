@@ -42,6 +42,10 @@ class Configure:
     """Metadata column of the labels; `label` when not given and there."""
     caption_column: str | None = None
     """Metadata column of the captions; `text` or `caption` when not given and there."""
+    condition: Literal["label", "text"] | None = None
+    """What the model is told: the images' classes (as when not given), or their captions."""
+    text_encoder: str | None = None
+    """What reads captions: a folder in the Hugging Face layout, a hub name, or `two-tower`, trained on the run's own."""
 
     def resolve(self, suitable: dict[str, Any] | None = None) -> RunConfig:
         """Preset, then what suits a teacher, then the file, then single settings, then named options."""
@@ -56,8 +60,15 @@ class Configure:
             sizes[name] = settings.get(name, sizes[name]) if value is None else value
             if type(sizes[name]) is not int:
                 raise ConfigError(f"`{name}` must be of type int, got {sizes[name]!r}.")
+        condition = self.condition or settings.get("condition", "label")
+        if self.text_encoder is not None and condition != "text":
+            raise ConfigError(
+                f"--text-encoder reads captions, and the condition is {condition!r}; add --condition text."
+            )
+        settings |= {"condition": condition}
         config = override(preset_config(self.preset, self.data, **sizes), {**settings, **sizes})
         named = {
+            "text.encoder": self.text_encoder,
             "data": self.data,
             "seed": self.seed,
             "device": self.device,
@@ -240,6 +251,7 @@ class Sample:
 
     Examples:
       pagoda sample runs/shapes --n 64
+      pagoda sample runs/emoji --n 8 --prompt "red heart" "blue heart" --out hearts.png
       pagoda sample runs/shapes --n 16 --label 3 --seed 100 --out grid.png --each images/
     """
 
@@ -249,6 +261,10 @@ class Sample:
     """How many images."""
     label: int | None = None
     """Class of all images; every class in turn when not given."""
+    prompt: tuple[str, ...] = ()
+    """Texts, in turn over the images; captions of the data in turn when not given. For runs that read texts."""
+    captions: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Write the text of each image under it."""
     seed: int = 0
     """Seed of the first image; the next ones count up."""
     resolution: int | None = None
@@ -274,10 +290,12 @@ class Sample:
         """Sample and write."""
         from pagoda.images import image_format, make_grid, save_image, to_pil
         from pagoda.networks import model_hash
+        from pagoda.stages.captions import sample_prompts
         from pagoda.stages.provenance import sample_facts
         from pagoda.stages.run_folder import RunFolder
         from pagoda.stages.sampling import load_generator, sample_images
         from pagoda.stages.watermark import MARK_PSNR, mark_images, mark_picture
+        from pagoda.text import draw_captions
         from pagoda.training import Runtime
 
         for name, value in (("n", self.n), ("columns", self.columns)):
@@ -289,10 +307,14 @@ class Sample:
         generator = load_generator(run, device=Runtime(self.device).device)
         seeds = list(range(self.seed, self.seed + self.n))
         labels = None if self.label is None else [self.label] * self.n
+        prompts, condition = sample_prompts(run, seeds, self.prompt)
+        if self.captions and prompts is None:
+            raise ConfigError(f"--captions: {self.run_dir} reads no texts; leave it out.")
         images = sample_images(
             generator,
             seeds,
             labels=labels,
+            condition=condition,
             resolution=self.resolution,
             batch_size=self.batch_size,
             guidance=self.guidance,
@@ -303,6 +325,7 @@ class Sample:
         guidance = {} if self.guidance is None else {"guidance": self.guidance}
         common: dict[str, Any] = {
             **guidance,
+            "prompts": prompts,
             "resolution": size,
             "batch_size": self.batch_size,
             "model": model_hash(generator),
@@ -310,11 +333,14 @@ class Sample:
         if self.watermark is not None:
             common["watermark"] = {"psnr": MARK_PSNR}
         target = self.out or run.path / "samples" / f"grid-{size}-seed{self.seed}{ending}"
-        grid = make_grid(images, columns=self.columns)
+        if prompts is not None and self.captions:
+            grid, kind = draw_captions(images, prompts, columns=self.columns), "captions"
+        else:
+            grid, kind = make_grid(images, columns=self.columns), "grid"
         if self.watermark is not None:
             grid = mark_picture(grid, self.watermark)
             images = images if self.each is None else mark_images(images, self.watermark)
-        facts = sample_facts(generator, "grid", seeds, labels, columns=self.columns, **common)
+        facts = sample_facts(generator, kind, seeds, labels, columns=self.columns, **common)
         save_image(grid, target, metadata=facts)
         print(target)
         if self.each is not None:

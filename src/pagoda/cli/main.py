@@ -37,7 +37,7 @@ from pagoda.cli.editing import (
 from pagoda.cli.evaluation import Compare, Evaluate, Report
 from pagoda.cli.exporting import Export, Inspect, Push
 from pagoda.cli.planning import Plan
-from pagoda.cli.texts import TextTrain
+from pagoda.cli.texts import DataCaption, TextTrain
 from pagoda.cli.understanding import Classify, ProbeFit, ProbePredict, ProbeRank
 from pagoda.errors import PagodaError
 from pagoda.threads import spin_shortly
@@ -71,6 +71,7 @@ COMMANDS: dict[str, type[Any]] = {
     "probe rank": ProbeRank,
     "codec train": CodecTrain,
     "data check": CheckData,
+    "data caption": DataCaption,
     "text train": TextTrain,
     "accelerate tune": AccelerateTune,
     "techniques": ListTechniques,

@@ -25,6 +25,8 @@ class SourceConfig:
     """Metadata column that holds the class; None takes `label` where there is one."""
     caption_column: str | None = None
     """Metadata column that holds the text; None takes `text` or `caption` where there is one."""
+    captions: str | None = None
+    """File of captions that replaces the column: a JSON object a line with `file_name` and `text` (see `pagoda data caption`)."""
     filter: str | None = None
     """Keep the rows where this holds: `skin_tone=`, `label in 0|3, year>=2010`; None keeps all."""
     compact_labels: bool = False

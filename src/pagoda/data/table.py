@@ -9,6 +9,7 @@ from typing import Any
 
 from PIL import Image
 
+from pagoda.data.captions import read_captions
 from pagoda.data.decode import UndecodableError, decode_image, has_colour, pad_image
 from pagoda.data.filters import filter_rows
 from pagoda.data.labels import read_labels
@@ -57,6 +58,7 @@ class TableSource(ABC):
         self._labels = None if labels is None else labels.values
         self.class_names: list[str] | None = None if labels is None else labels.names
         self._caption_column = _find_caption_column(self._table, options.caption_column)
+        self._captions = None if options.captions is None else read_captions(options.captions, self._names)
 
     @abstractmethod
     def _read(self, row: int) -> bytes | Image.Image:
@@ -112,7 +114,9 @@ class TableSource(ABC):
         return None if self._labels is None else self._labels[index]
 
     def caption(self, index: int) -> str | None:
-        """Text of the caption column; a list is joined by commas; None when it is empty or there is no column."""
+        """Text of the file of captions, or of the caption column; a list is joined by commas; None where there is none."""
+        if self._captions is not None:
+            return self._captions.get(self.sample_id(index)) or None
         if self._caption_column is None:
             return None
         value = self._table[self._kept[index]].get(self._caption_column)

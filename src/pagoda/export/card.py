@@ -40,7 +40,7 @@ def model_card(
         f"A one-step image generator: images of {' and '.join(map(str, generator.sizes))} px from noise of {generator.base_size} px, "
         f"one network call each. Made by pagoda {__version__} by the method of Kim et al. 2024 (PaGoDA, arXiv:2405.14822).",
         "```python\nfrom pagoda import PagodaPipeline\n\n"
-        f'images = PagodaPipeline.from_pretrained("{place or "FOLDER"}")(num_images=4, seed=0).images\n```',
+        f'images = PagodaPipeline.from_pretrained("{place or "FOLDER"}")({_call(generator)}num_images=4, seed=0).images\n```',
         f"## Model\n\n{_table(_model_rows(generator))}",
         f"## Data\n\n{_table(_data_rows(config, generator))}",
         f"## Recipe and cost\n\n{_recipe(run, config)}",
@@ -71,8 +71,18 @@ def _model_rows(generator: OneStepGenerator) -> list[tuple[str, str]]:
         ("parameters", f"{count:,}"),
         ("sizes", ", ".join(f"{size} px" for size in generator.sizes)),
         ("channels", str(generator.channels)),
-        ("classes", str(generator.num_classes) if generator.num_classes else "none: unconditional"),
+        ("told", _told(generator)),
     ]
+
+
+def _call(generator: OneStepGenerator) -> str:
+    return 'prompt="a red heart", ' if generator.token_dim else ""
+
+
+def _told(generator: OneStepGenerator) -> str:
+    if generator.token_dim:
+        return "texts, read by the encoder in `text_encoder/`"
+    return f"{generator.num_classes} classes" if generator.num_classes else "nothing: unconditional"
 
 
 def _data_rows(config: RunConfig, generator: OneStepGenerator) -> list[tuple[str, str]]:

@@ -13,6 +13,7 @@ from pagoda.networks import OneStepGenerator, model_hash
 from pagoda.pipelines import PagodaPipeline
 from pagoda.stages.run_folder import RunFolder
 from pagoda.stages.sampling import load_generator
+from pagoda.stages.text_export import export_encoder
 
 
 def export_folder(
@@ -23,7 +24,7 @@ def export_folder(
     licence: str | None = None,
     place: str | None = None,
 ) -> Exported:
-    """Write a diffusers folder: the generator, its class names, a model card, and where it comes from.
+    """Write a diffusers folder: the generator, its class names or its text encoder, a model card, and where it comes from.
 
     Neither the teacher nor the latents nor the images go with it. A folder that was exported before is replaced.
 
@@ -36,6 +37,7 @@ def export_folder(
 
     Raises:
         ArtifactError: the run has no such generator, or something else is at `path`.
+        ConfigError: the run reads texts with an encoder that is no folder.
     """
     path = Path(path)
     if path.is_file() or (path.is_dir() and any(path.iterdir()) and not (path / FACTS).is_file()):
@@ -47,6 +49,8 @@ def export_folder(
     facts = export_facts(generator)
     with run.artifact(path) as part:
         cast(Any, pipeline).save_pretrained(part, safe_serialization=True)
+        if generator.token_dim:
+            export_encoder(run, part)
         (part / FACTS).write_text(json.dumps(facts, indent=1), encoding="utf-8")
         (part / "README.md").write_text(model_card(run, generator, licence=licence, place=place), encoding="utf-8")
         again = OneStepGenerator.from_pretrained(

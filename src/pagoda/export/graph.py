@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from pagoda.diffusion import Condition
-from pagoda.errors import ArtifactError
+from pagoda.errors import ArtifactError, ConfigError
 from pagoda.networks import OneStepGenerator
 from pagoda.training import noise_of_seeds
 
@@ -45,6 +45,10 @@ class ImageMaker(nn.Module):
 
     def __init__(self, generator: OneStepGenerator, size: int | None = None) -> None:
         super().__init__()
+        if generator.token_dim:
+            raise ConfigError(
+                "generators that read texts cannot be exported as graphs yet; use `pagoda sample --prompt`."
+            )
         levels = generator._index(generator.size if size is None else size)
         self.generator = copy.deepcopy(generator)
         nn.Module.to(self.generator, device="cpu", dtype=torch.float32)

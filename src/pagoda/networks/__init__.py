@@ -34,6 +34,7 @@ from pagoda.networks.parts import Anatomy, Context, EncoderState, JointTokens, R
 from pagoda.networks.published import load_published
 from pagoda.networks.stacks import FeatureConfig, build_features, check_features
 from pagoda.networks.teachers import ForeignTeacher, open_teacher
+from pagoda.networks.token_discriminator import TextProjection, TokenDiscriminator
 from pagoda.networks.tokens import KeptAttention, TokenRows
 from pagoda.networks.transformer_anatomy import TransformerAnatomy
 from pagoda.networks.unet_anatomy import UNetAnatomy
@@ -69,7 +70,9 @@ __all__ = [
     "Residuals",
     "SavedMemory",
     "TeacherFeatures",
+    "TextProjection",
     "TimmFeatures",
+    "TokenDiscriminator",
     "TokenRows",
     "TransformerAnatomy",
     "TransformersFeatures",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from diffusers.models import DiTTransformer2DModel, UNet2DModel
+from diffusers.models import DiTTransformer2DModel, UNet2DConditionModel, UNet2DModel
 from torch import nn
 
 from pagoda.errors import ConfigError, ShapeError, did_you_mean
@@ -165,7 +165,9 @@ def build_backbone(
     in_channels: int = 3,
     num_classes: int = 0,
     out_channels: int | None = None,
-) -> UNet2DModel | DiTTransformer2DModel:
+    token_dim: int = 0,
+    pooled_dim: int = 0,
+) -> UNet2DModel | UNet2DConditionModel | DiTTransformer2DModel:
     """Build a network with fresh weights from torch's global generator.
 
     What it adds to diffusers' own initialisation: the last layer starts at zero, so that a fresh EDM denoiser returns
@@ -177,10 +179,12 @@ def build_backbone(
         in_channels: Channels of the input, concatenated images included.
         num_classes: 0 for none; otherwise the table has one row more, the last, for samples without a class.
         out_channels: Channels of the output; None = `in_channels`.
+        token_dim: Width of the tokens of a text; 0 for none. The attended levels then attend to the text too.
+        pooled_dim: Width of the pooled embedding of a text, which is projected and added to the time embedding.
 
     Raises:
         ShapeError: the stride of the network does not divide `image_size`.
-        ConfigError: a negative number of classes or channels.
+        ConfigError: a negative number of classes or channels; texts for a DiT, or beside classes.
     """
     if image_size < config.stride or image_size % config.stride:
         accepted = ", ".join(str(config.stride * 2**k) for k in range(4))
@@ -193,6 +197,13 @@ def build_backbone(
         raise ConfigError(
             f"num_classes={num_classes} must be >= 0; in_channels={in_channels} and out_channels={out_channels} >= 1."
         )
+    if token_dim or pooled_dim:
+        if config.kind == "dit" or num_classes or not (token_dim and pooled_dim):
+            raise ConfigError(
+                f"a network of texts is a U-Net without classes that reads tokens and pooled embeddings; asked for was a {config.kind} "
+                f"with num_classes={num_classes}, token_dim={token_dim}, pooled_dim={pooled_dim}. Use backbone.kind=unet."
+            )
+        return _build_text_unet(config, image_size, in_channels, out_channels, token_dim, pooled_dim)
     if config.kind == "dit":
         return _build_dit(config, image_size, in_channels, num_classes, out_channels)
     return _build_unet(config, image_size, in_channels, num_classes, out_channels)
@@ -217,6 +228,31 @@ def _build_unet(
         resnet_time_scale_shift="default",
         mid_block_type="UNetMidBlock2D" if config.middle else None,
         num_class_embeds=num_classes + 1 if num_classes else None,
+    )
+    _zero(model.conv_out)
+    return model
+
+
+def _build_text_unet(
+    config: BackboneConfig, image_size: int, in_channels: int, out_channels: int, token_dim: int, pooled_dim: int
+) -> UNet2DConditionModel:
+    """The U-Net of `_build_unet` whose attended levels are transformers that attend to the text as well."""
+    attended = [level in config.attention_levels for level in range(len(config.channels))]
+    model = UNet2DConditionModel(
+        sample_size=image_size,
+        in_channels=in_channels,
+        out_channels=out_channels,
+        down_block_types=tuple("CrossAttnDownBlock2D" if here else "DownBlock2D" for here in attended),
+        up_block_types=tuple("CrossAttnUpBlock2D" if here else "UpBlock2D" for here in reversed(attended)),
+        block_out_channels=config.channels,
+        layers_per_block=config.layers_per_block,
+        dropout=config.dropout,
+        attention_head_dim=tuple(max(1, width // config.head_dim) for width in config.channels),  # numbers of heads
+        norm_num_groups=config.norm_groups,
+        mid_block_type="UNetMidBlock2DCrossAttn" if config.middle else None,
+        cross_attention_dim=token_dim,
+        class_embed_type="projection",
+        projection_class_embeddings_input_dim=pooled_dim,
     )
     _zero(model.conv_out)
     return model

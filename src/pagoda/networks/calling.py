@@ -3,7 +3,7 @@
 | model | label | tokens | pooled |
 |---|---|---|---|
 | `UNet2DModel` | embedding table, last row = null | - | - |
-| `UNet2DConditionModel` | embedding table, last row = null | with cross-attention: `encoder_hidden_states`, `encoder_attention_mask` | - |
+| `UNet2DConditionModel` | embedding table, last row = null | `encoder_hidden_states`, `encoder_attention_mask` | projected, for labels |
 | `DiTTransformer2DModel` | embedding table of every block, last row = null | - | - |
 | `SD3Transformer2DModel` | - | `encoder_hidden_states` | `pooled_projections` |
 
@@ -39,7 +39,7 @@ class ModelInputs:
     """What a diffusers model receives: a condition in its own terms."""
 
     labels: Tensor | None
-    """(B,) rows of the embedding table, or None for a model without one."""
+    """(B,) rows of the embedding table, or None for a model without one; pooled embeddings (B, P) where it projects those."""
     tokens: Tensor | None
     """(B, T, D)."""
     tokens_mask: Tensor | None
@@ -149,7 +149,7 @@ def count_classes(model: Any) -> int:
     if isinstance(model, DiTTransformer2DModel):
         return int(model.config.num_embeds_ada_norm)
     embedding: nn.Module | None = getattr(model, "class_embedding", None)
-    if embedding is None:
+    if embedding is None or pooled_width(model):
         return 0
     if not isinstance(embedding, nn.Embedding):
         raise ConfigError(
@@ -171,13 +171,42 @@ def takes_tokens(model: nn.Module) -> bool:
     )
 
 
-def tokens_width(model: nn.Module) -> int | None:
-    """Width of the tokens that a model takes; None where blocks take different ones."""
+def token_width(model: nn.Module) -> int | None:
+    """Width of the tokens that a model takes; 0 for a model that takes none, None where blocks take different ones."""
+    if not takes_tokens(model):
+        return 0
     config = config_of(model)
     if isinstance(model, SD3Transformer2DModel):
         return int(config.joint_attention_dim)
     width = config.encoder_hid_dim or config.cross_attention_dim
     return width if isinstance(width, int) else None
+
+
+def pooled_width(model: Any) -> int:
+    """Width of the pooled embedding that a model projects and adds to its time embedding; 0 for a model without."""
+    config = config_of(model)
+    if isinstance(model, SD3Transformer2DModel):
+        return int(config.pooled_projection_dim)
+    if getattr(config, "class_embed_type", None) != "projection":
+        return 0
+    return int(config.projection_class_embeddings_input_dim)
+
+
+def null_of_zeros(model: nn.Module) -> NullCondition | None:
+    """Zeros for the slots that a text-conditional model must be given; None for a model that is not.
+
+    Raises:
+        ConfigError: its blocks take tokens of different widths.
+    """
+    width = token_width(model)
+    if width is None:
+        raise ConfigError("the blocks of this network take tokens of different widths; give a file.")
+    if not width:
+        return None
+    rows = {"tokens": torch.zeros(1, width)}
+    if pooled_width(model):
+        rows["pooled"] = torch.zeros(pooled_width(model))
+    return NullCondition.of(rows)
 
 
 def square_size(model: nn.Module) -> int | None:
@@ -235,9 +264,17 @@ def resolve_condition(model: nn.Module, condition: Condition, batch: int, device
     """
     if condition.batch_size not in (None, batch):
         raise ShapeError(f"the condition has {condition.batch_size} rows for {batch} images.")
-    accepted = {"label", "image"}
+    accepted, pools = {"label", "image"}, pooled_width(model)
     if takes_tokens(model):
-        accepted |= {"tokens", "pooled"} if isinstance(model, SD3Transformer2DModel) else {"tokens", "tokens_mask"}
+        accepted |= {"tokens"} if isinstance(model, SD3Transformer2DModel) else {"tokens", "tokens_mask"}
+    if pools:
+        accepted.add("pooled")
+    projected = pools > 0 and not isinstance(model, SD3Transformer2DModel)  # in place of the labels
+    if projected and (condition.pooled is None or condition.label is not None):
+        raise ConfigError(
+            f"`{type(model).__name__}` is conditioned on pooled embeddings (B, {pools}) and not on labels; it was given "
+            f"{', '.join(condition.slots()) or 'nothing'}. For none, give zeros (`Condition.null`)."
+        )
     for slot in condition.slots():
         if slot not in accepted:
             raise ConfigError(f"`{type(model).__name__}` has no input for the condition `{slot}`; leave it out.")
@@ -248,14 +285,13 @@ def resolve_condition(model: nn.Module, condition: Condition, batch: int, device
                 f"`{type(model).__name__}` needs `{slot}` {shape}; for none, give zeros (`Condition.null`)."
             )
     if condition.tokens is not None:
-        width = tokens_width(model)
+        width = token_width(model)
         if width is not None and condition.tokens.shape[-1] != width:
             raise ShapeError(f"tokens are {condition.tokens.shape[-1]} wide, the model expects {width}.")
-    if condition.pooled is not None and condition.pooled.shape[-1] != config_of(model).pooled_projection_dim:
-        raise ShapeError(
-            f"the pooled embedding is {condition.pooled.shape[-1]} wide, "
-            f"the model expects {config_of(model).pooled_projection_dim}."
-        )
+    if condition.pooled is not None and condition.pooled.shape[-1] != pools:
+        raise ShapeError(f"the pooled embedding is {condition.pooled.shape[-1]} wide, the model expects {pools}.")
+    if projected:
+        return ModelInputs(labels=condition.pooled, tokens=condition.tokens, tokens_mask=condition.tokens_mask)
     num_classes = count_classes(model)
     labels: Tensor | None = resolve_labels(condition.label, num_classes, batch, device)
     if num_classes == 0 and not isinstance(model, DiTTransformer2DModel):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +23,7 @@ from pagoda.networks.calling import resolve_labels
 from pagoda.networks.features import FeatureStack
 from pagoda.networks.growth import count_groups
 from pagoda.networks.guidance import GuidanceEmbedding
+from pagoda.networks.token_discriminator import TextProjection, TokenDiscriminator, check_pooled
 
 
 class MapHead(nn.Module):
@@ -52,16 +54,21 @@ class MapHead(nn.Module):
         self.logit = _conv(width, 1, 1)
         self.label = nn.Embedding(num_classes + 1, width) if num_classes else None
         self.guided: GuidanceEmbedding | None = None  # given by `ProjectedDiscriminator`
+        self.text: TextProjection | None = None  # likewise
         self.scale = 1 / math.sqrt(width)
 
-    def forward(self, features: Tensor, labels: Tensor | None, guidance: Tensor | None = None) -> Tensor:
-        """Map (B, C, h, w), rows of the table (B,) and guidance weights (B,) -> logits (B, s * s)."""
+    def forward(
+        self, features: Tensor, labels: Tensor | None, guidance: Tensor | None = None, pooled: Tensor | None = None
+    ) -> Tensor:
+        """Map (B, C, h, w), rows of the table (B,), guidance weights (B,) and pooled texts (B, P) -> logits (B, s * s)."""
         h = self.layers(features)
         logits = self.logit(F.leaky_relu(h, 0.2))[:, 0]
         if self.label is not None and labels is not None:
             logits = logits + torch.einsum("bchw,bc->bhw", h, self.label(labels)) * self.scale
         if self.guided is not None and guidance is not None:
             logits = logits + torch.einsum("bchw,bc->bhw", h, self.guided(guidance)) * self.scale
+        if self.text is not None and pooled is not None:
+            logits = logits + torch.einsum("bchw,bc->bhw", h, self.text(pooled)) * self.scale
         return logits.flatten(1)
 
 
@@ -77,6 +84,7 @@ class ProjectedDiscriminator(nn.Module):
         width: Channels inside each head.
         raw_pixels: The last map is the image itself.
         guided: It is told the guidance weight of each image; logits start as without it.
+        pooled_dim: Width of the pooled embeddings of texts that images are judged by; 0 for none.
 
     Raises:
         ConfigError: no map, or a number below 1.
@@ -92,6 +100,7 @@ class ProjectedDiscriminator(nn.Module):
         width: int = 64,
         raw_pixels: bool = False,
         guided: bool = False,
+        pooled_dim: int = 0,
     ) -> None:
         super().__init__()
         if len(channels) != len(sides):
@@ -118,17 +127,21 @@ class ProjectedDiscriminator(nn.Module):
         self.guided = guided
         for head in self.heads if guided else ():  # after all heads, whose weights are then those of one without
             head.guided = GuidanceEmbedding(width)
+        for head in self.heads if pooled_dim else ():
+            head.text = TextProjection(pooled_dim, width)
 
     def forward(self, maps: Sequence[Tensor], condition: Condition = UNCONDITIONAL) -> Tensor:
         """Logits (B, P) of all patches of all maps; positive = real.
 
         Args:
             maps: (B, C_k, h_k, w_k).
-            condition: Labels, -1 or none at all for no class; guidance weights, none at all for 1.
+            condition: Labels, -1 or none at all for no class; guidance weights, none at all for 1; or the pooled embeddings of
+                texts (tokens are not read).
 
         Raises:
             ShapeError: another number of maps.
-            ConfigError: a label out of range, or guidance weights for one that is not told of them.
+            ConfigError: a label out of range, guidance weights for one that is not told of them, or texts that are missing or
+                have no input.
         """
         if len(maps) != len(self.heads):
             raise ShapeError(f"this discriminator reads {len(self.heads)} maps, got {len(maps)}.")
@@ -140,8 +153,10 @@ class ProjectedDiscriminator(nn.Module):
             raise ConfigError("this discriminator has no input for the condition `guidance`; leave it out.")
         if self.guided and weights is None:
             weights = torch.ones(len(maps[0]), device=maps[0].device)
+        pooled = condition.pooled
+        check_pooled(condition, cast(MapHead, self.heads[0]).text)
         return torch.cat(
-            [head(features, labels, weights) for head, features in zip(self.heads, maps, strict=True)], dim=1
+            [head(features, labels, weights, pooled) for head, features in zip(self.heads, maps, strict=True)], dim=1
         )
 
 
@@ -153,7 +168,7 @@ class Discriminator(nn.Module):
         heads: Built for the stack's maps, and with `raw_pixels` for the image after them.
     """
 
-    def __init__(self, stack: FeatureStack, heads: ProjectedDiscriminator) -> None:
+    def __init__(self, stack: FeatureStack, heads: ProjectedDiscriminator | TokenDiscriminator) -> None:
         super().__init__()
         self.stack = stack
         self.heads = heads
@@ -168,17 +183,24 @@ class Discriminator(nn.Module):
         width: int = 64,
         raw_pixels: bool = False,
         guided: bool = False,
+        pooled_dim: int = 0,
+        tokens: bool = False,
     ) -> Discriminator:
-        """Fresh heads for a stack and images of `image_size` px; the maps' sizes are measured. See `ProjectedDiscriminator`."""
-        heads = ProjectedDiscriminator(
-            [*stack.channels, *([stack.in_channels] if raw_pixels else [])],
-            sides=[*stack.sides(image_size), *([image_size] if raw_pixels else [])],
-            num_classes=num_classes,
-            width=width,
-            raw_pixels=raw_pixels,
-            guided=guided,
-        )
-        return cls(stack, heads)
+        """Fresh heads for a stack and images of `image_size` px; the maps' sizes are measured. See `ProjectedDiscriminator`, and
+        for one logit a token (`tokens=True`, without `guided`) `TokenDiscriminator`.
+
+        Raises:
+            ConfigError: `tokens` together with `guided`, or numbers that the heads refuse.
+        """
+        if tokens and guided:
+            raise ConfigError("the heads of tokens take no guidance weight; leave `guided` off, or take heads of maps.")
+        channels = [*stack.channels, *([stack.in_channels] if raw_pixels else [])]
+        sides = [*stack.sides(image_size), *([image_size] if raw_pixels else [])]
+        common: dict[str, Any] = {"num_classes": num_classes, "pooled_dim": pooled_dim, "width": width}
+        common |= {"sides": sides, "raw_pixels": raw_pixels}
+        if tokens:
+            return cls(stack, TokenDiscriminator(channels, **common))
+        return cls(stack, ProjectedDiscriminator(channels, guided=guided, **common))
 
     def forward(self, images: Tensor, condition: Condition = UNCONDITIONAL) -> Tensor:
         """Logits (B, P) of images (B, C, H, W) in [-1, 1]; positive = real."""

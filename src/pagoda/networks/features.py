@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from pagoda.diffusion import UNCONDITIONAL, precondition
 from pagoda.errors import ConfigError, ShapeError
 from pagoda.networks.anatomy import anatomy, features
-from pagoda.networks.calling import DiffusersNetwork, config_of, largest_side, model_hash
+from pagoda.networks.calling import DiffusersNetwork, config_of, largest_side, model_hash, null_of_zeros
 from pagoda.networks.description import describe_model
 from pagoda.networks.parts import Anatomy
 
@@ -110,6 +110,7 @@ class TeacherFeatures(FeatureStack):
         self.in_channels = int(config_of(parts.model).in_channels)
         self.sigma, self.sigma_data, self.noise_scale, self.max_size = sigma, sigma_data, noise_scale, max_size
         null = model.null if isinstance(model, DiffusersNetwork) else None
+        null = null_of_zeros(parts.model) if null is None else null
         self.network = DiffusersNetwork(copy.deepcopy(parts.model), copy.deepcopy(null))
         self.scheduler = None if scheduler is None else dict(scheduler)
         self._scheduled: tuple[float, float] | None = None

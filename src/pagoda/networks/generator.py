@@ -28,6 +28,7 @@ from pagoda.networks.calling import (
     count_classes,
     keep_mean,
     square_size,
+    token_width,
 )
 from pagoda.networks.description import build_model, describe_model
 from pagoda.networks.growth import GrowthLevel, LevelConfig, carry_over, count_groups
@@ -95,6 +96,8 @@ class OneStepGenerator(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffus
             raise ShapeError("the base model's config has no sample_size; give the side of its images in pixels.")
         self.base_size = size
         self.num_classes = count_classes(self.base)
+        # A base with a null condition of its own is told nothing: prompts are for those that were trained on texts.
+        self.token_dim = 0 if null_condition is not None else token_width(self.base) or 0
         self._denoiser = precondition(  # for its scalings
             _unused_network, sigma_data=sigma_data, noise_scale=noise_scale, scheduler=scheduler
         )

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from pagoda.diffusion import PreconditionedDenoiser, precondition
 from pagoda.diffusion.schedules import READ_SETTINGS
@@ -34,9 +34,11 @@ from pagoda.networks.calling import (
     config_of,
     count_classes,
     model_hash,
+    null_of_zeros,
+    pooled_width,
     square_size,
     takes_tokens,
-    tokens_width,
+    token_width,
 )
 from pagoda.networks.loading import load_model
 from pagoda.networks.null_condition import NullCondition
@@ -244,26 +246,17 @@ def _read_null(model: nn.Module, path: Path, given: str) -> NullCondition | None
         if given:
             raise ConfigError(f"`{type(model).__name__}` takes no text; leave teacher.null_condition empty.")
         return None
-    pooled = config_of(model).get("pooled_projection_dim")
-    width = tokens_width(model)
-    rows: dict[str, Tensor]
     if given == ZEROS:
-        if width is None:
-            raise ConfigError("the blocks of this network take tokens of different widths; give a file.")
-        rows = {"tokens": torch.zeros(1, width)}
-        if pooled is not None:
-            rows["pooled"] = torch.zeros(int(pooled))
-    else:
-        file = Path(given) if given else path / NULL_CONDITION
-        if not file.is_file():
-            raise ArtifactError(
-                f"{file} is not there. `{type(model).__name__}` is conditioned on text: put the embedding of the empty prompt "
-                "there, `tokens` (T, D)"
-                + (" and `pooled` (P,)" if pooled is not None else "")
-                + ", or take zeros with "
-                "`--set teacher.null_condition=zeros`."
-            )
-        rows, _ = load_tensors(file)
+        return null_of_zeros(model)
+    pooled, width = pooled_width(model) or None, token_width(model)
+    file = Path(given) if given else path / NULL_CONDITION
+    if not file.is_file():
+        raise ArtifactError(
+            f"{file} is not there. `{type(model).__name__}` is conditioned on text: put the embedding of the empty prompt "
+            "there, `tokens` (T, D)" + (" and `pooled` (P,)" if pooled is not None else "") + ", or take zeros with "
+            "`--set teacher.null_condition=zeros`."
+        )
+    rows, _ = load_tensors(file)
     wanted = {"tokens"} | ({"pooled"} if pooled is not None else set())
     optional = set() if pooled is not None else {"tokens_mask"}
     if not wanted <= set(rows) <= wanted | optional:

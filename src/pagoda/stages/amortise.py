@@ -131,7 +131,7 @@ class AmortiseObjective(Objective[_Batch]):
         x, _ = self.context.load(config.base, indices, flips.bool())
         if config.encode.add_noise:
             x = x + config.encode.sigma_min * start_noise(config.seed, indices, flips, tuple(x.shape[1:]))
-        condition = stored_condition(self.store, self.context.data, indices, flips)
+        condition = stored_condition(self.store, self.context.condition, indices, flips)
         return _Batch(x, condition, self.store.get(indices, flips))
 
     def losses(self, name: str, batch: _Batch, random: StepRandom, runtime: Runtime) -> Losses:

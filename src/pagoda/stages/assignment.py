@@ -116,6 +116,9 @@ class GuidedInputs(GeneratorInputs):
     def prior(self, random: StepRandom, condition: Condition) -> tuple[tuple[Tensor, ...], Condition]:
         return self.inner.prior(random, condition)
 
+    def prior_images(self, random: StepRandom, indices: Tensor) -> Tensor:
+        return self.inner.prior_images(random, indices)
+
     def generate(self, generator: OneStepGenerator, inputs: tuple[Tensor, ...], condition: Condition) -> Tensor:
         return self.inner.generate(generator, inputs, condition)
 

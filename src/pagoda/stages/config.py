@@ -18,7 +18,8 @@ from pagoda.errors import ConfigError, did_you_mean
 from pagoda.evaluation import EXTRACTORS, METRICS
 from pagoda.networks import BackboneConfig, FeatureConfig, backbone_preset
 from pagoda.pretraining import TECHNIQUES, TechniqueConfig, build_techniques
-from pagoda.stages.config_checks import check_growth, check_loss
+from pagoda.stages.config_checks import check_growth, check_loss, check_text
+from pagoda.text import TWO_TOWER, TextConfig
 from pagoda.training import LoopConfig, OptimizerConfig
 from pagoda.training.denoising import NoiseLaw
 
@@ -126,6 +127,12 @@ class LossConfig:
     """Weight of a second discriminator, of reconstructions against their images; 0 trains none."""
     pairs: float = 1.0
     """Share of the images of each class that are reconstructed; the discriminator sees all."""
+    heads: Literal["maps", "tokens"] = "maps"
+    """Heads of the discriminators: maps reduces each feature map to a few logits, tokens judges every place of it."""
+    image_text: float = 0.0
+    """Weight of the squared angle (rad^2) between a sample of the prior and its caption; 0 leaves it out. Needs condition=text."""
+    image_text_encoder: str = TWO_TOWER
+    """What measures it: a CLIP (folder or hub name), or `two-tower`, the encoder that the run trained on its captions."""
 
     def __post_init__(self) -> None:
         check_loss(self)
@@ -373,6 +380,10 @@ class RunConfig:
     """Side of the images that the generator ends with: base x 2^k."""
     seed: int = 0
     """Seed of every random draw."""
+    condition: Literal["label", "text"] = "label"
+    """label: the images' classes where they have any; text: their captions."""
+    text: TextConfig = TextConfig()
+    """How captions are read, with `condition: text`."""
     mirror: bool = True
     """Images are as good mirrored; turn it off where left and right matter."""
     downsampler: DownsamplerKind = "box_bicubic"
@@ -423,6 +434,7 @@ class RunConfig:
                 f"leave out one of the two, got {[technique.name for technique in self.techniques]}."
             )
         self._check_guidance()
+        check_text(self)
         build_techniques(self.techniques)  # refuses pairs that cannot be combined
         check_growth(self)
 

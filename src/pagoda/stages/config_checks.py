@@ -8,6 +8,7 @@ from pagoda.errors import ConfigError, did_you_mean
 from pagoda.networks.augment import DiffAugment
 from pagoda.networks.growth import HEAD_INITS
 from pagoda.networks.stacks import FeatureConfig
+from pagoda.text import TWO_TOWER, TextConfig
 
 if TYPE_CHECKING:
     from pagoda.stages.config import LossConfig, RunConfig
@@ -21,7 +22,7 @@ def check_loss(loss: LossConfig) -> None:
     Raises:
         ConfigError: naming the setting and what to do.
     """
-    for name in ("huber", *WEIGHTS):
+    for name in ("huber", *WEIGHTS, "image_text"):
         if getattr(loss, name) < 0:
             raise ConfigError(f"{name} must be >= 0, got {getattr(loss, name)}.")
     if not 0 <= loss.adversarial_from <= 1:
@@ -47,6 +48,14 @@ def check_loss(loss: LossConfig) -> None:
         raise ConfigError(
             "updates=separate has no adversarial term to separate, since adversarial is 0; set updates=joint."
         )
+    if loss.image_text and loss.updates == "separate":
+        raise ConfigError(
+            "image_text is descended together with the reconstruction; set updates=joint, or image_text=0."
+        )
+    if loss.image_text == 0 and loss.image_text_encoder != TWO_TOWER:
+        raise ConfigError(
+            f"image_text_encoder={loss.image_text_encoder!r} is not used while image_text is 0; give the term a weight."
+        )
     if loss.lpips_size < 16:  # VGG-16 halves its maps four times
         raise ConfigError(f"lpips_size must be 16 or more, got {loss.lpips_size}.")
     judges = loss.adversarial > 0 or loss.reconstruction_judge > 0
@@ -60,6 +69,48 @@ def check_loss(loss: LossConfig) -> None:
         )
     if loss.feature_augment and not loss.feature:
         raise ConfigError("feature_augment augments images for the feature distance, whose weight feature is 0.")
+
+
+def check_text(config: RunConfig) -> None:
+    """Refuse what does not go with texts, settings of texts that nothing would read, and heads of tokens under guidance.
+
+    Raises:
+        ConfigError: naming the setting and what to do.
+    """
+    if config.condition not in ("label", "text"):
+        raise ConfigError(f"condition must be label or text, got {config.condition!r}.")
+    losses = {"distill.loss": config.distill.loss, "grow.loss": config.grow.loss}
+    losses |= {
+        f"grow.octave_losses[{index}]": config.grow.loss_of(index) for index in range(len(config.grow.octave_losses))
+    }
+    for name, loss in losses.items():
+        if loss.heads == "tokens" and config.guidance.active:
+            raise ConfigError(
+                f"{name}.heads=tokens takes no guidance weight; set {name}.heads=maps, or guidance.scale_max=1."
+            )
+        if loss.image_text and config.condition != "text":
+            raise ConfigError(f"{name}.image_text={loss.image_text} needs captions; set condition=text.")
+        if loss.image_text and loss.image_text_encoder == TWO_TOWER != config.text.encoder:
+            raise ConfigError(
+                f"{name}.image_text_encoder=two-tower needs text.encoder=two-tower, got {config.text.encoder!r}; name the "
+                "folder of an encoder that `pagoda text train` made."
+            )
+    if config.condition == "label":
+        if config.text != TextConfig():
+            raise ConfigError("settings of `text` change nothing in a run with condition=label; set condition=text.")
+        return
+    if config.backbone.kind != "unet":
+        raise ConfigError(f"condition=text needs a U-Net, got backbone.kind={config.backbone.kind}.")
+    if config.guidance.active:
+        raise ConfigError(
+            f"guidance in one step is for labels so far: guidance.scale_max is {config.guidance.scale_max:g} and condition is "
+            "text. Set guidance.scale_max=1, or condition=label."
+        )
+    if config.teacher.path:
+        raise ConfigError(
+            f"a teacher that is brought ({config.teacher.path}) is told one fixed text of every image, so condition=text has "
+            "nothing to say to it; set condition=label, or leave teacher.path out."
+        )
 
 
 def check_growth(config: RunConfig) -> None:

@@ -6,7 +6,7 @@ import json
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,9 +23,11 @@ from pagoda.networks import DiffusersNetwork, model_hash
 from pagoda.networks.loading import load_model
 from pagoda.networks.null_condition import NullCondition
 from pagoda.networks.teachers import NULL_CONDITION, preconditioning_of
+from pagoda.stages.captions import caption_prompts, open_captions
 from pagoda.stages.config import RunConfig
 from pagoda.stages.data_report import write_data_report
 from pagoda.stages.run_folder import RunFolder
+from pagoda.text import CaptionTable
 from pagoda.training import (
     LoopConfig,
     MetricLog,
@@ -84,7 +86,23 @@ class StageContext:
 
     def load(self, size: int, indices: Tensor, flips: Tensor) -> tuple[Tensor, Condition]:
         """Images (B, C, size, size) in [-1, 1] and their conditions."""
-        return self.data.images(indices, size, flips), Condition.of_labels(self.data.labels(indices))
+        return self.data.images(indices, size, flips), self.condition(indices)
+
+    @cached_property
+    def captions(self) -> CaptionTable | None:
+        """The captions and their embeddings; None for a run without texts. Raises ArtifactError before the stage `text`."""
+        return open_captions(self.run, self.config)
+
+    @property
+    def num_classes(self) -> int:
+        """Classes that the networks of this run know; 0 where they read texts, whatever labels the images have."""
+        return 0 if self.captions is not None else self.data.num_classes
+
+    def condition(self, indices: Tensor) -> Condition:
+        """What images are conditioned on: their captions, or their labels."""
+        if self.captions is not None:
+            return self.captions.condition(indices)
+        return Condition.of_labels(self.data.labels(indices))
 
     def loader(self, size: int) -> Callable[[Tensor, Tensor], tuple[Tensor, Condition]]:
         """`load` at one size."""
@@ -93,6 +111,8 @@ class StageContext:
     def preview_inputs(self) -> tuple[Tensor, Condition]:
         """Noise and conditions of the grids: the same for every stage, so that one sees each image grow."""
         noise = noise_of_seeds(list(range(PREVIEWS)), (self.data.channels, self.config.base, self.config.base))
+        if self.captions is not None:
+            return noise, caption_prompts(self.captions, range(PREVIEWS))[1]
         return noise, preview_condition(PREVIEWS, self.data.num_classes)
 
     def preview_writer(self, stage: str) -> Callable[[int, str, Tensor], None]:
@@ -166,8 +186,11 @@ def _prepare(run: RunFolder, config: RunConfig, *, quiet: bool) -> ImageDataset:
     marker = run.images / "checked.json"
     checked = json.loads(marker.read_text(encoding="utf-8")) if marker.is_file() else None
     wanted = {"source": source.fingerprint, "size": config.size}
+    texts = config.condition == "text"
+    if texts:
+        wanted["captions"] = True
     if checked != wanted:
-        report = check_source(source, size=config.size, progress=not quiet)
+        report = check_source(source, size=config.size, need_captions=texts, progress=not quiet)
         report.raise_if_bad()
     data = prepare_images(
         source,

@@ -98,9 +98,11 @@ def build_critics(
         return Discriminator.for_stack(
             look,
             image_size=loss.crop or size,
-            num_classes=context.data.num_classes,
+            num_classes=context.num_classes,
             raw_pixels=loss.raw_pixels,
             guided=context.config.guidance.active,
+            pooled_dim=0 if context.captions is None else context.captions.pooled_dim,
+            tokens=loss.heads == "tokens",
         ).to(device)
 
     return Critics(

@@ -12,6 +12,7 @@ from pagoda.networks import DiffusersNetwork, OneStepGenerator, model_hash
 from pagoda.stages.assignment import ImageGuidance, check_match, guided_inputs
 from pagoda.stages.context import StageContext, build_trainer, load_teacher
 from pagoda.stages.critics import build_critics, keep_critics, kept_pairs
+from pagoda.stages.image_text import ImageTextTerm, open_image_text
 from pagoda.stages.objective import GeneratorBatch, GeneratorInputs, GeneratorObjective
 from pagoda.stages.run_folder import stage_settings
 from pagoda.stages.teacher_pairs import STAGE, TeacherPairs, make_teacher_pairs
@@ -52,7 +53,11 @@ def open_latents(context: StageContext) -> LatentStore:
 
 
 def build_objective(
-    context: StageContext, denoiser: PreconditionedDenoiser, inputs: GeneratorInputs, pairs: TeacherPairs | None
+    context: StageContext,
+    denoiser: PreconditionedDenoiser,
+    inputs: GeneratorInputs,
+    pairs: TeacherPairs | None,
+    image_text: ImageTextTerm | None = None,
 ) -> GeneratorObjective:
     """What the stage trains: a copy of the teacher, and what judges it.
 
@@ -60,6 +65,7 @@ def build_objective(
         denoiser: The teacher.
         inputs: Where the generator's inputs come from.
         pairs: What the teacher made of fresh noise; None where neither the mode nor the assignment of guidance asks for it.
+        image_text: The distance of samples to their captions; None leaves it out.
     """
     config, runtime = context.config, context.runtime
     assert isinstance(denoiser.network, DiffusersNetwork)
@@ -91,6 +97,7 @@ def build_objective(
         lpips=critics.lpips,
         second=critics.reconstruction,
         kept=kept_pairs(context, config.distill.loss.pairs),
+        image_text=image_text,
     )
 
 
@@ -115,6 +122,9 @@ def distill(context: StageContext, *, match: ImageGuidance | None = None) -> Non
         "latents": hash_json(store.provenance),
         **({} if match is None else {"match": match.fingerprint}),
     }
+    image_text = open_image_text(context, config.distill.loss)
+    if image_text is not None:
+        inputs["image_text"] = image_text.encoder.fingerprint
     fingerprint = run.begin(STAGE, stage_settings(config, STAGE), inputs, write=runtime.is_main)
     if run.is_done(STAGE):
         context.say("distill: done already")
@@ -122,7 +132,7 @@ def distill(context: StageContext, *, match: ImageGuidance | None = None) -> Non
     needed = config.distill.mode != "rec" or config.guidance.assignment == "teacher"
     pairs = make_teacher_pairs(context) if needed else None
     sources = guided_inputs(config, LatentInputs(store), store, pairs, match)
-    objective = build_objective(context, denoiser, sources, pairs)
+    objective = build_objective(context, denoiser, sources, pairs, image_text)
     keep_critics(context, STAGE, objective.critics)
     evaluation = build_evaluation(context, config.base)
     trainer = build_trainer(context, STAGE, objective, config.distill.loop, fingerprint, evaluation)

@@ -57,6 +57,8 @@ def encode(context: StageContext) -> None:
         **({"renormalise": True} if settings.renormalise else {}),
         **({"guidance": config.guidance.scale_max} if config.guidance.active else {}),
     }
+    if context.captions is not None:
+        provenance["captions"] = context.captions.fingerprint
     store = LatentStore.create(
         run.latents,
         provenance=provenance,
@@ -181,7 +183,7 @@ def round_trip_psnr(context: StageContext, denoiser: PreconditionedDenoiser, sto
     indices = torch.linspace(0, len(context.data) - 1, min(CHECKED, len(context.data))).long()
     flips = torch.zeros_like(indices)
     images, _ = context.load(config.base, indices, flips.bool())
-    condition = stored_condition(store, context.data, indices, flips)
+    condition = stored_condition(store, context.condition, indices, flips)
     back = sample(
         guided(denoiser, condition),
         store.get(indices, flips).to(device),

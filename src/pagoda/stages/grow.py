@@ -20,6 +20,7 @@ from pagoda.stages.context import StageContext, build_trainer
 from pagoda.stages.critics import build_critics, keep_critics, kept_pairs
 from pagoda.stages.distill import LatentInputs, export_generator, open_latents
 from pagoda.stages.guidance import drawn_weights, stored_condition
+from pagoda.stages.image_text import ImageTextTerm, open_image_text
 from pagoda.stages.objective import GeneratorInputs, GeneratorObjective
 from pagoda.stages.run_folder import stage_settings, without_neutral
 from pagoda.stages.sampling import load_generator
@@ -32,23 +33,30 @@ class CachedInputs(GeneratorInputs):
 
     Args:
         pairs: Features, image and embedding of each (image, mirror), rows as in the latent store.
-        fakes: The same for the pool, with the labels that it was made with.
+        fakes: The same for a pool of prior samples.
+        fake_images: Images of the data (F,) int64 whose conditions the pool was made with.
+        condition: Images of the data -> their conditions.
         flips: Whether mirrors have rows of their own.
         size: Side of the lowest level that is not frozen, where the generator goes on; None = the top one.
+        fake_guidance: Guidance weights (F,) that the pool was made with; None for none.
     """
 
     def __init__(
         self,
         pairs: Sequence[Tensor],
         fakes: Sequence[Tensor],
-        fake_condition: Condition,
+        fake_images: Tensor,
+        condition: Callable[[Tensor], Condition],
         *,
         flips: bool,
         size: int | None = None,
+        fake_guidance: Tensor | None = None,
     ) -> None:
         self.pairs = tuple(pairs)
         self.fakes = tuple(fakes)
-        self.fake_condition = fake_condition
+        self.fake_images = fake_images
+        self.fake_guidance = fake_guidance
+        self.condition = condition
         self.flips = flips
         self.size = size
 
@@ -58,7 +66,13 @@ class CachedInputs(GeneratorInputs):
 
     def prior(self, random: StepRandom, condition: Condition) -> tuple[tuple[Tensor, ...], Condition]:
         rows = random.integers("prior", len(self.fakes[0]))
-        return tuple(part[rows] for part in self.fakes), self.fake_condition[rows]
+        told = self.condition(self.fake_images[rows])
+        if self.fake_guidance is not None:
+            told = dataclasses.replace(told, guidance=self.fake_guidance[rows])
+        return tuple(part[rows] for part in self.fakes), told
+
+    def prior_images(self, random: StepRandom, indices: Tensor) -> Tensor:
+        return self.fake_images[random.integers("prior", len(self.fakes[0]))]
 
     def generate(self, generator: OneStepGenerator, inputs: tuple[Tensor, ...], condition: Condition) -> Tensor:
         return generator.forward_top(inputs[0], inputs[1], inputs[2], size=self.size)
@@ -135,6 +149,9 @@ def grow(context: StageContext, size: int, *, match: ImageGuidance | None = None
     values = config.grow.octave(octave)
     inputs = {"data": context.data.fingerprint, "generator": str(lower_hash), "latents": hash_json(store.provenance)}
     inputs |= {} if match is None else {"match": match.fingerprint}
+    image_text = open_image_text(context, config.grow.loss_of(octave))
+    if image_text is not None:
+        inputs["image_text"] = image_text.encoder.fingerprint
     fingerprint = run.begin(stage, octave_settings(config, size), inputs, write=runtime.is_main)
     if run.is_done(stage):
         context.say(f"{stage}: done already")
@@ -142,7 +159,8 @@ def grow(context: StageContext, size: int, *, match: ImageGuidance | None = None
     lower = load_generator(run, lower_size, device=runtime.device)
     generator = add_octave(context, lower, size)
     loop = dataclasses.replace(config.grow.loop, steps=values["steps"], batch_size=values["batch_size"])
-    objective = build_objective(context, generator, cache_inputs(context, generator, store, stage, match), size)
+    cached = cache_inputs(context, generator, store, stage, match)
+    objective = build_objective(context, generator, cached, size, image_text=image_text)
     keep_critics(context, stage, objective.critics)
     evaluation = build_evaluation(context, size)
     trainer = build_trainer(context, stage, objective, loop, fingerprint, evaluation)
@@ -177,6 +195,7 @@ def build_objective(
     inputs: GeneratorInputs,
     size: int,
     denoiser: PreconditionedDenoiser | None = None,
+    image_text: ImageTextTerm | None = None,
 ) -> GeneratorObjective:
     """What the octave of `size` trains: the grown generator, and what judges it (`denoiser`: the teacher; None loads the run's)."""
     config, octave = context.config, context.config.sizes.index(size) - 1
@@ -197,6 +216,7 @@ def build_objective(
         lpips=critics.lpips,
         second=critics.reconstruction,
         kept=kept_pairs(context, loss.pairs),
+        image_text=image_text,
     )
 
 
@@ -233,23 +253,33 @@ def cache_inputs(
     context.say(f"{stage}: caching the frozen levels' outputs, {needed / 2**20:.0f} MiB")
     every = torch.arange(rows)
     indices, flips = (every // 2, every % 2) if config.mirror else (every, torch.zeros_like(every))
-    told = stored_condition(store, data, indices, flips)
-    pairs = _cache(context, generator, lambda part: store.get(indices[part], flips[part]), told, rows)
+
+    def of_pairs(part: Tensor) -> Condition:
+        return stored_condition(store, context.condition, indices[part], flips[part])
+
+    pairs = _cache(context, generator, lambda part: store.get(indices[part], flips[part]), of_pairs, rows)
     draws = seeded_generator(config.seed, stage, "prior")
     noise = torch.randn(pool, *store.shape, generator=draws)
-    labels = data.labels(torch.randint(len(data), (pool,), generator=draws))  # labels as often as in the data
-    fake_condition = Condition.of_labels(labels)
+    chosen = torch.randint(len(data), (pool,), generator=draws)  # conditions as often as in the data
+    weights = None
     if config.guidance.active:
         weights = drawn_weights(config.guidance.scale_max, torch.rand(pool, generator=draws))
-        fake_condition = dataclasses.replace(fake_condition, guidance=weights)
-    fakes = _cache(context, generator, lambda part: noise[part], fake_condition, pool) if pool else pairs
-    cached = CachedInputs(pairs, fakes, fake_condition, flips=config.mirror, size=size)
+
+    def of_fakes(part: Tensor) -> Condition:
+        told = context.condition(chosen[part])
+        return told if weights is None else dataclasses.replace(told, guidance=weights[part])
+
+    fakes = _cache(context, generator, lambda part: noise[part], of_fakes, pool) if pool else pairs
+    cached = CachedInputs(
+        pairs, fakes, chosen, context.condition, flips=config.mirror, size=size, fake_guidance=weights
+    )
     return guided_inputs(config, cached, store, match=match)
 
 
 def prior_pool(config: RunConfig, size: int) -> int:
     """Prior samples that the stage which ends with `size` caches."""
-    return config.grow.fakes if config.grow.loss_of(config.sizes.index(size) - 1).adversarial > 0 else 0
+    loss = config.grow.loss_of(config.sizes.index(size) - 1)
+    return config.grow.fakes if loss.adversarial > 0 or loss.image_text > 0 else 0
 
 
 def cached_bytes(context: StageContext, generator: OneStepGenerator) -> int:
@@ -258,7 +288,7 @@ def cached_bytes(context: StageContext, generator: OneStepGenerator) -> int:
         return 0
     z = torch.zeros(1, generator.channels, generator.base_size, generator.base_size)
     with torch.no_grad():
-        outputs = _outputs(context, generator, z, Condition.of_labels(context.data.labels(torch.zeros(1).long())))
+        outputs = _outputs(context, generator, z, context.condition(torch.zeros(1).long()))
     return sum(part[0].numel() * 2 for part in outputs)
 
 
@@ -273,14 +303,14 @@ def _cache(
     context: StageContext,
     generator: OneStepGenerator,
     latents: Callable[[Tensor], Tensor],
-    condition: Condition,
+    condition: Callable[[Tensor], Condition],
     count: int,
 ) -> tuple[Tensor, ...]:
-    """Outputs of `count` latents in half precision."""
+    """Outputs of `count` latents in half precision; `condition` says what rows are conditioned on."""
     kept: list[Tensor] = []
     with torch.no_grad():
         for part in torch.arange(count).split(256):
-            outputs = _outputs(context, generator, latents(part), condition[part])
+            outputs = _outputs(context, generator, latents(part), condition(part))
             if not kept:
                 kept = [torch.empty(count, *output.shape[1:], dtype=torch.float16) for output in outputs]
             for store, output in zip(kept, outputs, strict=True):

@@ -5,12 +5,13 @@ Convention: w = 1 is no guidance, D_w = D_null + w (D - D_null). Weights are dra
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from pagoda.data import ImageDataset, LatentStore
+from pagoda.data import LatentStore
 from pagoda.data.moments import MomentSums
 from pagoda.diffusion import Condition, Denoiser, GuidedDenoiser
 from pagoda.errors import ConfigError
@@ -35,9 +36,11 @@ def guided(denoiser: Denoiser, condition: Condition) -> Denoiser:
     return denoiser if condition.guidance is None else GuidedDenoiser(denoiser, None)
 
 
-def stored_condition(store: LatentStore, data: ImageDataset, indices: Tensor, flips: Tensor | None = None) -> Condition:
-    """What stored latents were made under: their label, and their guidance weight where there is one."""
-    return replace(Condition.of_labels(data.labels(indices)), guidance=store.guidance(indices, flips))
+def stored_condition(
+    store: LatentStore, condition: Callable[[Tensor], Condition], indices: Tensor, flips: Tensor | None = None
+) -> Condition:
+    """What stored latents were made under: what their images are conditioned on (`condition`), and their guidance weight."""
+    return replace(condition(indices), guidance=store.guidance(indices, flips))
 
 
 def std_by_weight(store: LatentStore, parts: int = 3) -> list[dict[str, float]]:

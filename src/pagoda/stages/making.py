@@ -21,6 +21,7 @@ from pagoda.diffusion import (
 from pagoda.errors import ConfigError, did_you_mean
 from pagoda.networks import model_hash
 from pagoda.networks.guidance import check_guidance_range
+from pagoda.stages.captions import caption_condition
 from pagoda.stages.config import RunConfig
 from pagoda.stages.context import load_teacher
 from pagoda.stages.encode import encode_images, start_noise
@@ -50,6 +51,8 @@ class Maker:
     """Side of the images in pixels."""
     num_classes: int
     """Classes that it knows; 0 where it takes no labels."""
+    texts: bool
+    """Whether it reads texts: it is then told the captions of the stand-ins."""
     facts: dict[str, Any]
     """For the record: hashes, seeds, sampler."""
     bind: Callable[[RealImages], MakeImages]
@@ -76,33 +79,36 @@ def open_maker(run: RunFolder, model: str, size: int | None, runtime: Runtime, g
     if size is not None and size not in generator.sizes:
         raise ConfigError(f"this generator makes images of {list(generator.sizes)} pixels, not {size}.")
     side, digest, num_classes = size or generator.size, model_hash(generator), generator.num_classes
+    texts = generator.token_dim > 0
     weight = 1.0 if guidance is None else guidance
     check_guidance_range(weight, weight, generator.guidance_max)
     name, told = _with_weight(model, guidance)
     if model == "generator":
 
         def from_seeds(real: RealImages) -> MakeImages:
-            labels = stand_in_labels(real, num_classes)
+            labels, captions = stand_in_labels(real, num_classes), stand_in_texts(run, real, texts)
             return lambda places: sample_images(
                 generator,
                 _seeds(places),
                 labels=None if labels is None else labels[places].tolist(),
+                condition=None if captions is None else captions[places],
                 resolution=side,
                 guidance=guidance,
             )
 
         facts = {"model": digest, "what": model, "first_seed": FIRST_SEED, "sampler": "one step" + told}
-        return Maker(model, name, side, num_classes, facts, from_seeds)
+        return Maker(model, name, side, num_classes, texts, facts, from_seeds)
     denoiser, facts_of_teacher = load_teacher(run.teacher)
     denoiser.to(runtime.device)
     config = run.config()
 
     def from_latents(real: RealImages) -> MakeImages:
-        labels = stand_in_labels(real, num_classes)
+        labels, captions = stand_in_labels(real, num_classes), stand_in_texts(run, real, texts)
 
         @torch.no_grad()
         def make(places: Tensor) -> Tensor:
             condition = Condition.of_labels(None if labels is None else labels[places])
+            condition = condition if captions is None else captions[places]
             if guidance is not None:
                 condition = replace(condition, guidance=torch.full((len(places),), guidance))
             latents = _encode(config, denoiser, real, real.stand_in[places], condition, runtime)
@@ -124,6 +130,7 @@ def open_maker(run: RunFolder, model: str, size: int | None, runtime: Runtime, g
         name,
         side,
         num_classes,
+        texts,
         {**facts, "sampler": "one step from the image's own latent" + told},
         from_latents,
     )
@@ -142,6 +149,16 @@ def stand_in_labels(real: RealImages, num_classes: int) -> Tensor | None:
             f"the model knows {num_classes} classes, the images have {real.data.num_classes}; use images with the same classes."
         )
     return real.data.labels(real.stand_in)
+
+
+def stand_in_texts(run: RunFolder, real: RealImages, texts: bool) -> Condition | None:
+    """The embedded captions of the stand-ins, or None for a model that reads no texts.
+
+    Raises:
+        DataError: images without captions.
+        ArtifactError: the text encoder is gone, or is not the one of the run.
+    """
+    return caption_condition(run, real.data, real.stand_in) if texts else None
 
 
 def _encode(
@@ -166,16 +183,22 @@ def _teacher(run: RunFolder, size: int | None, runtime: Runtime, guidance: float
     if size not in (None, side):
         raise ConfigError(f"this run's teacher makes images of {side} pixels, not {size}.")
     num_classes = int(str(told["num_classes"]))
-    if guidance is not None and not num_classes:
+    texts = "text_encoder" in told
+    if guidance is not None and not num_classes and not texts:
         raise ConfigError(f"guidance {guidance:g} was asked for, and this teacher has no classes to be guided by.")
     chosen = denoiser if guidance is None else GuidedDenoiser(denoiser, guidance)
     name, with_weight = _with_weight("teacher", guidance)
 
     def from_seeds(real: RealImages) -> MakeImages:
-        labels = stand_in_labels(real, num_classes)
-        return lambda places: teacher_images(
-            chosen, _seeds(places), None if labels is None else labels[places].tolist(), (channels, side, side)
-        )
+        labels, captions = stand_in_labels(real, num_classes), stand_in_texts(run, real, texts)
+
+        def make(places: Tensor) -> Tensor:
+            shown = None if labels is None else labels[places].tolist()
+            return teacher_images(
+                chosen, _seeds(places), shown if captions is None else captions[places], (channels, side, side)
+            )
+
+        return make
 
     facts = {
         "model": told["hash"],
@@ -183,7 +206,7 @@ def _teacher(run: RunFolder, size: int | None, runtime: Runtime, guidance: float
         "first_seed": FIRST_SEED,
         "sampler": "heun, 18 levels" + with_weight,
     }
-    return Maker("teacher", name, side, num_classes, facts, from_seeds)
+    return Maker("teacher", name, side, num_classes, texts, facts, from_seeds)
 
 
 def _with_weight(model: str, guidance: float | None) -> tuple[str, str]:
@@ -199,16 +222,19 @@ def _seeds(places: Tensor) -> list[int]:
 def teacher_images(
     denoiser: Denoiser,
     seeds: list[int],
-    labels: list[int] | None,
+    told: list[int] | Condition | None,
     shape: tuple[int, ...],
     *,
     solver: str = "heun",
     levels: int = 18,
 ) -> Tensor:
-    """Samples of a diffusion model, (N, C, b, b) in [-1, 1], on the CPU; a seed belongs to an image as in `sample_images`."""
+    """Samples of a diffusion model, (N, C, b, b) in [-1, 1], on the CPU; a seed belongs to an image as in `sample_images`.
+
+    `told` are labels, or embedded texts, one a seed.
+    """
     device = next(denoiser.parameters()).device
     z = noise_of_seeds(seeds, shape).to(device)
-    condition = Condition.of_labels(labels).to(device)
+    condition = (told if isinstance(told, Condition) else Condition.of_labels(told)).to(device)
     sigmas = suitable_sigmas(denoiser, levels)
     if denoiser.sigma_range[0] <= float(sigmas[-2]) <= 0.002:
         sigmas = sigmas[:-1]  # clean enough, and a call less

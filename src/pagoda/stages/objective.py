@@ -1,11 +1,11 @@
 """What the generator descends in stages 2 and 3: rebuild images from their latents, and fool a discriminator from the prior.
 
-    L = L_rec + w lam L_G + w' lam' L_R,                             L_G = -E D(G(z)),  z ~ N(0, I),   L_R = -E D'(G(E(x)))
+    L = L_rec + w lam L_G + w' lam' L_R + w_IT L_IT,                 L_G = -E D(G(z)),  z ~ N(0, I),   L_R = -E D'(G(E(x)))
     lam = clip(|grad_W L_rec| / (|grad_W L_G| + 1e-4), 0.01, 10),    W = the generator's last layer
 
-D judges samples of the prior against real images, D' (seldom wanted) reconstructions against their images. With separate updates L_rec
-and w L_G are descended in a step each; under optimisers of Adam's kind, whose steps do not depend on the scale of the gradient, w then
-hardly matters.
+D judges samples of the prior against real images, D' (seldom wanted) reconstructions against their images; L_IT is the distance of
+samples to their captions. With separate updates L_rec and w L_G are descended in a step each; under optimisers of Adam's kind, whose
+steps do not depend on the scale of the gradient, w then hardly matters.
 
 Source: Kim et al. 2024, PaGoDA, arXiv:2405.14822; the adaptive weight is that of Esser et al. 2021, arXiv:2012.09841.
 """
@@ -25,6 +25,7 @@ from pagoda.networks import LPIPS, Discriminator, FeatureStack, OneStepGenerator
 from pagoda.networks.augment import DiffAugment
 from pagoda.stages.config import LossConfig
 from pagoda.stages.critics import Critics
+from pagoda.stages.image_text import ImageTextTerm
 from pagoda.stages.reconstruction import ReconstructionLoss, draw_augmentation
 from pagoda.stages.teacher_pairs import TeacherPairs
 from pagoda.training import Losses, Objective, OptimizerConfig, Runtime, StepRandom, Trainable, win_rate
@@ -39,6 +40,7 @@ class GeneratorBatch:
 
     `targets` are the real images, apart from rows where the teacher's image of fresh noise is to be learnt. `fakes` and `rebuilt` carry
     the prior samples and the reconstructions of the generator's update to the discriminators' of the same step: they are made once.
+    `fake_texts` are the vectors of their captions.
     """
 
     images: Tensor
@@ -50,6 +52,7 @@ class GeneratorBatch:
     fake_condition: Condition
     fakes: Tensor | None = None
     rebuilt: Tensor | None = None
+    fake_texts: Tensor | None = None
 
 
 class GeneratorInputs(ABC):
@@ -70,6 +73,10 @@ class GeneratorInputs(ABC):
     @abstractmethod
     def prior(self, random: StepRandom, condition: Condition) -> tuple[tuple[Tensor, ...], Condition]:
         """Inputs from the prior and the conditions to make images of; `condition` is that of the real batch."""
+
+    def prior_images(self, random: StepRandom, indices: Tensor) -> Tensor:
+        """The images of the data (B,) whose conditions `prior` gives in this step; `indices` are those of the real batch."""
+        return indices
 
     @abstractmethod
     def generate(self, generator: OneStepGenerator, inputs: tuple[Tensor, ...], condition: Condition) -> Tensor:
@@ -96,6 +103,7 @@ class GeneratorObjective(Objective[GeneratorBatch]):
         lpips: The published perceptual distance; None leaves it out.
         second: Discriminator of reconstructions against their images; None trains none.
         kept: Indices (N,) of the images that are reconstructed; None reconstructs all.
+        image_text: The distance of samples to their captions; None leaves it out.
     """
 
     def __init__(
@@ -117,6 +125,7 @@ class GeneratorObjective(Objective[GeneratorBatch]):
         lpips: LPIPS | None = None,
         second: Discriminator | None = None,
         kept: Tensor | None = None,
+        image_text: ImageTextTerm | None = None,
     ) -> None:
         self.generator = generator
         self.discriminator = discriminator
@@ -134,6 +143,7 @@ class GeneratorObjective(Objective[GeneratorBatch]):
         self.preview_inputs = preview
         self.teacher_pairs = teacher_pairs
         self.pair_share = pair_share
+        self.image_text = image_text
         self.augment = DiffAugment(config.augment)
 
     @property
@@ -160,7 +170,7 @@ class GeneratorObjective(Objective[GeneratorBatch]):
         images, condition = self.load(indices, flips)
         real, real_condition = self.inputs.real(random, images, condition)
         fake_inputs, fake_condition = None, real_condition
-        if self.discriminator is not None and random.step >= self.first_adversarial_step:
+        if self._is_adversarial(random) or self.image_text is not None:
             fake_inputs, fake_condition = self.inputs.prior(random, real_condition)
         rows, row_flips, row_images, row_condition = indices, flips, images, condition
         if self.kept is not None:
@@ -169,7 +179,13 @@ class GeneratorObjective(Objective[GeneratorBatch]):
             row_images, row_condition = self.load(rows, row_flips)
         paired = self.inputs.paired(rows, row_flips, row_condition)
         inputs, targets, target_condition = self._pairs(rows, row_flips, row_images, paired, random)
-        return GeneratorBatch(real, real_condition, inputs, targets, target_condition, fake_inputs, fake_condition)
+        made = GeneratorBatch(real, real_condition, inputs, targets, target_condition, fake_inputs, fake_condition)
+        if self.image_text is not None:
+            made.fake_texts = self.image_text.targets(self.inputs.prior_images(random, indices))
+        return made
+
+    def _is_adversarial(self, random: StepRandom) -> bool:
+        return self.discriminator is not None and random.step >= self.first_adversarial_step
 
     def _pairs(
         self, indices: Tensor, flips: Tensor, images: Tensor, condition: Condition, random: StepRandom
@@ -197,8 +213,9 @@ class GeneratorObjective(Objective[GeneratorBatch]):
     def _generator_losses(self, batch: GeneratorBatch, random: StepRandom, runtime: Runtime) -> Losses:
         device = runtime.device
         inputs, condition = _move(batch.inputs, device), batch.target_condition
-        adversarial = batch.fake_inputs is not None and self.config.updates == "joint"
-        if adversarial:
+        drawn = batch.fake_inputs is not None and self.config.updates == "joint"
+        adversarial = drawn and self._is_adversarial(random)
+        if drawn:
             assert batch.fake_inputs is not None
             # One call makes reconstructions and prior samples: no layer of the generator looks across the batch.
             inputs = tuple(torch.cat(pair) for pair in zip(inputs, _move(batch.fake_inputs, device), strict=True))
@@ -242,6 +259,12 @@ class GeneratorObjective(Objective[GeneratorBatch]):
             value = (
                 value + self.config.reconstruction_judge * weight * named["reconstruction_adversarial"].mean().detach()
             )
+        if self.image_text is not None:
+            assert batch.fake_texts is not None
+            named["image_text"] = self.image_text.distance(images[len(real) :], batch.fake_texts, random)
+            (towards,) = torch.autograd.grad(named["image_text"].mean(), images)
+            gradient = gradient + self.config.image_text * towards
+            value = value + self.config.image_text * named["image_text"].mean().detach()
         return _descend(made, gradient, value, named)
 
     def _adversarial_losses(self, batch: GeneratorBatch, random: StepRandom, runtime: Runtime) -> Losses | None:

@@ -268,8 +268,7 @@ class Prober:
             context = dataclasses.replace(self.context, config=config)
             noise = torch.randn(count, context.data.channels, config.base, config.base)
             rows = torch.arange(count) % len(context.data)
-            labels = context.data.labels(rows)
-            told = pair_condition(0, torch.arange(count), labels, config.guidance.scale_max)
+            told = pair_condition(0, torch.arange(count), context.condition(rows), config.guidance.scale_max)
             teacher_images(context, denoiser, noise, told).cpu()
 
         return run

@@ -14,7 +14,7 @@ from pagoda.data import Downsampler, ImageDataset, ImageSource, LatentStore, Sou
 from pagoda.stages.config import RunConfig
 from pagoda.stages.context import StageContext
 from pagoda.stages.run_folder import RunFolder
-from pagoda.stages.teacher_pairs import TeacherPairs, pair_labels
+from pagoda.stages.teacher_pairs import TeacherPairs, pair_conditions
 from pagoda.training import Runtime, seeded_generator
 
 _ROWS = 64
@@ -94,7 +94,7 @@ def drawn_pairs(context: StageContext) -> TeacherPairs:
     settings = dataclasses.replace(context.config.distill.teacher_pairs, count=len(data))
     distill = dataclasses.replace(context.config.distill, teacher_pairs=settings)
     few = dataclasses.replace(context, config=dataclasses.replace(context.config, distill=distill))
-    return TeacherPairs(store, pair_labels(few), context.config.seed, context.config.guidance.scale_max)
+    return TeacherPairs(store, pair_conditions(few), context.config.seed, context.config.guidance.scale_max)
 
 
 def _drawn_store(

@@ -78,6 +78,10 @@ def plan_run(
             f"a run that brings its teacher ({config.teacher.path}) cannot be planned yet; leave teacher.path out to plan one that "
             "trains its own."
         )
+    if config.condition == "text":
+        raise ConfigError(
+            "a run with condition=text cannot be priced yet; plan it with condition=label, which costs about as much."
+        )
     if config.base % config.backbone.stride:
         raise ConfigError(
             f"base {config.base} is not divisible by the network's stride {config.backbone.stride}. "

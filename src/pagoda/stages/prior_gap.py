@@ -212,7 +212,7 @@ def _training_walk(context: StageContext, real: RealImages, store: LatentStore) 
     rows = real.stand_in
     return Walk(
         latents=lambda part: store.get(rows[part]),
-        condition=lambda part: stored_condition(store, context.data, rows[part]),
+        condition=lambda part: stored_condition(store, context.condition, rows[part]),
         images=lambda part: real.images(rows[part]),
     )
 

@@ -14,15 +14,19 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from pagoda.diffusion import Condition
 from pagoda.errors import ArtifactError, ConfigError, PagodaError
 from pagoda.images import encode_image, make_grid, read_metadata, to_pil
 from pagoda.networks import OneStepGenerator, model_hash
 from pagoda.networks.loading import WEIGHTS
+from pagoda.stages.captions import prompt_condition
 from pagoda.stages.run_folder import RunFolder
 from pagoda.stages.sampling import load_generator, sample_images
+from pagoda.stages.text_export import open_exported
 from pagoda.stages.watermark import MarkReading, mark_images, mark_picture, read_mark
+from pagoda.text import draw_captions
 
-REMADE = ("sample", "grid", "octaves")
+REMADE = ("sample", "grid", "octaves", "captions")
 """Kinds of image that a generator and the facts in the image determine."""
 
 
@@ -32,6 +36,7 @@ def sample_facts(
     seeds: Sequence[int],
     labels: Sequence[int] | None,
     *,
+    prompts: Sequence[str] | None = None,
     resolution: int | None = None,
     batch_size: int = 64,
     model: str | None = None,
@@ -41,9 +46,11 @@ def sample_facts(
 
     Args:
         generator: What made it.
-        kind: "sample" (one image; `settings` has its `row` in the batch of these seeds), "grid" or "octaves".
+        kind: "sample" (one image; `settings` has its `row` in the batch of these seeds), "grid", "octaves", or "captions" (a
+            grid with the prompts under the images).
         seeds: Of all images that were made in one go: a batch of another size moves the last bits.
         labels: One per seed, or None for a generator without classes.
+        prompts: One per seed, or None for a generator that reads no texts.
         resolution: Side in pixels; the largest when None.
         batch_size: Images a call.
         model: The generator's hash; calculated when None.
@@ -63,8 +70,11 @@ def sample_facts(
             seeds[start : start + batch_size],
             None if labels is None else labels[start : start + batch_size],
         )
+        prompts = None if prompts is None else prompts[start : start + batch_size]
         settings["row"] = row - start
         facts |= {"seed": seeds[row - start], "label": None if labels is None else labels[row - start]}
+    if prompts is not None:
+        facts["prompts"] = list(prompts)
     return {
         **facts,
         "seeds": list(seeds),
@@ -134,7 +144,7 @@ def compare_with_run(
     with Image.open(path) as image:
         format, size, shown = str(image.format), image.size, np.asarray(image.convert("RGB"), dtype=np.int16)
     try:
-        again = remake(generator, facts, watermark=watermark)
+        again = remake(generator, facts, _texts_of(Path(run), facts, path), watermark=watermark)
     except (PagodaError, IndexError, OverflowError) as error:
         raise ArtifactError(f"{path} says what its model cannot do ({error}): it was tampered with.") from error
     if again.size != size:
@@ -168,8 +178,16 @@ def read_mark_of(path: Path | str, key: str, *, cropped_from: tuple[int, int] | 
         return read_mark(image, key, cropped_from=cropped_from)
 
 
-def remake(generator: OneStepGenerator, facts: Mapping[str, Any], *, watermark: str | None = None) -> Image.Image:
+def remake(
+    generator: OneStepGenerator,
+    facts: Mapping[str, Any],
+    condition: Condition | None = None,
+    *,
+    watermark: str | None = None,
+) -> Image.Image:
     """The image that `sample_facts` describes, marked by `watermark` where the facts say that it was.
+
+    `condition` are its prompts, embedded.
 
     Raises:
         ConfigError: facts that the generator cannot follow.
@@ -178,11 +196,12 @@ def remake(generator: OneStepGenerator, facts: Mapping[str, Any], *, watermark: 
     seeds, labels, size = facts["seeds"], facts["labels"], facts["resolution"]
     marked = facts.get("watermark")
     if facts["kind"] == "octaves":
-        return draw_octaves(generator, seeds, labels, columns=facts["columns"])
+        return draw_octaves(generator, seeds, labels, columns=facts["columns"], condition=condition)
     images = sample_images(
         generator,
         seeds,
         labels=labels,
+        condition=condition,
         resolution=size,
         batch_size=facts["batch_size"],
         guidance=facts.get("guidance"),
@@ -190,17 +209,45 @@ def remake(generator: OneStepGenerator, facts: Mapping[str, Any], *, watermark: 
     if facts["kind"] == "sample":
         image = images[facts["row"]][None]
         return to_pil(image if marked is None else mark_images(image, watermark or "", psnr=marked["psnr"]))[0]
-    grid = make_grid(images, columns=facts["columns"], scale=facts.get("scale", 1))
+    if facts["kind"] == "captions":
+        grid = draw_captions(images, facts["prompts"], columns=facts["columns"])
+    else:
+        grid = make_grid(images, columns=facts["columns"], scale=facts.get("scale", 1))
     return grid if marked is None else mark_picture(grid, watermark or "", psnr=marked["psnr"])
 
 
 def draw_octaves(
-    generator: OneStepGenerator, seeds: Sequence[int], labels: Sequence[int] | None, *, columns: int
+    generator: OneStepGenerator,
+    seeds: Sequence[int],
+    labels: Sequence[int] | None,
+    *,
+    columns: int,
+    condition: Condition | None = None,
 ) -> Image.Image:
     """The same seeds at every size below each other, enlarged to the largest."""
-    rows = [sample_images(generator, seeds, labels=labels, resolution=size) for size in generator.sizes]
+    rows = [
+        sample_images(generator, seeds, labels=labels, condition=condition, resolution=size) for size in generator.sizes
+    ]
     side = (generator.size, generator.size)
     return make_grid(torch.cat([F.interpolate(row, size=side, mode="nearest") for row in rows]), columns=columns)
+
+
+def _texts_of(run: Path, facts: Mapping[str, Any], path: Path | str) -> Condition | None:
+    """The prompts in the facts, embedded by the run's encoder; None where there are none.
+
+    Raises:
+        ArtifactError: an exported folder without an encoder.
+    """
+    if facts.get("prompts") is None:
+        return None
+    if (run / "config.yaml").is_file():
+        return prompt_condition(RunFolder.open(run), facts["prompts"])
+    read = open_exported(run)
+    if read is None:
+        raise ArtifactError(
+            f"{path} was made from texts, and {run} has no text encoder; give the run folder that made it."
+        )
+    return read(facts["prompts"])
 
 
 def _check_facts(facts: Mapping[str, Any], path: Path | str) -> None:
@@ -217,6 +264,9 @@ def _check_facts(facts: Mapping[str, Any], path: Path | str) -> None:
                 isinstance(value, list) and len(value) > 0 and all(type(v) is int and abs(v) < 2**63 for v in value)
             )
             return listed or (name == "labels" and value is None)
+        if name == "prompts":
+            texts = isinstance(value, list) and all(isinstance(v, str) and v.strip() and len(v) < 10_000 for v in value)
+            return texts and len(value or ()) == len(facts.get("seeds") or ())
         if name == "model":
             return isinstance(value, str)
         if name == "columns" and value is None:
@@ -229,7 +279,8 @@ def _check_facts(facts: Mapping[str, Any], path: Path | str) -> None:
 
     wanted = ["model", "seeds", "labels", "resolution", "batch_size"]
     wanted += ["row"] if facts["kind"] == "sample" else ["columns"]
-    wanted += [name for name in ("scale", "guidance", "watermark") if name in facts]
+    wanted += [name for name in ("scale", "guidance", "watermark", "prompts") if name in facts]
+    wanted += ["prompts"] if facts["kind"] == "captions" and "prompts" not in facts else []
     with Image.open(path) as image:
         wanted += ["quality"] if image.format == "JPEG" else []
     wrong = [name for name in wanted if not fits(name)]
@@ -237,7 +288,7 @@ def _check_facts(facts: Mapping[str, Any], path: Path | str) -> None:
         said = ", ".join(f"{name} = {facts.get(name)!r}"[:80] for name in wrong)
         raise ArtifactError(f"{path} says {said}, which pagoda does not write: it was tampered with.")
     if (
-        facts["kind"] == "grid"
+        facts["kind"] in ("grid", "captions")
         and facts["columns"] is not None
         and facts["columns"] > max(4 * len(facts["seeds"]), 1024)
     ):

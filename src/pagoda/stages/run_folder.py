@@ -1,6 +1,7 @@
 """The run folder: the unit of work and of hand-over.
 
     config.yaml            the resolved configuration
+    text/                  the embedded captions, and the text encoder that the run trained, where it reads texts
     data/                  small copies of the images at every size
     teacher/               the diffusion model, a diffusers folder
     latents/               the encoded images
@@ -346,12 +347,14 @@ def stage_settings(config: RunConfig, stage: str) -> dict[str, Any]:
         # Absent where they change nothing: runs of earlier versions have no such keys.
         neutral = {"wrong_labels": 0.0, "weighting": "edm"}
         settings["teach"] = {k: v for k, v in values["teach"].items() if k not in neutral or v != neutral[k]}
+        if config.condition != "label":
+            settings["condition"] = config.condition
         if config.techniques:  # by name, so that a message says which differ, whatever their order
             settings["techniques"] = {
                 name: options for entry in values["techniques"] for name, options in entry.items()
             }
     if stage == "distill" and config.distill.mode == "rec":  # absent where they change nothing, as in earlier versions
-        settings["distill"] = {k: v for k, v in values["distill"].items() if k not in ("mode", "teacher_pairs")}
+        settings["distill"] = {k: v for k, v in settings["distill"].items() if k not in ("mode", "teacher_pairs")}
     if stage == "encode" and not config.encode.renormalise:
         settings["encode"] = {k: v for k, v in values["encode"].items() if k != "renormalise"}
     if stage != "teach" and config.guidance.active:
@@ -364,7 +367,7 @@ def stage_settings(config: RunConfig, stage: str) -> dict[str, Any]:
 
 def without_neutral(values: Mapping[str, Any]) -> dict[str, Any]:
     """Settings of a stage without those that came later and change nothing: runs of earlier versions have no such keys."""
-    names = {
+    loss = {
         "pixel",
         "lpips",
         "lpips_size",
@@ -374,8 +377,11 @@ def without_neutral(values: Mapping[str, Any]) -> dict[str, Any]:
         "updates",
         "reconstruction_judge",
         "pairs",
+        "heads",
+        "image_text",
     }
-    names |= {"blocks", "heads", "octave_losses", "use_rgb", "attention", "at_once", "train_from"}
-    neutral = {**to_dict(GrowConfig()), **to_dict(LossConfig())}
-    kept = {k: v for k, v in values.items() if k not in names or v != neutral[k]}
+    growth = {"blocks", "heads", "octave_losses", "use_rgb", "attention", "at_once", "train_from"}
+    names, neutral = (growth, to_dict(GrowConfig())) if "loss" in values else (loss, to_dict(LossConfig()))
+    # The encoder of images and texts is an input of the stage, by its hash.
+    kept = {k: v for k, v in values.items() if k != "image_text_encoder" and (k not in names or v != neutral[k])}
     return {k: without_neutral(v) if k == "loss" else v for k, v in kept.items()}

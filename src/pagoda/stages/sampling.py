@@ -57,6 +57,7 @@ def sample_images(
     seeds: Sequence[int],
     *,
     labels: Sequence[int] | None = None,
+    condition: Condition | None = None,
     resolution: int | None = None,
     batch_size: int = 64,
     guidance: float | None = None,
@@ -67,6 +68,7 @@ def sample_images(
         generator: Of a finished run.
         seeds: One per image. The image of a seed does not depend on the others; its batch may move the last bits of floating-point sums.
         labels: One class per image; None draws one per seed for a conditional generator.
+        condition: Embedded texts, one row per image, for a generator that reads them (`stages.captions.sample_prompts`).
         resolution: Side of the images; the largest when None.
         batch_size: Images a call.
         guidance: Guidance weight, from 1 (none) to the generator's `guidance_max`; 1 when None.
@@ -75,27 +77,42 @@ def sample_images(
         Images (N, C, r, r) in [-1, 1], on the CPU.
 
     Raises:
-        ConfigError: labels out of range, of another number, or given to an unconditional generator; a batch size below 1; a
-            guidance weight outside of the range that was trained.
+        ConfigError: labels out of range, of another number, or given to an unconditional generator; texts that are missing, of
+            another number, or given to a generator that reads none; a batch size below 1; a guidance weight outside of the range
+            that was trained.
     """
     if batch_size < 1:
         raise ConfigError(f"batch_size must be >= 1, got {batch_size}.")
     labels = check_labels(labels, seeds, generator.num_classes)
     weight = 1.0 if guidance is None else float(guidance)
     check_guidance_range(weight, weight, generator.guidance_max)
+    check_texts(condition, seeds, generator)
     like = next(generator.parameters())
     side = generator.size if resolution is None else resolution
     images = torch.empty(len(seeds), generator.channels, side, side)  # filled in place: no image is copied twice
     for part in torch.arange(len(seeds)).split(batch_size):
         rows = part.tolist()
         z = noise_of_seeds([seeds[i] for i in rows], (generator.channels, generator.base_size, generator.base_size))
-        condition = Condition.of_labels(None if labels is None else [labels[i] for i in rows])
+        told = Condition.of_labels(None if labels is None else [labels[i] for i in rows])
+        told = told if condition is None else condition[part]
         if generator.guidance_max is not None:
-            condition = replace(condition, guidance=torch.full((len(rows),), weight))
-        images[part] = (
-            generator(z.to(like), condition.to(like.device), resolution=resolution).float().clamp_(-1, 1).cpu()
-        )
+            told = replace(told, guidance=torch.full((len(rows),), weight))
+        images[part] = generator(z.to(like), told.to(like.device), resolution=resolution).float().clamp_(-1, 1).cpu()
     return images
+
+
+def check_texts(condition: Condition | None, seeds: Sequence[int], generator: OneStepGenerator) -> None:
+    """Texts, one per seed, for a generator that reads texts, and for no other.
+
+    Raises:
+        ConfigError: see `sample_images`.
+    """
+    if generator.token_dim and condition is None:
+        raise ConfigError("this generator reads texts: give a prompt (embedded, as `condition`), one per image.")
+    if condition is not None and not generator.token_dim:
+        raise ConfigError("this generator was trained without texts; leave the prompt out.")
+    if condition is not None and condition.batch_size != len(seeds):
+        raise ConfigError(f"{condition.batch_size} texts for {len(seeds)} seeds; give one per image.")
 
 
 def check_labels(labels: Sequence[int] | None, seeds: Sequence[int], num_classes: int) -> list[int] | None:

@@ -32,6 +32,8 @@ def teach(context: StageContext) -> None:
     """
     run, config, runtime, data = context.run, context.config, context.runtime, context.data
     inputs = {"data": data.fingerprint}
+    if context.captions is not None:
+        inputs["captions"] = context.captions.fingerprint
     fingerprint = run.begin(STAGE, stage_settings(config, STAGE), inputs, write=runtime.is_main)
     if run.is_done(STAGE):
         context.say("teach: done already")
@@ -44,12 +46,14 @@ def teach(context: StageContext) -> None:
         facts: dict[str, object] = {
             "image_size": config.base,
             "channels": data.channels,
-            "num_classes": data.num_classes,
-            "class_names": data.class_names,
+            "num_classes": context.num_classes,
+            "class_names": data.class_names if context.captions is None else None,
             "sigma_max": config.sigma_max,
             "downsampler": Downsampler(config.downsampler).fingerprint,
             "data": data.fingerprint,
         }
+        if context.captions is not None:
+            facts["text_encoder"] = context.captions.encoder
         if config.techniques:
             facts["techniques"] = to_dict(config)["techniques"]
         with run.artifact(run.teacher) as folder:
@@ -62,8 +66,14 @@ def build_objective(context: StageContext) -> tuple[EDMDenoiser, DenoisingObject
     """What the stage trains: a fresh network, and the objective with the run's techniques, which have prepared."""
     run, config, runtime, data = context.run, context.config, context.runtime, context.data
     torch.manual_seed(derive_seed(config.seed, STAGE, "init"))
+    table = context.captions
     model = build_backbone(
-        config.backbone, image_size=config.base, in_channels=data.channels, num_classes=data.num_classes
+        config.backbone,
+        image_size=config.base,
+        in_channels=data.channels,
+        num_classes=context.num_classes,
+        token_dim=0 if table is None else table.token_dim,
+        pooled_dim=0 if table is None else table.pooled_dim,
     )
     network = DiffusersNetwork(model).to(runtime.device)
     load, noise_law = training_loader(context), config.teach.noise
@@ -72,7 +82,7 @@ def build_objective(context: StageContext) -> tuple[EDMDenoiser, DenoisingObject
     setup = Setup(
         image_size=config.base,
         channels=data.channels,
-        num_classes=data.num_classes,
+        num_classes=context.num_classes,
         steps=config.teach.loop.steps,
         seed=config.seed,
         noise=noise_law,
@@ -110,7 +120,7 @@ def training_loader(context: StageContext) -> Callable[[Tensor, Tensor], tuple[T
     config, data = context.config, context.data
     if not config.teach.wrong_labels:
         return context.loader(config.base)
-    own = data.labels(torch.arange(len(data)))
+    own = None if context.captions is not None else data.labels(torch.arange(len(data)))
     if own is None:
         raise ConfigError("teach.wrong_labels needs labels, and this run has none; leave it at 0.")
     labels, _ = corrupt_labels(own, config.teach.wrong_labels, seed=config.seed)

@@ -9,6 +9,7 @@ Source: the distillation loss L_dstl of Kim et al. 2024, PaGoDA, arXiv:2405.1482
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import asdict, replace
 
 import torch
@@ -29,13 +30,15 @@ class TeacherPairs:
 
     Args:
         images: Store of the images, in [-1, 1].
-        labels: (N,) int64, or None for a set without labels.
+        condition: Rows -> what the images were made with.
         seed: Seed of the run.
         scale_max: Guidance weights were drawn from U[1, scale_max]; 1 for none.
     """
 
-    def __init__(self, images: LatentStore, labels: Tensor | None, seed: int, scale_max: float = 1.0) -> None:
-        self.labels = labels
+    def __init__(
+        self, images: LatentStore, condition: Callable[[Tensor], Condition], seed: int, scale_max: float = 1.0
+    ) -> None:
+        self.condition = condition
         self._images = images
         self._seed = seed
         self._scale_max = scale_max
@@ -46,7 +49,7 @@ class TeacherPairs:
     def get(self, rows: Tensor) -> tuple[Tensor, Tensor, Condition]:
         """Unit noise (B, C, b, b), images (B, C, b, b) in [-1, 1], and what they are conditioned on."""
         noise = pair_noise(self._seed, rows, self._images.shape)
-        return noise, self._images.get(rows), pair_condition(self._seed, rows, self.labels, self._scale_max)
+        return noise, self._images.get(rows), pair_condition(self._seed, rows, self.condition(rows), self._scale_max)
 
 
 def pair_noise(seed: int, rows: Tensor, shape: tuple[int, ...]) -> Tensor:
@@ -54,13 +57,20 @@ def pair_noise(seed: int, rows: Tensor, shape: tuple[int, ...]) -> Tensor:
     return torch.stack([torch.randn(shape, generator=seeded_generator(seed, "pairs", i)) for i in rows.tolist()])
 
 
-def pair_condition(seed: int, rows: Tensor, labels: Tensor | None, scale_max: float) -> Condition:
-    """What each pair is made under: its label, and under guidance its weight, a function of seed and number alone."""
-    condition = Condition.of_labels(None if labels is None else labels[rows])
+def pair_condition(seed: int, rows: Tensor, told: Condition, scale_max: float) -> Condition:
+    """What each pair is made under: what it is told, and under guidance its weight, a function of seed and number alone."""
     if scale_max == 1:
-        return condition
+        return told
     draws = [torch.rand((), generator=seeded_generator(seed, "pairs", i, "guidance")) for i in rows.tolist()]
-    return replace(condition, guidance=drawn_weights(scale_max, torch.stack(draws)))
+    return replace(told, guidance=drawn_weights(scale_max, torch.stack(draws)))
+
+
+def pair_conditions(context: StageContext) -> Callable[[Tensor], Condition]:
+    """Rows of the pairs -> their captions in turn, or their labels, as often as in the data; guidance weights apart."""
+    if context.captions is not None:
+        return lambda rows: context.condition(rows % len(context.data))
+    labels = pair_labels(context)
+    return lambda rows: Condition.of_labels(None if labels is None else labels[rows])
 
 
 def pair_labels(context: StageContext) -> Tensor | None:
@@ -82,7 +92,7 @@ def make_teacher_pairs(context: StageContext) -> TeacherPairs:
     """
     run, config, runtime = context.run, context.config, context.runtime
     denoiser, facts = load_teacher(run.teacher)
-    labels, settings = pair_labels(context), config.distill.teacher_pairs
+    conditions, settings = pair_conditions(context), config.distill.teacher_pairs
     provenance = {
         "kind": "images that the teacher made of fresh noise",
         "teacher": str(facts["hash"]),
@@ -107,7 +117,7 @@ def make_teacher_pairs(context: StageContext) -> TeacherPairs:
     for shard in mine:
         parts = []
         for rows in store.shard_rows(shard)[0].split(settings.batch_size):
-            condition = pair_condition(config.seed, rows, labels, config.guidance.scale_max)
+            condition = pair_condition(config.seed, rows, conditions(rows), config.guidance.scale_max)
             noise = pair_noise(config.seed, rows, store.shape)
             parts.append(teacher_images(context, denoiser, noise, condition).cpu())
             done += len(rows)
@@ -119,7 +129,7 @@ def make_teacher_pairs(context: StageContext) -> TeacherPairs:
     status.done()
     runtime.barrier()
     made = LatentStore.open(run.teacher_pairs, expect=provenance)
-    return TeacherPairs(made, labels, config.seed, config.guidance.scale_max)
+    return TeacherPairs(made, conditions, config.seed, config.guidance.scale_max)
 
 
 def teacher_images(

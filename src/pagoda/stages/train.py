@@ -6,6 +6,7 @@ import contextlib
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import torch
 
@@ -16,6 +17,8 @@ from pagoda.files import check_disk
 from pagoda.images import make_grid, save_image
 from pagoda.networks import OneStepGenerator, model_hash
 from pagoda.stages.adopt import adopt, check_brought
+from pagoda.stages.captions import STAGE as TEXT_STAGE
+from pagoda.stages.captions import caption_prompts
 from pagoda.stages.config import RunConfig
 from pagoda.stages.context import StageContext, open_context
 from pagoda.stages.critics import check_critics
@@ -29,8 +32,12 @@ from pagoda.stages.report import write_report
 from pagoda.stages.run_folder import RunFolder, stage_settings
 from pagoda.stages.sampling import load_generator, sample_images
 from pagoda.stages.teach import teach
+from pagoda.stages.text import embed_text, text_settings
+from pagoda.text import draw_captions
 from pagoda.training import HealthWarning, Runtime, clock
 
+_CAPTIONED = 32
+"""Images in the grid with captions."""
 STAGES = ("teach", "encode", "distill", "grow")
 
 
@@ -108,19 +115,33 @@ def measure_gaps(context: StageContext) -> None:
 
 def draw_samples(context: StageContext) -> None:
     """Write a grid of samples, a column a class where there are a few, and the same seeds at every size below each other."""
-    run, num_classes = context.run, context.data.num_classes
+    run, num_classes = context.run, context.num_classes
     generator = load_generator(run)
     columns = num_classes if 2 <= num_classes <= 16 else 8
     seeds = list(range(8 * columns))
     labels = [seed % num_classes for seed in seeds] if num_classes else None
-    images = sample_images(generator, seeds, labels=labels)
+    prompts, condition = (None, None) if context.captions is None else caption_prompts(context.captions, seeds)
+    images = sample_images(generator, seeds, labels=labels, condition=condition)
     digest = model_hash(generator)
-    facts = sample_facts(generator, "grid", seeds, labels, columns=columns, model=digest)
+    facts = sample_facts(generator, "grid", seeds, labels, prompts=prompts, columns=columns, model=digest)
     save_image(make_grid(images, columns=columns), run.path / "samples" / f"final-{generator.size}.png", metadata=facts)
+    if prompts is not None:
+        told, those = prompts[:_CAPTIONED], seeds[:_CAPTIONED]
+        facts = sample_facts(generator, "captions", those, None, prompts=told, columns=8, model=digest)
+        assert condition is not None
+        few_images = sample_images(
+            generator, those, condition=condition[:_CAPTIONED]
+        )  # in a batch that can be made again
+        picture = draw_captions(few_images, told, columns=8)
+        save_image(picture, run.path / "samples" / f"captions-{generator.size}.png", metadata=facts)
     few, few_labels = seeds[:columns], None if labels is None else labels[:columns]
     sizes = list(generator.sizes)
-    octaves = sample_facts(generator, "octaves", few, few_labels, columns=columns, sizes=sizes, model=digest)
-    picture = draw_octaves(generator, few, few_labels, columns=columns)
+    few_prompts = None if prompts is None else prompts[:columns]
+    octaves = sample_facts(
+        generator, "octaves", few, few_labels, prompts=few_prompts, columns=columns, sizes=sizes, model=digest
+    )
+    few_texts = None if condition is None else condition[:columns]
+    picture = draw_octaves(generator, few, few_labels, columns=columns, condition=few_texts)
     save_image(picture, run.path / "samples" / "octaves.png", metadata=octaves)
     draw_reconstructions(context, generator)
 
@@ -139,7 +160,8 @@ def draw_reconstructions(context: StageContext, generator: OneStepGenerator, cou
     indices = torch.linspace(0, len(data) - 1, min(count, len(data))).long()
     flips = torch.zeros_like(indices)
     device = next(generator.parameters()).device
-    latents, condition = store.get(indices, flips).to(device), stored_condition(store, data, indices, flips).to(device)
+    latents = store.get(indices, flips).to(device)
+    condition = stored_condition(store, context.condition, indices, flips).to(device)
     for size in dict.fromkeys((generator.base_size, generator.size)):
         originals = data.images(indices, size)
         rebuilt = generator(latents, condition, resolution=size).float().clamp(-1, 1).cpu()
@@ -156,13 +178,19 @@ def draw_reconstructions(context: StageContext, generator: OneStepGenerator, cou
 def stages_of(config: RunConfig, until: str = "grow") -> list[str]:
     """Names of the stages of a run up to and including `until`, in order; `grow` is one stage an octave, or every few of them."""
     octaves = [stage_name(size) for size in config.growth]
-    return [*STAGES[: min(STAGES.index(until) + 1, 3)], *(octaves if until == "grow" else [])]
+    texts = [TEXT_STAGE] if config.condition == "text" else []
+    return [*texts, *STAGES[: min(STAGES.index(until) + 1, 3)], *(octaves if until == "grow" else [])]
 
 
 def run_stage(context: StageContext, stage: str) -> None:
     """Run one stage by its name in `stages_of`."""
     first = adopt if context.config.teacher.path else teach
-    alone: dict[str, Callable[[StageContext], None]] = {"teach": first, "encode": encode, "distill": distill}
+    alone: dict[str, Callable[[StageContext], None]] = {
+        TEXT_STAGE: embed_text,
+        "teach": first,
+        "encode": encode,
+        "distill": distill,
+    }
     if stage in alone:
         alone[stage](context)
     else:
@@ -177,7 +205,10 @@ def check_stages(context: StageContext, stages: Sequence[str]) -> None:
     """
     run, config = context.run, context.config
     for stage in stages:
-        if stage in STAGES:
+        made: Path | None
+        if stage == TEXT_STAGE:
+            settings, made = text_settings(config), run.path / "text"
+        elif stage in STAGES:
             settings = stage_settings(config, stage)
             # The latents are not among these: `encode` checks them, and makes them again, shard by shard.
             made = {"teach": run.teacher, "distill": run.generator(config.base)}.get(stage)

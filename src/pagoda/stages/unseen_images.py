@@ -14,6 +14,7 @@ from pagoda.data import Downsampler, LatentStore
 from pagoda.diffusion import Condition
 from pagoda.errors import ConfigError
 from pagoda.files import load_tensors, save_tensors
+from pagoda.stages.captions import caption_condition
 from pagoda.stages.context import StageContext, load_teacher
 from pagoda.stages.encode import encode_images
 from pagoda.stages.guidance import pair_weights
@@ -45,23 +46,27 @@ def unseen_walk(context: StageContext, real: RealImages, store: LatentStore) -> 
     base, other = config.base, config.evaluation.data
     if other and other != config.data:
         others = {s: open_real(context.run, config, other, s, context.runtime) for s in dict.fromkeys((base, size))}
-        if others[size].num_classes != data.num_classes:
+        if context.captions is None and others[size].num_classes != data.num_classes:
             raise ConfigError(
                 f"evaluation.data={other} has {others[size].num_classes} classes, the run {data.num_classes}; "
                 "name images with the same classes, or none."
             )
         chosen = RealImages.split(others[size], size, count=len(rows), seed=real.seed).stand_in
-        kind, labels = "images", others[size].labels(chosen)
+        kind = "images"
+        if context.captions is None:
+            shown = Condition.of_labels(others[size].labels(chosen))
+        else:
+            shown = caption_condition(context.run, others[size], chosen)
 
         def load(side: int, part: Tensor) -> Tensor:
             return others[side].images(chosen[part], side)
     elif not config.mirror:
-        kind, chosen, labels = "mirrored", rows, data.labels(rows)
+        kind, chosen, shown = "mirrored", rows, context.condition(rows)
 
         def load(side: int, part: Tensor) -> Tensor:
             return data.images(rows[part], side, torch.ones(len(part), dtype=torch.bool))
     else:
-        kind, chosen, labels = "shifted", rows, data.labels(rows)
+        kind, chosen, shown = "shifted", rows, context.condition(rows)
         reduce, largest = Downsampler(config.downsampler), config.sizes[-1]
 
         def load(side: int, part: Tensor) -> Tensor:
@@ -69,7 +74,7 @@ def unseen_walk(context: StageContext, real: RealImages, store: LatentStore) -> 
             return moved if side == largest else reduce.tensor(moved, side)
 
     def condition(part: Tensor) -> Condition:
-        told = Condition.of_labels(None if labels is None else labels[part])
+        told = shown[part]
         return (
             replace(told, guidance=pair_weights(config, chosen[part], torch.zeros_like(part)))
             if config.guidance.active

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from pagoda.diffusion import Condition, EDMDenoiser, per_sample
 from pagoda.evaluation import Features, ScoreOptions, collect_features, score_features
 from pagoda.networks import OneStepGenerator
+from pagoda.stages.captions import caption_condition
 from pagoda.stages.context import StageContext
 from pagoda.stages.judging import RealImages, open_judge, open_real
 from pagoda.stages.making import FIRST_SEED, teacher_images
@@ -17,6 +18,8 @@ from pagoda.stages.sampling import sample_images
 from pagoda.training import ScheduledEvaluation, noise_of_seeds
 from pagoda.training.technique import network_of
 
+_Make = Callable[[list[int], "list[int] | Condition | None"], Tensor]
+"""Seeds, and labels or embedded texts -> images in [-1, 1], on the CPU."""
 _TEACHER_LEVELS = 12
 """Noise levels of the teacher's samples while training (DPM-Solver++, one call each)."""
 
@@ -37,7 +40,8 @@ def build_evaluation(
         return None
     data = open_real(context.run, context.config, config.data or None, size, runtime)
     real = RealImages.split(data, size, count=config.count, seed=0)
-    score = _scorer(context, real) if config.metrics else None
+    texts = None if context.captions is None else caption_condition(context.run, data, real.stand_in)
+    score = _scorer(context, real, texts) if config.metrics else None
     if not runtime.is_main:
         return None
 
@@ -47,26 +51,26 @@ def build_evaluation(
             copied = EDMDenoiser(
                 network_of(networks["teacher"]), sigma_data=denoiser.sigma_data, noise_scale=denoiser.noise_scale
             )
-            figures |= validation_losses(copied, real, config.levels, conditional=context.data.num_classes > 0)
+            figures |= validation_losses(copied, real, config.levels, conditional=context.num_classes > 0, texts=texts)
             shape = (data.channels, size, size)
 
-            def make(seeds: list[int], labels: list[int] | None) -> Tensor:
-                return teacher_images(copied, seeds, labels, shape, solver="dpm2m", levels=_TEACHER_LEVELS)
+            def make(seeds: list[int], told: list[int] | Condition | None) -> Tensor:
+                return teacher_images(copied, seeds, told, shape, solver="dpm2m", levels=_TEACHER_LEVELS)
         else:
             generator = networks["generator"]
             assert isinstance(generator, OneStepGenerator)
 
-            def make(seeds: list[int], labels: list[int] | None) -> Tensor:
-                return sample_images(generator, seeds, labels=labels, resolution=size)
+            def make(seeds: list[int], told: list[int] | Condition | None) -> Tensor:
+                if isinstance(told, Condition):
+                    return sample_images(generator, seeds, condition=told, resolution=size)
+                return sample_images(generator, seeds, labels=told, resolution=size)
 
         return figures if score is None else figures | score(make)
 
     return ScheduledEvaluation(config.every, measure)
 
 
-def _scorer(
-    context: StageContext, real: RealImages
-) -> Callable[[Callable[[list[int], list[int] | None], Tensor]], dict[str, float]]:
+def _scorer(context: StageContext, real: RealImages, texts: Condition | None) -> Callable[[_Make], dict[str, float]]:
     """Scores of what a function makes; the features of the real images are computed once."""
     config = context.config.evaluation
     extractor = open_judge(config.features, context.run, real.data, real.size, context.runtime)
@@ -74,14 +78,15 @@ def _scorer(
         collect_features(extractor, lambda part, rows=rows: real.images(rows[part]), len(rows))  # type: ignore[misc]
         for rows in (real.reference, real.stand_in)
     )
-    labels = real.data.labels(real.stand_in) if context.data.num_classes else None
+    labels = real.data.labels(real.stand_in) if context.num_classes else None
     own, training = real.data.fingerprint == context.data.fingerprint, None
     if "memorised" in config.metrics:
         training = collect_features(extractor, lambda part: context.data.images(part, real.size), len(context.data))
 
-    def score(make: Callable[[list[int], list[int] | None], Tensor]) -> dict[str, float]:
+    def score(make: _Make) -> dict[str, float]:
         def load(rows: Tensor) -> Tensor:
-            return make([FIRST_SEED + i for i in rows.tolist()], None if labels is None else labels[rows].tolist())
+            told = texts[rows] if texts is not None else None if labels is None else labels[rows].tolist()
+            return make([FIRST_SEED + i for i in rows.tolist()], told)
 
         made: Features = collect_features(extractor, load, len(real.stand_in))
         scores = score_features(
@@ -103,7 +108,12 @@ def _scorer(
 
 @torch.no_grad()
 def validation_losses(
-    denoiser: EDMDenoiser, real: RealImages, levels: tuple[float, ...], *, conditional: bool
+    denoiser: EDMDenoiser,
+    real: RealImages,
+    levels: tuple[float, ...],
+    *,
+    conditional: bool,
+    texts: Condition | None = None,
 ) -> dict[str, float]:
     """The denoising loss at each noise level, with the weight that it has in training, always with the same noise.
 
@@ -113,6 +123,7 @@ def validation_losses(
         real: The stand-ins are the images.
         levels: Noise levels, in the units of the images.
         conditional: Whether the network takes labels.
+        texts: What it takes instead, a row a stand-in.
     """
     rows, device = real.stand_in, next(denoiser.parameters()).device
     clean = real.images(rows)
@@ -123,7 +134,8 @@ def validation_losses(
         weight = (level**2 + data_std**2) / (level * data_std) ** 2
         errors = []
         for part in torch.arange(len(rows)).split(256):
-            condition = Condition.of_labels(None if labels is None else labels[part]).to(device)
+            told = Condition.of_labels(None if labels is None else labels[part]) if texts is None else texts[part]
+            condition = told.to(device)
             sigma = torch.full((len(part),), float(level), device=device)
             x_0, n = clean[part].to(device), noise[part].to(device)
             denoised = denoiser(x_0 + per_sample(sigma, x_0) * n, sigma, condition)

@@ -4,13 +4,17 @@ encoders     any text model of transformers as tokens and a pooled vector
 embeddings   the captions of a data set, embedded once
 two_tower    a small encoder of images and captions, trained by InfoNCE; `tokenizer` is its own
 training     how it is trained; `config` has the settings
+captioner    captions from an image-to-text model
+pictures     images with their captions under them
 image_text   images and texts in one space, and the distance between them
 """
 
+from pagoda.text.captioner import Captioner, caption_source
 from pagoda.text.config import TWO_TOWER, TextConfig, TwoTowerConfig
 from pagoda.text.embeddings import CaptionTable, TextEmbeddings, unique_captions
 from pagoda.text.encoders import TextEncoder, TransformersTextEncoder
 from pagoda.text.image_text import ImageTextEncoder, TransformersImageTextEncoder, spherical_distance
+from pagoda.text.pictures import draw_captions
 from pagoda.text.tokenizer import train_tokenizer
 from pagoda.text.training import measure_retrieval, train_two_tower
 from pagoda.text.two_tower import ContrastiveObjective, build_two_tower, contrastive_loss
@@ -18,6 +22,7 @@ from pagoda.text.two_tower import ContrastiveObjective, build_two_tower, contras
 __all__ = [
     "TWO_TOWER",
     "CaptionTable",
+    "Captioner",
     "ContrastiveObjective",
     "ImageTextEncoder",
     "TextConfig",
@@ -27,7 +32,9 @@ __all__ = [
     "TransformersTextEncoder",
     "TwoTowerConfig",
     "build_two_tower",
+    "caption_source",
     "contrastive_loss",
+    "draw_captions",
     "measure_retrieval",
     "spherical_distance",
     "train_tokenizer",

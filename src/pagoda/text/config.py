@@ -85,5 +85,9 @@ class TextConfig:
     def __post_init__(self) -> None:
         if not self.encoder:
             raise ConfigError("text.encoder is empty; give a folder, a hub name, or two-tower.")
+        if self.encoder != TWO_TOWER and self.two_tower != TwoTowerConfig():
+            raise ConfigError(
+                f"settings of text.two_tower are not used with text.encoder={self.encoder}; leave them out."
+            )
         if self.max_tokens < 2:
             raise ConfigError(f"text.max_tokens must be at least 2, got {self.max_tokens}.")

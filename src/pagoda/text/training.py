@@ -64,7 +64,8 @@ def train_two_tower(
     """
     texts, rows = unique_captions(data.captions, data.sample_ids)
     recipe = _recipe(data, config, seed, mirror)
-    found = _finished(folder, recipe)
+    work = folder / "work" if work is None else work
+    found = _finished(folder, work, recipe)
     if found is not None:
         return found
     torch.manual_seed(derive_seed(seed, STAGE, "init"))
@@ -77,7 +78,6 @@ def train_two_tower(
 
     objective = ContrastiveObjective(model, tokenizer, texts, rows, load, config=config, mirror=mirror)
     order = derive_seed(seed, "order", STAGE)
-    work = folder / "work" if work is None else work
     trainer = Trainer(
         objective,
         config.loop,
@@ -115,11 +115,11 @@ def _recipe(data: ImageDataset, config: TwoTowerConfig, seed: int, mirror: bool)
     return json.loads(json.dumps(found))  # type: ignore[no-any-return]
 
 
-def _finished(folder: Path, recipe: dict[str, Any]) -> dict[str, Any] | None:
+def _finished(folder: Path, work: Path, recipe: dict[str, Any]) -> dict[str, Any] | None:
     """Facts of an encoder that was trained like this, or None where none is there yet."""
     path = folder / FACTS
     if not path.is_file():
-        if (folder / "config.json").is_file() and not (folder / "work").is_dir():
+        if (folder / "config.json").is_file() and not work.is_dir():
             raise ArtifactError(f"{folder} holds another model; choose another folder.")
         return None
     try:

@@ -1,0 +1,282 @@
+"""Runs that read texts: the whole way, resumed to the last bit, sampled from prompts, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from tests.conftest import tiny_config
+
+import pagoda.stages.train as train_module
+from pagoda.cli.main import main
+from pagoda.data import LatentStore
+from pagoda.errors import ArtifactError, ConfigError, DataError
+from pagoda.evaluation import ScoreOptions
+from pagoda.export import ImageMaker, export_folder
+from pagoda.images import read_metadata, save_image
+from pagoda.networks import model_hash
+from pagoda.pipelines import PagodaPipeline
+from pagoda.stages.captions import open_captions, prompt_condition, sample_prompts
+from pagoda.stages.config import RunConfig, override
+from pagoda.stages.evaluate import evaluate_run
+from pagoda.stages.provenance import compare_with_run, sample_facts
+from pagoda.stages.run_folder import RunFolder, stage_settings
+from pagoda.stages.sampling import load_generator, sample_images
+from pagoda.stages.train import train
+from pagoda.training import Runtime
+
+TEXT = {
+    "condition": "text",
+    "text.two_tower.image_size": 16,
+    "text.two_tower.width": 32,
+    "text.two_tower.depth": 1,
+    "text.two_tower.heads": 2,
+    "text.two_tower.dim": 16,
+    "text.two_tower.vocab_size": 300,
+    "text.two_tower.loop.steps": 4,
+    "text.two_tower.loop.batch_size": 8,
+    "text.two_tower.loop.checkpoint_every": 2,
+    "teach.loop.steps": 4,
+    "teach.loop.preview_every": 4,
+    "distill.loop.steps": 4,
+    "distill.loop.preview_every": 4,
+    "grow.steps": [3],
+}
+
+
+def text_config(**changes: Any) -> RunConfig:
+    """`tiny_config`, told captions."""
+    return override(tiny_config(), {**TEXT, **{key.replace("__", "."): value for key, value in changes.items()}})
+
+
+@pytest.fixture(scope="module")
+def text_run(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    """A run of texts that went all the way. Read it, do not write into it."""
+    return train(text_config(), str(tmp_path_factory.mktemp("text") / "run"), quiet=True)
+
+
+def test_a_run_of_texts_has_its_captions_its_encoder_and_networks_without_classes(text_run: RunFolder) -> None:
+    table = open_captions(text_run, text_run.config())
+    assert table is not None
+    generator = load_generator(text_run)
+    assert (generator.num_classes, generator.token_dim) == (0, table.token_dim)
+    assert generator.sizes == [8, 16]
+    taught = json.loads((text_run.teacher / "denoiser.json").read_text())
+    assert taught["text_encoder"] == table.encoder
+    assert LatentStore.open(text_run.latents).provenance["captions"] == table.fingerprint
+    assert (text_run.path / "samples" / "final-16.png").is_file()
+
+
+def test_the_same_run_killed_in_every_stage_ends_with_the_same_weights(
+    text_run: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Killed(Exception):
+        pass
+
+    from pagoda.training.loop import Trainer
+
+    step = Trainer.train_step
+    left = [0]
+
+    def dying(self: Any, parts: Any) -> Any:
+        left[0] -= 1
+        if left[0] == 0:
+            raise Killed
+        return step(self, parts)
+
+    monkeypatch.setattr(Trainer, "train_step", dying)
+    for _ in range(20):
+        left[0] = 4  # dies in the fourth step, with a checkpoint of the second behind it
+        try:
+            train(text_config(), str(tmp_path / "run"), quiet=True)
+            break
+        except Killed:
+            continue
+    again, whole = RunFolder(tmp_path / "run"), text_run
+    for stage in ("text", "teach", "encode", "distill", "grow-16"):
+        first, second = (run.require(stage, "")["results"] for run in (whole, again))
+        for key in ("hash", "encoder", "captions", "std"):
+            assert first.get(key) == second.get(key)
+
+
+def test_a_prompt_that_is_a_caption_gives_the_condition_of_training(text_run: RunFolder) -> None:
+    table = open_captions(text_run, text_run.config())
+    assert table is not None
+    found = prompt_condition(text_run, [table.texts[3], table.texts[0], table.texts[3]])
+    expected = table.embeddings.condition(torch.tensor([3, 0, 3]))
+    assert found.tokens is not None
+    assert expected.tokens is not None
+    width = found.tokens.shape[1]
+    torch.testing.assert_close(found.tokens, expected.tokens[:, :width], atol=2e-3, rtol=0)
+    torch.testing.assert_close(found.pooled, expected.pooled, atol=2e-3, rtol=0)
+
+
+def test_the_image_of_a_seed_and_a_prompt_does_not_depend_on_the_others(text_run: RunFolder) -> None:
+    generator = load_generator(text_run)
+    prompts, condition = sample_prompts(text_run, range(6))
+    assert prompts is not None
+    together = sample_images(generator, range(6), condition=condition)
+    _, alone = sample_prompts(text_run, [4], [prompts[4]])
+    torch.testing.assert_close(sample_images(generator, [4], condition=alone)[0], together[4], atol=2e-3, rtol=0)
+    parts = sample_images(generator, range(6), condition=condition, batch_size=4)
+    torch.testing.assert_close(parts, together, atol=1e-5, rtol=0)
+    _, others = sample_prompts(text_run, range(6), ["a small circle"])
+    assert not torch.allclose(sample_images(generator, range(6), condition=others), together, atol=1e-3)
+
+
+def test_the_command_line_samples_prompts_and_the_file_says_which(text_run: RunFolder, tmp_path: Path) -> None:
+    out = tmp_path / "grid.png"
+    command = ["sample", str(text_run.path), "--n", "3", "--prompt", "a red circle", "a blue star", "--out", str(out)]
+    assert main([*command, "--each", str(tmp_path / "each")]) == 0
+    facts = read_metadata(out)
+    assert facts is not None
+    assert facts["prompts"] == ["a red circle", "a blue star", "a red circle"]
+    assert compare_with_run(out, text_run.path).equal
+    assert compare_with_run(tmp_path / "each" / "000002.png", text_run.path).equal
+    for name in ("octaves", "final-16", "captions-16"):
+        assert compare_with_run(text_run.path / "samples" / f"{name}.png", text_run.path).equal
+    assert main([*command[:-1], str(tmp_path / "under.png"), "--captions"]) == 0
+    assert compare_with_run(tmp_path / "under.png", text_run.path).equal
+
+
+def test_a_prompt_in_a_file_that_was_tampered_with_is_not_run(text_run: RunFolder, tmp_path: Path) -> None:
+    generator = load_generator(text_run)
+    image = Image.new("RGB", (16, 16))
+    for prompts in (["a", 3], ["a"] * 3, [" ", "a"], "ab"):
+        facts = {**sample_facts(generator, "grid", [0, 1], None, prompts=["a", "b"], columns=2), "prompts": prompts}
+        save_image(image, tmp_path / "file.png", metadata=facts)
+        with pytest.raises(ArtifactError, match="prompts"):
+            compare_with_run(tmp_path / "file.png", text_run.path)
+
+
+def test_the_pipeline_takes_prompts(text_run: RunFolder) -> None:
+    pipeline = PagodaPipeline.from_pretrained(text_run.path)
+    images = pipeline(prompt="a red circle", num_images=2, output_type="pt").images
+    _, condition = sample_prompts(text_run, [0, 1], ["a red circle"])
+    assert torch.equal(torch.as_tensor(images), sample_images(pipeline.generator, [0, 1], condition=condition))
+    two = pipeline(prompt=["a red circle", "a star"], seed=[5, 6], output_type="pt").images
+    assert torch.as_tensor(two).shape == (2, 3, 16, 16)
+    with pytest.raises(ConfigError, match="reads texts"):
+        pipeline(num_images=1)
+    with pytest.raises(ConfigError, match="needs words"):
+        pipeline(prompt=" ")
+
+
+def test_an_export_takes_the_encoder_along_and_makes_the_same_images(text_run: RunFolder, tmp_path: Path) -> None:
+    export_folder(text_run, tmp_path / "export")
+    shutil.copytree(tmp_path / "export", tmp_path / "elsewhere")
+    whole, part = (PagodaPipeline.from_pretrained(path) for path in (text_run.path, tmp_path / "elsewhere"))
+    images = [p(prompt=["a red circle", "a star"], seed=[3, 4], output_type="pt").images for p in (whole, part)]
+    assert torch.equal(torch.as_tensor(images[0]), torch.as_tensor(images[1]))
+    assert "texts, read by the encoder" in (tmp_path / "export" / "README.md").read_text()
+    out = tmp_path / "grid.png"
+    assert main(["sample", str(text_run.path), "--n", "2", "--prompt", "a star", "--out", str(out)]) == 0
+    assert compare_with_run(out, tmp_path / "elsewhere").equal
+    with pytest.raises(ConfigError, match="cannot be exported as graphs"):
+        ImageMaker(whole.generator)
+    shutil.rmtree(tmp_path / "elsewhere" / "text_encoder")
+    with pytest.raises(ArtifactError, match="has no text encoder"):
+        compare_with_run(out, tmp_path / "elsewhere")
+
+
+def test_prompts_are_refused_where_nothing_reads_them(finished_run: RunFolder) -> None:
+    with pytest.raises(ConfigError, match="trained on labels, not on texts"):
+        sample_prompts(finished_run, [0], ["a star"])
+    with pytest.raises(ConfigError, match="nothing that reads prompts"):
+        PagodaPipeline.from_pretrained(finished_run.path)(prompt="a star")
+
+
+def test_an_encoder_that_was_exchanged_is_refused(text_run: RunFolder, tmp_path: Path) -> None:
+    shutil.copytree(text_run.path, tmp_path / "run")
+    run = RunFolder(tmp_path / "run")
+    run.write_config(override(run.config(), {"text.max_tokens": 9}))
+    with pytest.raises(ArtifactError, match="captions were embedded by"):
+        prompt_condition(run, ["a star"])
+    with pytest.raises(ArtifactError, match="max_tokens was 64, is 9"):
+        train(run.config(), str(run.path), quiet=True)
+
+
+def test_a_run_reads_an_encoder_from_a_folder_and_knows_another_one(text_run: RunFolder, tmp_path: Path) -> None:
+    encoder = tmp_path / "encoder"
+    shutil.copytree(text_run.path / "text" / "encoder", encoder)
+    config = override(tiny_config(), {"condition": "text", "text.encoder": str(encoder), "teach.loop.steps": 2})
+    run = train(config, str(tmp_path / "run"), until="teach", quiet=True)
+    own, other = (open_captions(r, r.config()) for r in (run, text_run))
+    assert own is not None
+    assert other is not None
+    assert own.encoder == other.encoder
+    assert own.fingerprint == other.fingerprint
+    assert not (run.path / "text" / "encoder").exists()
+
+
+def test_captions_missing_or_an_encoder_missing_stop_the_run_before_it_trains(tmp_path: Path) -> None:
+    from PIL import Image
+
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    rows = []
+    for index in range(20):
+        Image.new("RGB", (16, 16), (index * 10, 0, 0)).save(photos / f"{index}.png")
+        rows.append({"file_name": f"{index}.png", "text": "" if index == 7 else f"shade {index}"})
+    (photos / "metadata.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    with pytest.raises(DataError, match="1 of 20 images have no caption"):
+        train(text_config(data=str(photos)), str(tmp_path / "run"), quiet=True)
+    assert not (tmp_path / "run" / "stages").exists()
+    with pytest.raises(ArtifactError, match="nowhere"):
+        train(
+            override(tiny_config(), {"condition": "text", "text.encoder": "./nowhere"}), str(tmp_path / "b"), quiet=True
+        )
+
+
+def test_settings_of_texts_are_refused_in_a_run_of_labels() -> None:
+    with pytest.raises(ConfigError, match="set condition=text"):
+        override(tiny_config(), {"text.max_tokens": 20})
+    with pytest.raises(ConfigError, match="needs a U-Net"):
+        override(tiny_config(), {"condition": "text", "backbone": "dit_nano"})
+
+
+def test_runs_of_labels_keep_their_settings_and_weights(finished_run: RunFolder) -> None:
+    settings = stage_settings(tiny_config(), "teach")
+    assert "condition" not in settings
+    assert "text" not in settings
+    assert stage_settings(text_config(), "teach")["condition"] == "text"
+    assert train_module.stages_of(tiny_config())[0] == "teach"
+    assert train_module.stages_of(text_config())[0] == "text"
+    assert "text_encoder" not in json.loads((finished_run.teacher / "denoiser.json").read_text())
+
+
+def test_runs_of_texts_are_scored_with_the_captions_of_real_images(text_run: RunFolder, tmp_path: Path) -> None:
+    shutil.copytree(text_run.path, tmp_path / "run")
+    run = RunFolder(tmp_path / "run")
+    options = ScoreOptions(resamples=0)
+    arguments: dict[str, Any] = {"count": 16, "metrics": ("fd",), "features": "random", "options": options}
+    for model in ("generator", "teacher"):
+        first, again = (evaluate_run(run, Runtime("cpu"), model=model, **arguments)[0] for _ in range(2))
+        assert first.value == again.value > 0
+
+
+def test_a_run_of_texts_is_watched_while_it_trains(tmp_path: Path) -> None:
+    changes = {
+        "evaluation.every": 4,
+        "evaluation.count": 8,
+        "evaluation.features": "random",
+        "evaluation.levels": [0.5],
+    }
+    config = override(text_config(), {**changes, "teach.loop.steps": 4})
+    run = train(config, str(tmp_path / "run"), until="teach", quiet=True)
+    lines = [json.loads(line) for line in run.metrics.read_text().splitlines()]
+    assert any(name.startswith("evaluation/") for line in lines for name in line)
+    assert any("validation/sigma 0.5" in line for line in lines)
+
+
+def test_a_copy_of_the_generator_is_the_generator(text_run: RunFolder, tmp_path: Path) -> None:
+    generator = load_generator(text_run)
+    generator.save_pretrained(tmp_path / "copy")
+    again = type(generator).from_pretrained(tmp_path / "copy", use_safetensors=True, local_files_only=True)
+    assert model_hash(again) == model_hash(generator)
+    assert again.token_dim == generator.token_dim
