@@ -17,7 +17,7 @@ from pagoda.networks import (
     backbone_preset,
     build_backbone,
 )
-from pagoda.networks.calling import null_condition, pooled_width, token_width
+from pagoda.networks.calling import null_of_zeros, pooled_width, token_width
 from pagoda.networks.features import default_taps
 
 TOKENS, POOLED = 10, 6
@@ -80,9 +80,10 @@ def test_both_slots_are_heard_and_padding_is_not() -> None:
 def test_no_text_is_the_same_whatever_the_length_of_the_null_tokens() -> None:
     network = text_network().eval()
     x, t = inputs()
-    torch.testing.assert_close(network(x, t, texts().null()), network(x, t, null_condition(network.model, 3)))
+    told_nothing = DiffusersNetwork(network.model, null_of_zeros(network.model)).eval()
+    torch.testing.assert_close(network(x, t, texts().null()), told_nothing(x, t))
     plain = build_backbone(backbone_preset("tiny", 8), image_size=8, num_classes=3)
-    assert null_condition(plain, 3) == Condition()
+    assert null_of_zeros(plain) is None
     assert (token_width(plain), pooled_width(plain)) == (0, 0)
     assert (token_width(network.model), pooled_width(network.model)) == (TOKENS, POOLED)
     assert network.num_classes == 0

@@ -80,8 +80,8 @@ def test_a_discriminator_over_a_stack_chooses_its_heads() -> None:
     assert isinstance(found.heads, TokenDiscriminator)
     logits = found(torch.rand(2, 3, 16, 16), texts(2))
     assert logits.shape == (2, sum(side * side for side in stack.sides(16)) + 16)
-    with pytest.raises(ConfigError, match="leave `mixing` off"):
-        Discriminator.for_stack(stack, image_size=16, num_classes=0, mixing=True, tokens=True)
+    with pytest.raises(ConfigError, match="leave `guided` off"):
+        Discriminator.for_stack(stack, image_size=16, num_classes=0, guided=True, tokens=True)
 
 
 @pytest.mark.parametrize("kind", [TokenDiscriminator, ProjectedDiscriminator])

@@ -63,7 +63,7 @@ def context_of(run: RunFolder) -> StageContext:
 def test_every_latent_keeps_the_weight_that_it_was_encoded_under(guided_run: RunFolder) -> None:
     context, store = context_of(guided_run), LatentStore.open(guided_run.latents)
     indices, flips = torch.tensor([0, 3, 39, 3]), torch.tensor([0, 0, 1, 1])
-    condition = stored_condition(store, context.data, indices, flips)
+    condition = stored_condition(store, context.condition, indices, flips)
     assert condition.guidance is not None
     assert torch.equal(condition.guidance, pair_weights(context.config, indices, flips))
     images = context.data.images(indices, 8, flips.bool())
