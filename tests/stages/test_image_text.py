@@ -17,6 +17,7 @@ from pagoda.stages.context import StageContext, load_teacher, open_context
 from pagoda.stages.distill import LatentInputs, build_objective, open_latents
 from pagoda.stages.grow import CachedInputs
 from pagoda.stages.image_text import ImageTextTerm, open_image_text
+from pagoda.stages.presets import preset_config
 from pagoda.stages.run_folder import RunFolder, stage_settings
 from pagoda.stages.train import train
 from pagoda.text import ImageTextEncoder
@@ -160,3 +161,22 @@ def test_settings_that_cannot_work_are_refused_and_neutral_ones_leave_no_trace(f
             stage_settings(tiny_config(), stage)[stage]["loss"]
         )
     assert finished_run.is_done("distill")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"condition": "text", "guidance": {"scale_max": 4.0}}, "guidance in one step is for labels"),
+        ({"condition": "text", "teacher": {"path": "elsewhere"}}, "one fixed text of every image"),
+        ({"distill": {"loss": {"heads": "tokens"}}, "guidance": {"scale_max": 4.0}}, "takes no guidance weight"),
+    ],
+)
+def test_what_does_not_go_together_is_refused_by_name(settings: dict[str, object], message: str) -> None:
+    settings = {**settings, "teach": {"condition_dropout": 0.1}}
+    with pytest.raises(ConfigError, match=message):
+        override(preset_config("tiny", "images", base=8, size=16), settings)
+
+
+def test_image_text_is_not_descended_in_separate_updates() -> None:
+    with pytest.raises(ConfigError, match="set updates=joint"):
+        LossConfig(image_text=0.1, updates="separate")
