@@ -69,7 +69,7 @@ def test_a_pair_is_noise_and_where_the_teachers_ode_carries_it(finished_run: Run
 
 def test_labels_of_pairs_are_as_often_as_in_the_data(finished_run: RunFolder, tmp_path: Path) -> None:
     context = context_of(finished_run, tmp_path / "run", config_of("both", distill__teacher_pairs__count=20))
-    labels = make_teacher_pairs(context).labels
+    labels = make_teacher_pairs(context).condition(torch.arange(20)).label
     assert labels is not None
     assert torch.bincount(labels, minlength=10).tolist() == [2] * 10
 
@@ -170,5 +170,4 @@ def test_conditions_of_a_set_without_labels_stay_empty(tmp_path: Path) -> None:
         source.image(index).save(folder / f"{index:02d}.png")
     run = train(config_of("both", data=str(folder)), str(tmp_path / "run"), quiet=True, until="distill")
     pairs = make_teacher_pairs(open_context(run, run.config(), Runtime("cpu"), quiet=True))
-    assert pairs.labels is None
     assert pairs.get(torch.tensor([1]))[2] == Condition()

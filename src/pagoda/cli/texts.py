@@ -82,7 +82,9 @@ class DataCaption:
 
     Examples:
       pagoda data caption ~/photos --model models/blip --out captions.jsonl
-      pagoda train ~/photos --out runs/photos --condition text --set source.captions=captions.jsonl
+      pagoda data caption ~/photos --model models/git --only-missing --out captions.jsonl
+
+    `--set source.captions=captions.jsonl` of `pagoda train` reads them.
     """
 
     data: tyro.conf.Positional[str]

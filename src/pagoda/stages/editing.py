@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from pagoda.diffusion import Condition, EDMDenoiser, build_solver, invert
+from pagoda.diffusion import Condition, PreconditionedDenoiser, build_solver, invert
 from pagoda.images import make_grid, save_animation, save_image, to_pil
 from pagoda.networks import OneStepGenerator, model_hash
 from pagoda.stages.config import RunConfig
@@ -81,7 +81,7 @@ class TeacherEncoder:
         fingerprint: The teacher's hash.
     """
 
-    def __init__(self, denoiser: EDMDenoiser, config: RunConfig, fingerprint: str) -> None:
+    def __init__(self, denoiser: PreconditionedDenoiser, config: RunConfig, fingerprint: str) -> None:
         self.denoiser = denoiser
         self.config = config
         self.fingerprint = fingerprint

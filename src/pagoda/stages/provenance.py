@@ -272,9 +272,10 @@ def _check_facts(facts: Mapping[str, Any], path: Path | str) -> None:
         if name == "columns" and value is None:
             return True
         if name == "guidance":
-            return type(value) in (int, float) and 1 <= value < math.inf
+            return isinstance(value, int | float) and not isinstance(value, bool) and 1 <= value < math.inf
         if name == "watermark":
-            return isinstance(value, dict) and type(value.get("psnr")) in (int, float) and 20 <= value["psnr"] <= 60
+            psnr = value.get("psnr") if isinstance(value, dict) else None
+            return isinstance(psnr, int | float) and not isinstance(psnr, bool) and 20 <= psnr <= 60
         return type(value) is int and (0 if name == "row" else 1) <= value <= 2**16
 
     wanted = ["model", "seeds", "labels", "resolution", "batch_size"]
