@@ -31,7 +31,8 @@ def build_page(context: PageContext) -> Any:
             )
         with gr.Tabs():
             for title, anchor, build in TABS:
-                with gr.Tab(title, id=anchor, elem_id=f"tab-{anchor}") as tab:
+                # Gradio forgets to hide a tab that was never opened, unless what is in it is rendered beforehand.
+                with gr.Tab(title, id=anchor, elem_id=f"tab-{anchor}", render_children=anchor == "edit") as tab:
                     build(context, page, tab, run)
 
         def list_runs(chosen: Any) -> Any:
