@@ -80,7 +80,7 @@ PUBLISHED = {
     "lpips-vgg16": PublishedWeights(
         "lpips-vgg16.safetensors",
         "a78928a0",
-        "https://pypi.org/project/lpips/0.1.4/",
+        "https://github.com/richzhang/PerceptualSimilarity",
         "BSD-2-Clause",
         "lpips-0.1.4-py3-none-any.whl",
         "lpips/weights/v0.1/vgg.pth",
@@ -88,7 +88,7 @@ PUBLISHED = {
     "lpips-alexnet": PublishedWeights(
         "lpips-alexnet.safetensors",
         "df73285e",
-        "https://pypi.org/project/lpips/0.1.4/",
+        "https://github.com/richzhang/PerceptualSimilarity",
         "BSD-2-Clause",
         "lpips-0.1.4-py3-none-any.whl",
         "lpips/weights/v0.1/alex.pth",
