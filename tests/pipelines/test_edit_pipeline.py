@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -17,6 +18,7 @@ from pagoda.cli.main import main
 from pagoda.diffusion import Condition
 from pagoda.errors import ArtifactError, ConfigError, DataError, ShapeError
 from pagoda.images import read_metadata, to_pil, to_uint8
+from pagoda.stages.editing import TeacherEncoder
 from pagoda.stages.provenance import compare_with_run
 from pagoda.stages.run_folder import RunFolder
 from pagoda.stages.sampling import sample_images
@@ -315,3 +317,15 @@ def test_mistakes_are_told_in_words(
     assert edit(*(finished_run.path if word == "RUN" else word for word in arguments)) == 1
     assert message in capsys.readouterr().err
     assert not list(tmp_path.glob("y.*"))
+
+
+def test_edits_are_encoded_by_every_setting_of_the_run(pipeline: PagodaEditPipeline) -> None:
+    encoder = pipeline.editor.encoder
+    assert isinstance(encoder, TeacherEncoder)
+    settings = dataclasses.replace(encoder.config.encode, renormalise=True)
+    other = TeacherEncoder(encoder.denoiser, dataclasses.replace(encoder.config, encode=settings), encoder.fingerprint)
+    images, condition = torch.rand(2, 3, 8, 8) * 2 - 1, Condition.of_labels([1, 2])
+    plain, unit = encoder(images, condition), other(images, condition)
+    rms = plain.square().flatten(1).mean(1).sqrt()
+    assert float((rms - 1).abs().max()) > 1e-3
+    torch.testing.assert_close(unit, plain / rms.reshape(-1, 1, 1, 1))

@@ -11,12 +11,12 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from pagoda.diffusion import Condition, PreconditionedDenoiser, build_solver, invert
+from pagoda.diffusion import Condition, PreconditionedDenoiser
 from pagoda.images import make_grid, save_animation, save_image, to_pil
 from pagoda.networks import OneStepGenerator, model_hash
 from pagoda.stages.config import RunConfig
 from pagoda.stages.context import load_teacher
-from pagoda.stages.encode import inversion_grid
+from pagoda.stages.encode import invert_images
 from pagoda.stages.run_folder import RunFolder
 from pagoda.steering import ImageEncoder
 from pagoda.training import seeded_generator
@@ -77,7 +77,7 @@ class TeacherEncoder:
 
     Args:
         denoiser: The run's teacher.
-        config: Of the run: solver, grid, noise and clamp of `encode`.
+        config: Of the run: every setting of `encode`.
         fingerprint: The teacher's hash.
     """
 
@@ -89,19 +89,11 @@ class TeacherEncoder:
     @torch.no_grad()
     def __call__(self, images: Tensor, condition: Condition) -> Tensor:
         """Unit-scale latents (B, C, b, b) of images (B, C, b, b) in [-1, 1]."""
-        settings, noise = self.config.encode, None
-        if settings.add_noise:
+        noise = None
+        if self.config.encode.add_noise:
             drawn = torch.randn(tuple(images.shape[1:]), generator=seeded_generator(self.config.seed, "edit"))
             noise = drawn.to(images).expand_as(images)
-        return invert(
-            self.denoiser,
-            images,
-            sigmas=inversion_grid(settings, self.config.sigma_max),
-            condition=condition,
-            solver=build_solver(settings.solver),
-            noise=noise,
-            clip_denoised=settings.clip_denoised,
-        )
+        return invert_images(self.config, self.denoiser, images, condition, noise)
 
 
 def load_encoder(run: RunFolder, *, device: torch.device | str = "cpu") -> TeacherEncoder:

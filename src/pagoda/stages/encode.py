@@ -153,15 +153,23 @@ def encode_images(
     """
     device = runtime.device
     with runtime.autocast():
-        z = invert(
-            guided(denoiser, condition),
-            images.to(device),
-            sigmas=inversion_grid(config.encode, config.sigma_max),
-            condition=condition.to(device),
-            solver=build_solver(config.encode.solver),
-            noise=None if noise is None else noise.to(device),
-            clip_denoised=config.encode.clip_denoised,
-        ).float()
+        told = condition.to(device)
+        return invert_images(config, denoiser, images.to(device), told, None if noise is None else noise.to(device))
+
+
+def invert_images(
+    config: RunConfig, denoiser: PreconditionedDenoiser, images: Tensor, condition: Condition, noise: Tensor | None
+) -> Tensor:
+    """`encode_images` of tensors that are where the denoiser is, in its precision: every setting of `encode`, for any image."""
+    z = invert(
+        guided(denoiser, condition),
+        images,
+        sigmas=inversion_grid(config.encode, config.sigma_max),
+        condition=condition,
+        solver=build_solver(config.encode.solver),
+        noise=noise,
+        clip_denoised=config.encode.clip_denoised,
+    ).float()
     return renormalise(z) if config.encode.renormalise else z
 
 

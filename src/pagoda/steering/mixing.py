@@ -9,13 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pagoda.diffusion import Condition
+from pagoda.diffusion import Condition, spherical_mixture
 from pagoda.errors import ConfigError, ShapeError
 from pagoda.networks import OneStepGenerator
 from pagoda.networks.calling import resolve_labels
 
 _PARALLEL = 1e-6
-"""Sine of an angle below which two latents count as parallel."""
+"""Sine of an angle below which two latents count as opposite."""
 
 
 def mix_latents(z: Tensor, noise: Tensor, strength: float) -> Tensor:
@@ -60,19 +60,11 @@ def interpolate_latents(first: Tensor, second: Tensor, share: float) -> Tensor:
         raise ShapeError(f"latents of shapes {tuple(first.shape)} and {tuple(second.shape)} cannot be interpolated.")
     a, b = first.flatten(1).double(), second.flatten(1).double()
     cosine = (F.normalize(a, dim=1) * F.normalize(b, dim=1)).sum(1).clamp(-1, 1)
-    angle, sine = cosine.acos(), (1 - cosine**2).sqrt()
-    parallel = sine < _PARALLEL
-    if bool((parallel & (cosine < 0)).any()):
+    if bool(((1 - cosine**2).sqrt() < _PARALLEL).logical_and(cosine < 0).any()):
         raise ConfigError(
             "two latents are opposite to each other: no way between them is the shortest. Move one a little."
         )
-    ones = torch.ones_like(angle)
-    weight_a = torch.where(
-        parallel, (1 - share) * ones, (angle * (1 - share)).sin() / angle.sin().where(~parallel, ones)
-    )
-    weight_b = torch.where(parallel, share * ones, (angle * share).sin() / angle.sin().where(~parallel, ones))
-    weight_a, weight_b = (w.to(first.dtype).reshape(-1, *[1] * (first.ndim - 1)) for w in (weight_a, weight_b))
-    return weight_a * first + weight_b * second
+    return spherical_mixture(first, second, share)
 
 
 @contextmanager
