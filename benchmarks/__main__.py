@@ -9,9 +9,9 @@ import shlex
 import sys
 from pathlib import Path
 
-from pagoda.threads import spin_shortly
+from pagoda.process import prepare_process
 
-spin_shortly()  # before PyTorch is imported
+prepare_process()  # before PyTorch is imported
 
 import benchmarks
 from benchmarks.harness import REGISTRY, Benchmark, render, run
@@ -28,6 +28,7 @@ _HELPERS = (
     "real_sets",
     "technique_runs",
     "theory.shapes_runs",
+    "turns",
 )
 
 

@@ -1,6 +1,6 @@
-"""The contestants of `peers`: each trains or samples the same network on the same images, alone in its process.
+"""The contestants of `peers`: each trains or samples the same network on the same images, in a process of its own, in turns.
 
-    python -m benchmarks.peer_loops NAME STEPS SEED      # prints images a second as JSON
+    python -m benchmarks.peer_loops CONTEST NAME ROUNDS STEPS SEED      # STEPS steps a turn, ROUNDS turns and one to warm up
 
 Peers run their own code: diffusers from where it is installed, others from the folder that PAGODA_PEERS names (`<folder>/edm` is a clone
 of NVlabs/edm). What they need to run on a CPU is put around them here; nothing in their folder is changed.
@@ -8,11 +8,9 @@ of NVlabs/edm). What they need to run on a CPU is put around them here; nothing 
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -32,6 +30,7 @@ from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from benchmarks.turns import Turns
 from pagoda.data import Downsampler, ImageDataset, ShapesSource, prepare_images
 from pagoda.data.order import batch_indices
 from pagoda.diffusion import UNCONDITIONAL, EDMDenoiser, karras_sigmas, sample
@@ -45,7 +44,6 @@ SAMPLES = 64
 """Images that a sampler makes at once."""
 CALLS = 35
 """Network calls of every sampler of many steps: Heun at 18 levels."""
-WARM_UP = 3
 
 
 def images() -> ImageDataset:
@@ -62,39 +60,35 @@ def network(seed: int) -> UNet2DModel:
     return model
 
 
-def train_pagoda(steps: int, seed: int) -> float:
+def train_pagoda(turn: Turns, steps: int, seed: int) -> None:
     """Our loop as `pagoda teach` runs it, with its logs and checkpoints; Adam, clipping, averaged weights."""
     data, net = images(), DiffusersNetwork(network(seed))
 
     def load(indices: Tensor, flips: Tensor) -> tuple[Tensor, Any]:
         return data.images(indices, SIZE, flips), UNCONDITIONAL
 
+    def order(step: int, count: int) -> Tensor:
+        turn()  # the loop asks for the images of a step at its head
+        return batch_indices(seed, step, count, len(data))
+
     objective = DenoisingObjective(
         EDMDenoiser(net), Trainable(net, OptimizerConfig(lr=RATE), 0.999), load, noise=NoiseLaw()
     )
     with tempfile.TemporaryDirectory() as folder:
-
-        def run(total: int) -> float:
-            trainer = Trainer(
-                objective,
-                LoopConfig(steps=total, batch_size=BATCH, preview_every=0, checkpoint_every=10**9, log_every=20),
-                runtime=Runtime("cpu"),
-                folder=Path(folder) / str(total),
-                stage="bench",
-                seed=seed,
-                order=lambda step, count: batch_indices(seed, step, count, len(data)),
-                log=MetricLog(Path(folder) / "metrics.jsonl", "bench"),
-            )
-            trainer.save = lambda: None  # type: ignore[method-assign]  # the others write none within these steps either
-            start = time.perf_counter()
-            trainer.run()
-            return time.perf_counter() - start
-
-        run(WARM_UP)
-        return steps * BATCH / run(steps)
+        Trainer(
+            objective,
+            # The others write no checkpoint within these steps either.
+            LoopConfig(steps=steps, batch_size=BATCH, preview_every=0, checkpoint_every=10**9, log_every=20),
+            runtime=Runtime("cpu"),
+            folder=Path(folder),
+            stage="bench",
+            seed=seed,
+            order=order,
+            log=MetricLog(Path(folder) / "metrics.jsonl", "bench"),
+        ).run()
 
 
-def train_diffusers(steps: int, seed: int) -> float:
+def train_diffusers(turn: Turns, steps: int, seed: int) -> None:
     """The loop of diffusers' training guide with its own parts: DDPMScheduler, accelerate, AdamW, EMAModel, cosine rate."""
     from accelerate import Accelerator
 
@@ -105,12 +99,13 @@ def train_diffusers(steps: int, seed: int) -> float:
     accelerator = Accelerator(cpu=True)
     schedule = DDPMScheduler(num_train_timesteps=1000)
     optimizer = torch.optim.AdamW(net.parameters(), lr=RATE)
-    rate = get_cosine_schedule_with_warmup(optimizer, 50, steps + WARM_UP)
+    rate = get_cosine_schedule_with_warmup(optimizer, 50, steps)
     prepared, optimizer, loader, rate = accelerator.prepare(net, optimizer, loader, rate)
     average = EMAModel(net.parameters(), decay=0.999, use_ema_warmup=True)
-    done, start = 0, time.perf_counter()
-    while True:
+    done = 0
+    while done < steps:
         for (clean,) in loader:
+            turn()
             noise = torch.randn_like(clean)
             timesteps = torch.randint(0, 1000, (len(clean),), device=clean.device)
             noisy = schedule.add_noise(clean, noise, timesteps)  # type: ignore[arg-type]
@@ -122,10 +117,8 @@ def train_diffusers(steps: int, seed: int) -> float:
             optimizer.zero_grad()
             average.step(net.parameters())
             done += 1
-            if done == WARM_UP:
-                start = time.perf_counter()
-            if done == steps + WARM_UP:
-                return steps * BATCH / (time.perf_counter() - start)
+            if done == steps:
+                break
 
 
 class EDMNetwork(nn.Module):
@@ -136,8 +129,13 @@ class EDMNetwork(nn.Module):
         self.img_resolution, self.img_channels, self.label_dim = img_resolution, img_channels, label_dim
         self.denoiser = EDMDenoiser(DiffusersNetwork(network(seed)))
 
+    turn: Turns | None = None
+    """Set once the loop has made and looked at the network."""
+
     def forward(self, x: Tensor, sigma: Tensor, labels: Any = None, augment_labels: Any = None) -> Tensor:
         """The estimate of the clean image; labels are not used by anyone."""
+        if EDMNetwork.turn is not None and torch.is_grad_enabled() and len(x) == BATCH:
+            EDMNetwork.turn()  # the loop calls the network once a step
         return self.denoiser(x, sigma.reshape(-1), UNCONDITIONAL)
 
 
@@ -173,14 +171,14 @@ def peer_folder(name: str) -> Path:
     return path
 
 
-def train_edm(steps: int, seed: int) -> float:
-    """`training_loop` of NVlabs/edm, as it is, on our network and images; the rate is read from the times that it logs."""
+def train_edm(turn: Turns, steps: int, seed: int) -> None:
+    """`training_loop` of NVlabs/edm, as it is, on our network and images."""
     sys.path.insert(0, str(peer_folder("edm")))
     _make_fit_for_cpus()
     from training import training_loop  # type: ignore[import-not-found]
 
+    EDMNetwork.turn = turn
     here = "benchmarks.peer_loops"
-    per_tick = max(1, steps // 4)
     with tempfile.TemporaryDirectory() as folder:
         training_loop.training_loop(
             run_dir=folder,
@@ -191,15 +189,12 @@ def train_edm(steps: int, seed: int) -> float:
             optimizer_kwargs={"class_name": "torch.optim.Adam", "lr": RATE, "betas": [0.9, 0.999], "eps": 1e-8},
             seed=seed,
             batch_size=BATCH,
-            total_kimg=(1 + 4 * per_tick) * BATCH / 1000,
-            kimg_per_tick=per_tick * BATCH / 1000,
+            total_kimg=steps * BATCH / 1000,
+            kimg_per_tick=20 * BATCH / 1000,  # a line of figures every 20 steps, as ours
             snapshot_ticks=None,
             state_dump_ticks=None,
             device=torch.device("cpu"),
         )
-        ticks = [json.loads(line) for line in (Path(folder) / "stats.jsonl").read_text().splitlines()]
-    seconds = sorted(tick["Timing/sec_per_tick"]["mean"] for tick in ticks[1:])
-    return per_tick * BATCH / seconds[len(seconds) // 2]
 
 
 def _make_fit_for_cpus() -> None:
@@ -217,62 +212,53 @@ def _make_fit_for_cpus() -> None:
     torch.utils.data.Sampler.__init__ = lambda self, data_source=None: None  # type: ignore[method-assign]
 
 
-def _rate(make: Callable[[], object], repeats: int) -> float:
-    make()
-    start = time.perf_counter()
-    for _ in range(repeats):
-        make()
-    return repeats * SAMPLES / (time.perf_counter() - start)
-
-
-def sample_pagoda(repeats: int, seed: int) -> float:
+def sample_pagoda(turn: Turns, steps: int, seed: int) -> None:
     """Our Heun at 18 levels, 35 network calls."""
     denoiser = EDMDenoiser(DiffusersNetwork(network(seed))).eval()
 
-    @torch.no_grad()
-    def make() -> Tensor:
-        return sample(denoiser, torch.randn(SAMPLES, 3, SIZE, SIZE), sigmas=karras_sigmas(18))
+    with torch.no_grad():
+        for _ in range(steps):
+            turn()
+            sample(denoiser, torch.randn(SAMPLES, 3, SIZE, SIZE), sigmas=karras_sigmas(18))
 
-    return _rate(make, repeats)
 
-
-def sample_diffusers(repeats: int, seed: int) -> float:
+def sample_diffusers(turn: Turns, steps: int, seed: int) -> None:
     """diffusers' DDIMPipeline with 35 steps, images as arrays."""
     pipeline = DDIMPipeline(network(seed), DDIMScheduler(num_train_timesteps=1000))
     pipeline.set_progress_bar_config(disable=True)
-    return _rate(lambda: pipeline(batch_size=SAMPLES, num_inference_steps=CALLS, output_type="np"), repeats)
+    for _ in range(steps):
+        turn()
+        pipeline(batch_size=SAMPLES, num_inference_steps=CALLS, output_type="np")
 
 
-def one_step_pagoda(repeats: int, seed: int) -> float:
+def one_step_pagoda(turn: Turns, steps: int, seed: int) -> None:
     """Our generator before it has grown: one call of the network."""
     generator = OneStepGenerator.from_teacher(DiffusersNetwork(network(seed))).eval()
 
-    @torch.no_grad()
-    def make() -> Tensor:
-        return generator(torch.randn(SAMPLES, 3, SIZE, SIZE), UNCONDITIONAL)
+    with torch.no_grad():
+        for _ in range(steps):
+            turn()
+            generator(torch.randn(SAMPLES, 3, SIZE, SIZE), UNCONDITIONAL)
 
-    return _rate(make, repeats)
 
-
-def one_step_diffusers(repeats: int, seed: int) -> float:
+def one_step_diffusers(turn: Turns, steps: int, seed: int) -> None:
     """diffusers' ConsistencyModelPipeline with one step, images as arrays."""
     pipeline = ConsistencyModelPipeline(network(seed), CMStochasticIterativeScheduler())
     pipeline.set_progress_bar_config(disable=True)
-    return _rate(lambda: pipeline(batch_size=SAMPLES, num_inference_steps=1, output_type="np"), repeats)
+    for _ in range(steps):
+        turn()
+        pipeline(batch_size=SAMPLES, num_inference_steps=1, output_type="np")
 
 
-CONTESTANTS: dict[str, tuple[Callable[[int, int], float], int]] = {
-    "train: pagoda": (train_pagoda, 60),
-    "train: diffusers": (train_diffusers, 60),
-    "train: NVlabs/edm": (train_edm, 60),
-    "sample, 35 calls: pagoda": (sample_pagoda, 4),
-    "sample, 35 calls: diffusers": (sample_diffusers, 4),
-    "sample, 1 call: pagoda": (one_step_pagoda, 100),
-    "sample, 1 call: diffusers": (one_step_diffusers, 100),
+CONTESTS: dict[str, dict[str, Callable[[Turns, int, int], None]]] = {
+    "train": {"pagoda": train_pagoda, "diffusers": train_diffusers, "edm": train_edm},
+    "sample, 35 calls": {"pagoda": sample_pagoda, "diffusers": sample_diffusers},
+    "sample, 1 call": {"pagoda": one_step_pagoda, "diffusers": one_step_diffusers},
 }
-"""By arm: what runs, and how many steps or repeats at the full budget."""
+"""By contest and contestant: what runs."""
 
 if __name__ == "__main__":
-    contestant, amount, drawn_with = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+    contest, contestant, rounds, per_turn, drawn_with = sys.argv[1], sys.argv[2], *map(int, sys.argv[3:])
     sys.modules["benchmarks.peer_loops"] = sys.modules["__main__"]  # EDM imports its network and data by name
-    print(json.dumps(CONTESTANTS[contestant][0](amount, drawn_with)))
+    # One step more: the head of a step is where the turn before it is reported.
+    CONTESTS[contest][contestant](Turns(per_turn), (rounds + 1) * per_turn + 1, drawn_with)

@@ -10,9 +10,9 @@ import sys
 import time
 from pathlib import Path
 
-from pagoda.threads import spin_shortly
+from pagoda.process import prepare_process
 
-spin_shortly()  # before PyTorch is imported
+prepare_process()  # before PyTorch is imported
 
 from pagoda.errors import PagodaError
 from pagoda.images import make_grid, save_image

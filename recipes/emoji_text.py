@@ -12,13 +12,14 @@ import argparse
 import hashlib
 import io
 import json
-import os
 import sys
 import zipfile
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line does, and before PyTorch is imported
+from pagoda.process import prepare_process
+
+prepare_process()  # before PyTorch is imported
 
 from pagoda.data import SourceConfig, open_source
 from pagoda.data.filters import filter_rows

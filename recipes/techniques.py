@@ -6,11 +6,12 @@ python -m recipes.techniques --out runs/techniques
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line does, and before PyTorch is imported
+from pagoda.process import prepare_process
+
+prepare_process()  # before PyTorch is imported
 
 from pagoda.cli.commands import parse_settings
 from pagoda.errors import PagodaError

@@ -17,7 +17,7 @@ SOURCE = Path(pagoda.__file__).parent
 LEVELS = {
     "version": 0,
     "errors": 0,
-    "threads": 0,
+    "process": 0,
     "files": 1,
     "images": 2,
     "diffusion": 3,

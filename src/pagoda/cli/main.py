@@ -40,7 +40,7 @@ from pagoda.cli.planning import Plan
 from pagoda.cli.texts import DataCaption, TextTrain
 from pagoda.cli.understanding import Classify, ProbeFit, ProbePredict, ProbeRank
 from pagoda.errors import PagodaError
-from pagoda.threads import spin_shortly
+from pagoda.process import prepare_process
 from pagoda.version import __version__
 
 COMMANDS: dict[str, type[Any]] = {
@@ -122,7 +122,7 @@ def gather_settings(arguments: list[str]) -> list[str]:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit status: 0, 1 for an error of the user's, 130 when interrupted, 141 when nobody reads."""
-    spin_shortly()  # read when PyTorch is imported, which no command has done yet
+    prepare_process()  # read when PyTorch is imported, which no command has done yet
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if arguments == ["--version"]:
         print(f"pagoda {__version__}")
