@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 from tests.conftest import tiny_config
+from tests.tiny_clip import save_tiny_clip
 
 import pagoda.stages.train as train_module
 from pagoda.cli.main import main
@@ -24,6 +25,7 @@ from pagoda.pipelines import PagodaPipeline
 from pagoda.stages.captions import open_captions, prompt_condition, sample_prompts
 from pagoda.stages.config import RunConfig, override
 from pagoda.stages.evaluate import evaluate_run
+from pagoda.stages.pair_scores import PairOptions
 from pagoda.stages.provenance import compare_with_run, sample_facts
 from pagoda.stages.run_folder import RunFolder, stage_settings
 from pagoda.stages.sampling import load_generator, sample_images
@@ -258,6 +260,9 @@ def test_runs_of_texts_are_scored_with_the_captions_of_real_images(text_run: Run
     for model in ("generator", "teacher"):
         first, again = (evaluate_run(run, Runtime("cpu"), model=model, **arguments)[0] for _ in range(2))
         assert first.value == again.value > 0
+    clip = PairOptions(clip=str(save_tiny_clip(tmp_path / "clip")))
+    (score,) = evaluate_run(run, Runtime("cpu"), count=16, metrics=("clip_score",), pairs=clip, options=options)
+    assert score.settings == {"texts": "captions"}, "a sample answers to the caption that it was made from"
 
 
 def test_a_run_of_texts_is_watched_while_it_trains(tmp_path: Path) -> None:

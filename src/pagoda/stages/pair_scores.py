@@ -131,7 +131,8 @@ def score_pairs(
         )
         scores |= dict(zip(measures, found, strict=True))
     if networks.clip is not None:
-        texts, source = texts_of(real, maker.what, options.prompt)
+        captioned = maker.texts or maker.what == "reconstructions"
+        texts, source = texts_of(real, captioned, options.prompt)
         made, originals = (
             collect_features(networks.clip, load, count, batch_size=batch_size, team=runtime)
             for load in (make, lambda rows: real.images(real.stand_in[rows]))
@@ -152,17 +153,20 @@ def score_pairs(
     return [scores[metric] for metric in networks.metrics]
 
 
-def texts_of(real: RealImages, what: str, prompt: str) -> tuple[list[str], dict[str, Any]]:
+def texts_of(real: RealImages, captioned: bool, prompt: str) -> tuple[list[str], dict[str, Any]]:
     """The text of each stand-in, and where the texts come from.
 
-    A reconstruction has the caption of its image, where there are captions. A sample was made from a label alone: its text is the
-    prompt of its class. A caption of another image of that class would ask for what nobody told the model.
+    Args:
+        captioned: Whether an image answers to the caption of its stand-in, where there is one: so does a reconstruction, and a sample
+            of a model that was told that caption. A sample that was made from a label alone answers to the prompt of its class, as the
+            caption of another image of that class would ask for what nobody told the model.
+        prompt: The text of a class.
 
     Raises:
         DataError: no class names, no captions, or a caption is missing.
     """
     rows = real.stand_in
-    if what == "reconstructions" and real.data.captions is not None:
+    if captioned and real.data.captions is not None:
         captions = [real.data.captions[row] for row in rows.tolist()]
         missing = [real.data.sample_ids[row] for row, text in zip(rows.tolist(), captions, strict=True) if not text]
         if missing:
@@ -175,7 +179,7 @@ def texts_of(real: RealImages, what: str, prompt: str) -> tuple[list[str], dict[
     if labels is None or names is None:
         raise DataError(
             "clip_score needs texts, and these images have no classes whose names could be put into --prompt"
-            + (", nor captions." if what == "reconstructions" else "; samples are made without captions.")
+            + (", nor captions." if captioned else "; samples are made without captions.")
         )
     return [prompt.replace("{}", names[label].replace("_", " ")) for label in labels.tolist()], {"texts": prompt}
 
