@@ -27,13 +27,22 @@ from pagoda.understanding import (
 NAMES = [str(k) for k in range(10)]
 TRAIN, TEST, SEARCH = 10_000, 10_000, 2000
 SIGMAS = (0.02, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6)
-GRID = 2
+GRID = 4
+"""Windows a side. With 2 the heads of the first try stayed at 83.7 % (fresh weights: 84.9 %); 4 was then chosen on training images."""
 
 
 def chosen(model: ReadableModel, images: Tensor, labels: Tensor, seed: int, count: int) -> SearchResult:
     """Part and noise level, chosen on training images alone."""
     return search(
-        model.denoiser, lambda rows: images[rows], labels, NAMES, data="fashion", sigmas=SIGMAS, count=count, seed=seed
+        model.denoiser,
+        lambda rows: images[rows],
+        labels,
+        NAMES,
+        data="fashion",
+        sigmas=SIGMAS,
+        count=count,
+        grid=GRID,
+        seed=seed,
     )
 
 
@@ -48,7 +57,7 @@ def probe(kind: str, budget: float, seed: int) -> dict[str, float]:
     fitted = read_features(taps, lambda rows: images[rows], len(images), [sigma], data="train").features(tap, sigma)
     judged = read_features(taps, lambda rows: test[rows], len(test), [sigma], data="test").features(tap, sigma)
     figures = {
-        "linear_accuracy": 100 * HeadConfig(l2=1e-3).fit(fitted, labels, NAMES).score(judged, truth),
+        "linear_accuracy": 100 * HeadConfig().fit(fitted, labels, NAMES).score(judged, truth),
         "knn_accuracy": 100 * HeadConfig(kind="knn").fit(fitted, labels, NAMES).score(judged, truth),
         "best_sigma": sigma,
         "best_tap_index": float(found.taps.index(tap)),
@@ -71,7 +80,7 @@ def pixels(budget: float, seed: int) -> dict[str, float]:
     for components in (32, 64, 128):  # the best of them on the test images: generous to the baseline
         axes = torch.linalg.svd(x - mean, full_matrices=False).Vh[:components].T
         spec = FeatureSpec(model="pixels", tap=f"pca-{components}", sigma=1.0)
-        head = HeadConfig(l2=1e-3).fit(Features((x - mean) @ axes, spec), labels, NAMES)
+        head = HeadConfig().fit(Features((x - mean) @ axes, spec), labels, NAMES)
         best = max(best, 100 * head.score(Features((y - mean) @ axes, spec), truth))
     return {"linear_accuracy": best}
 

@@ -12,8 +12,9 @@ from tests.understanding.conftest import SIZE
 from torch import Tensor
 
 from pagoda.diffusion import Denoiser
-from pagoda.errors import ConfigError, DataError
-from pagoda.understanding import HeadConfig, SearchResult, draw_heat_map, middle_taps, search
+from pagoda.errors import ConfigError, DataError, ShapeError
+from pagoda.understanding import HeadConfig, SearchResult, Taps, draw_heat_map, middle_taps, read_features, search
+from pagoda.understanding.search import search_table
 
 NAMES = ["dark", "bright"]
 
@@ -43,6 +44,22 @@ def test_accuracy_falls_where_noise_drowns_the_difference(unet: Denoiser) -> Non
 def test_without_a_difference_nothing_is_found(unet: Denoiser) -> None:
     result = run(unet, 0.0, taps=["middle"], sigmas=[0.05, 0.2])
     assert bool((result.accuracy < 0.8).all())
+
+
+def test_a_search_on_a_grid_judges_the_features_of_that_grid(unet: Denoiser) -> None:
+    images, labels = striped(80, 0.1)
+    rows = torch.randperm(80, generator=torch.Generator().manual_seed(0))
+    parts, head = ["encoder.0", "decoder.2"], HeadConfig(l2=1e-3)
+    for grid in (1, 2):
+        taps = Taps(unet, parts, pool="mean" if grid == 1 else "grid", grid=grid)
+        table = read_features(taps, lambda part: images[rows[part]], 80, [0.3], data="x")
+        expected = search_table(table, labels[rows], NAMES, head)
+        found = search(
+            unet, lambda part: images[part], labels, NAMES, data="x", taps=parts, sigmas=[0.3], grid=grid, head=head
+        )
+        assert torch.equal(found.accuracy, expected.accuracy)
+    with pytest.raises(ShapeError, match="lower `grid`"):
+        run(unet, 0.1, taps=["middle"], grid=SIZE)
 
 
 def test_every_part_between_stem_and_head_is_searched_by_default(unet: Denoiser) -> None:

@@ -143,6 +143,7 @@ def fit_probe(
             taps=None if tap is None else [tap],
             sigmas=config.sigmas if sigma is None else [sigma],
             count=config.search_count,
+            grid=1 if config.head.kind == "attention" else config.grid,
             encode=model.encode,
             seed=config.seed,
             progress=None if progress is None else lambda done: progress("search", done),

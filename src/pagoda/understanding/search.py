@@ -83,6 +83,7 @@ def search(
     taps: Sequence[str] | None = None,
     sigmas: Sequence[float] = DEFAULT_SIGMAS,
     count: int = 2000,
+    grid: int = 1,
     head: HeadConfig | None = None,
     encode: Callable[[Tensor], Tensor] | None = None,
     batch_size: int = 128,
@@ -101,12 +102,14 @@ def search(
         taps: Parts; everything between stem and head when None.
         sigmas: Noise levels.
         count: Images used, a quarter of them to judge; fewer when there are fewer.
+        grid: Windows a side that maps are averaged over, 1 for the whole map: search with what the head will read.
         head: linear or knn; `HeadConfig(l2=1e-3)` when None.
         seed: Decides which images are used and the noise.
 
     Raises:
         ConfigError: a head that reads tokens, or what `Taps` refuses.
         DataError: labels that do not fit, or fewer than 8 images.
+        ShapeError: a map with fewer pixels than windows.
     """
     config = HeadConfig(l2=1e-3) if head is None else head
     if config.kind == "attention":
@@ -118,7 +121,7 @@ def search(
         raise DataError(f"a search needs 8 labelled images or more, got {len(labels)}.")
     rows = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))[:count]
     table = read_features(
-        Taps(denoiser, names, seed=seed, encode=encode),
+        Taps(denoiser, names, pool="mean" if grid == 1 else "grid", grid=grid, seed=seed, encode=encode),
         lambda part: load(rows[part]),
         len(rows),
         sigmas,
