@@ -36,6 +36,7 @@ from pagoda.data.order import batch_indices
 from pagoda.diffusion import UNCONDITIONAL, EDMDenoiser, karras_sigmas, sample
 from pagoda.errors import DataError
 from pagoda.networks import DiffusersNetwork, OneStepGenerator, backbone_preset, build_backbone
+from pagoda.process import keep_memory
 from pagoda.training import LoopConfig, MetricLog, OptimizerConfig, Runtime, Trainable, Trainer
 from pagoda.training.denoising import DenoisingObjective, NoiseLaw
 
@@ -251,14 +252,16 @@ def one_step_diffusers(turn: Turns, steps: int, seed: int) -> None:
 
 
 CONTESTS: dict[str, dict[str, Callable[[Turns, int, int], None]]] = {
-    "train": {"pagoda": train_pagoda, "diffusers": train_diffusers, "edm": train_edm},
-    "sample, 35 calls": {"pagoda": sample_pagoda, "diffusers": sample_diffusers},
-    "sample, 1 call": {"pagoda": one_step_pagoda, "diffusers": one_step_diffusers},
+    "train": {"pagoda": train_pagoda, "plain": train_pagoda, "diffusers": train_diffusers, "edm": train_edm},
+    "sample, 35 calls": {"pagoda": sample_pagoda, "plain": sample_pagoda, "diffusers": sample_diffusers},
+    "sample, 1 call": {"pagoda": one_step_pagoda, "plain": one_step_pagoda, "diffusers": one_step_diffusers},
 }
-"""By contest and contestant: what runs."""
+"""By contest and contestant: what runs. `pagoda` keeps freed memory, as our commands do; `plain` is the same without."""
 
 if __name__ == "__main__":
     contest, contestant, rounds, per_turn, drawn_with = sys.argv[1], sys.argv[2], *map(int, sys.argv[3:])
+    if contestant == "pagoda":
+        keep_memory()
     sys.modules["benchmarks.peer_loops"] = sys.modules["__main__"]  # EDM imports its network and data by name
     # One step more: the head of a step is where the turn before it is reported.
     CONTESTS[contest][contestant](Turns(per_turn), (rounds + 1) * per_turn + 1, drawn_with)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,12 @@ from pagoda.images import read_metadata, save_image
 from pagoda.networks import model_hash
 from pagoda.pipelines import PagodaPipeline
 from pagoda.stages.captions import open_captions, prompt_condition, sample_prompts
+from pagoda.stages.classify import ClassifyConfig, classify_images
 from pagoda.stages.config import RunConfig, override
 from pagoda.stages.evaluate import evaluate_run
 from pagoda.stages.pair_scores import PairOptions
 from pagoda.stages.provenance import compare_with_run, sample_facts
+from pagoda.stages.reading import open_readable
 from pagoda.stages.run_folder import RunFolder, stage_settings
 from pagoda.stages.sampling import load_generator, sample_images
 from pagoda.stages.train import train
@@ -263,6 +266,24 @@ def test_runs_of_texts_are_scored_with_the_captions_of_real_images(text_run: Run
     clip = PairOptions(clip=str(save_tiny_clip(tmp_path / "clip")))
     (score,) = evaluate_run(run, Runtime("cpu"), count=16, metrics=("clip_score",), pairs=clip, options=options)
     assert score.settings == {"texts": "captions"}, "a sample answers to the caption that it was made from"
+
+
+def test_a_run_of_texts_classifies_by_prompts(text_run: RunFolder, tmp_path: Path) -> None:
+    model = open_readable(text_run.path, device="cpu")
+    data = model.images("shapes:count=10,seed=4")
+    few = ClassifyConfig(levels=4, risk=0, prompts=("a {}", "one {} on white"))
+    found = classify_images(model, data, few)
+    assert found.class_names == list(data.class_names or ())
+    assert found.calls.tolist() == [4 * 2 * len(found.class_names)] * 10
+    assert found.truth is not None
+    two = classify_images(model, data, replace(few, class_names=("circle", "star")))
+    assert two.class_names == ["circle", "star"]
+    assert two.probabilities.shape == (10, 2)
+    with pytest.raises(ConfigError, match=r"must hold \{\} once"):
+        classify_images(model, data, replace(few, prompts=("a thing",)))
+    Image.new("RGB", (16, 16), "red").save(tmp_path / "red.png")
+    with pytest.raises(DataError, match="give --class-names"):
+        classify_images(model, model.images(str(tmp_path)), few)
 
 
 def test_a_run_of_texts_is_watched_while_it_trains(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,13 +13,16 @@ import torch
 from diffusers import AutoencoderKL, DDPMPipeline, DDPMScheduler
 from PIL import Image
 from tests.understanding.conftest import make_network
+from torch import Tensor
 
 from pagoda.cli.main import main
+from pagoda.errors import ArtifactError
+from pagoda.stages import classify
 from pagoda.stages.classify import ClassifyConfig, classify_images, match_labels
 from pagoda.stages.probe import open_probe
 from pagoda.stages.reading import open_readable
 from pagoda.stages.run_folder import RunFolder
-from pagoda.understanding import FeatureTable
+from pagoda.understanding import Classification, DiffusionClassifier, FeatureTable
 
 Capture = pytest.CaptureFixture[str]
 FEW = ClassifyConfig(levels=4)
@@ -57,6 +61,43 @@ def test_accuracy_is_told_where_the_labels_are_classes_of_the_model(finished_run
     assert classify_images(model, data, FEW, calibrate_on=model.images("shapes:count=20,seed=8")).calibrated
 
 
+def test_a_classification_that_was_stopped_goes_on_with_the_same_command(
+    finished_run: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(classify, "BATCH", 4)
+    model = open_readable(finished_run.path, device="cpu")
+    data, labelled = (model.images(f"shapes:count=10,seed={seed}") for seed in (9, 8))
+    whole = classify_images(model, data, FEW, calibrate_on=labelled, out=tmp_path / "whole.json")
+    plain = classify_images(model, data, FEW, calibrate_on=labelled)
+    assert whole.to_json() == plain.to_json()
+    assert not list(tmp_path.glob("*.partial"))
+    predict, calls = DiffusionClassifier.predict, []
+
+    def stopped(self: DiffusionClassifier, images: Tensor, *, seeds: Sequence[int]) -> Classification:
+        calls.append(len(images))
+        if len(calls) == 4:  # one call calibrates, two answer
+            raise KeyboardInterrupt
+        return predict(self, images, seeds=seeds)
+
+    monkeypatch.setattr(DiffusionClassifier, "predict", stopped)
+    out = tmp_path / "stopped.json"
+    with pytest.raises(KeyboardInterrupt):
+        classify_images(model, data, FEW, calibrate_on=labelled, out=out)
+    rest = tmp_path / "stopped.json.partial"
+    with rest.open("a") as file:
+        file.write('{"classes": [1')  # killed in the middle of a line
+    assert not out.exists()
+    with pytest.raises(ArtifactError, match="levels differ"):
+        classify_images(model, data, ClassifyConfig(levels=5), calibrate_on=labelled, out=out)
+    classify_images(model, data, FEW, calibrate_on=labelled, out=out)
+    assert calls == [10, 4, 4, 2, 2]  # the calibration; two batches; the last one, stopped and made again
+    assert out.read_text() == (tmp_path / "whole.json").read_text()
+    assert not rest.exists()
+    rest.write_text("no facts\n")
+    with pytest.raises(ArtifactError, match="cannot be read"):
+        classify_images(model, data, FEW, calibrate_on=labelled, out=out)
+
+
 def test_labels_are_matched_by_name_not_by_number(finished_run: RunFolder, tmp_path: Path) -> None:
     model = open_readable(finished_run.path, device="cpu")
     names = model.class_names
@@ -79,6 +120,8 @@ def test_what_cannot_be_classified_ends_with_words(finished_run: RunFolder, tmp_
     assert "only settings of the source" in capsys.readouterr().err
     assert main(["classify", str(finished_run.path), str(folder), "--risk", "1"]) == 1
     assert "--risk is a chance" in capsys.readouterr().err
+    assert main(["classify", str(finished_run.path), str(folder), "--class-names", "cat", "dog"]) == 1
+    assert "trained on labels" in capsys.readouterr().err
     plain = tmp_path / "plain"
     shutil.copytree(finished_run.path, plain)
     shutil.rmtree(plain / "teacher")

@@ -18,6 +18,9 @@ class Classify:
     Examples:
       pagoda classify runs/shapes photos/
       pagoda classify runs/shapes photos/ --risk 0 --calibrate labelled/ --out classes.json
+      pagoda classify runs/captioned photos/ --prompt "a drawing of a {}" --class-names cat dog
+
+    With --out, the same command continues where it was stopped.
     """
 
     run_dir: tyro.conf.Positional[str]
@@ -30,6 +33,10 @@ class Classify:
     """Chance, per image, of another answer than the full evaluation's because a class was dropped early; 0 drops none."""
     weighting: Literal["eps", "elbo", "edm", "x0"] = "eps"
     """Which error is compared."""
+    prompt: tuple[str, ...] = ("{}",)
+    """For a model of texts: the text of a class, {} standing for its name; of several, the one that fits best counts."""
+    class_names: tuple[str, ...] = ()
+    """For a model of texts: the classes; the subfolders of the images when not given."""
     calibrate: str | None = None
     """Labelled images, others than those, to fit one temperature on: makes probabilities out of scores."""
     seed: int = 0
@@ -51,13 +58,14 @@ class Classify:
         from pagoda.stages.reading import open_readable
 
         config = ClassifyConfig(
-            levels=self.levels, risk=self.risk, weighting=self.weighting, batch_size=self.batch_size, seed=self.seed
-        )
+            levels=self.levels, risk=self.risk, weighting=self.weighting, batch_size=self.batch_size, seed=self.seed,
+            prompts=self.prompt, class_names=self.class_names,
+        )  # fmt: skip
         model = open_readable(self.run_dir, device=self.device)
         settings = parse_settings(self.set)
         data = model.images(self.data, settings)
         labelled = None if self.calibrate is None else model.images(self.calibrate, settings)
-        found = classify_images(model, data, config, calibrate_on=labelled)
+        found = classify_images(model, data, config, calibrate_on=labelled, out=self.out)
         if not self.quiet:
             for name, k, row in zip(found.names, found.classes.tolist(), found.probabilities, strict=True):
                 score = f"  {100 * float(row[k]):.1f} %" if found.calibrated else ""
@@ -65,7 +73,6 @@ class Classify:
         known = "" if found.accuracy is None else f", {100 * found.accuracy:.2f} % right"
         print(f"{len(found.names)} images, {float(found.calls.double().mean()):.1f} network calls each{known}")
         if self.out is not None:
-            found.save(self.out)
             print(self.out)
 
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from torch import Tensor
 
 from pagoda.data import ImageDataset
 from pagoda.errors import ConfigError, DataError
-from pagoda.files import write_text_atomic
+from pagoda.stages.answers import ClassifiedImages, PartialAnswers, join_answers
 from pagoda.stages.reading import ReadableModel
 from pagoda.understanding import (
     AtRisk,
@@ -22,9 +21,11 @@ from pagoda.understanding import (
     ErrorConfig,
     Full,
     LevelGrid,
-    calibration_error,
 )
-from pagoda.version import __version__
+
+BATCH = 64
+"""Images that are answered, and written down, at once."""
+DEFAULT_PROMPTS = ("{}",)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,54 +46,10 @@ class ClassifyConfig:
     """Rows a network call."""
     seed: int = 0
     """Decides the noise of each image."""
-
-
-@dataclass(frozen=True)
-class ClassifiedImages:
-    """Answers for a set of images.
-
-    Attributes:
-        names: Name of each image.
-        classes: (N,) int64.
-        probabilities: (N, K).
-        class_names: K names.
-        calls: (N,) network rows spent on each image.
-        truth: (N,) the class of each image where the images' own labels are classes of the model; None otherwise.
-        calibrated: Whether a temperature was fitted, so that probabilities are probabilities.
-    """
-
-    names: list[str]
-    classes: Tensor
-    probabilities: Tensor
-    class_names: list[str]
-    calls: Tensor
-    truth: Tensor | None
-    calibrated: bool
-
-    @property
-    def accuracy(self) -> float | None:
-        """Share of images that are right, in [0, 1]; None where the truth is not known."""
-        return None if self.truth is None else float((self.classes == self.truth).double().mean())
-
-    def to_json(self) -> dict[str, Any]:
-        """Everything as plain values."""
-        rows = [
-            {"image": name, "class": self.class_names[k], "probability": round(float(p[k]), 6), "calls": int(n)}
-            for name, k, p, n in zip(self.names, self.classes.tolist(), self.probabilities, self.calls, strict=True)
-        ]
-        report: dict[str, Any] = {
-            "version": __version__,
-            "calibrated": self.calibrated,
-            "accuracy": self.accuracy,
-            "calls_per_image": float(self.calls.double().mean()),
-        }
-        if self.truth is not None:
-            report["calibration_error"] = calibration_error(self.probabilities, self.truth)
-        return {**report, "images": rows}
-
-    def save(self, path: Path) -> None:
-        """Write `to_json`."""
-        write_text_atomic(path, json.dumps(self.to_json(), indent=1))
+    prompts: tuple[str, ...] = DEFAULT_PROMPTS
+    """For a model of texts: the text of a class, {} standing for its name; of several, the one that fits best counts."""
+    class_names: tuple[str, ...] = ()
+    """For a model of texts: the classes; those of the images when empty."""
 
 
 def classify_images(
@@ -101,45 +58,111 @@ def classify_images(
     config: ClassifyConfig | None = None,
     *,
     calibrate_on: ImageDataset | None = None,
+    out: Path | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> ClassifiedImages:
     """The class of each image under which the model denoises it best.
 
     Args:
         calibrate_on: Labelled images, others than `data`, on which one temperature is fitted.
+        out: JSON file of the answers. What is done lies beside it on the way, and the same call continues it.
         progress: Called with the number of images done.
 
     Raises:
-        ConfigError: the model has no classes, or one only; a setting out of range.
-        DataError: `calibrate_on` has no labels of the model's classes.
+        ConfigError: the model has no classes and reads no texts, or one class only; a setting out of range.
+        DataError: `calibrate_on` has no labels of the classes, or images without class names for a model of texts.
+        ArtifactError: what lies beside `out` is of another model, other images or other settings.
     """
     config = config or ClassifyConfig()
-    classifier = build_classifier(model, config)
-    if calibrate_on is not None:
-        truth = match_labels(model.class_names or [], calibrate_on)
-        if truth is None:
-            raise DataError("the images to calibrate on have no labels that are classes of this model.")
-        shown = calibrate_on.images(torch.arange(len(calibrate_on)), model.size).to(model.device)
-        classifier.calibrate(shown, truth, seeds=range(len(calibrate_on)))
-    found = []
-    for rows in torch.arange(len(data)).split(64):
-        images = data.images(rows, model.size).to(model.device)
-        found.append(classifier.predict(images, seeds=rows.tolist()))
+    candidates = open_candidates(model, data, config)
+    classifier = build_classifier(model, config, candidates)
+    names = list(candidates.names)
+    partial = None
+    if out is not None:
+        facts = {
+            "model": model.hash,
+            "images": data.fingerprint,
+            "calibrated_on": None if calibrate_on is None else calibrate_on.fingerprint,
+            "class_names": names,
+            **asdict(config),
+        }
+        partial = PartialAnswers(out, facts)
+    rows: list[dict[str, Any]] = [] if partial is None else partial.rows
+    if partial is not None and partial.temperature is not None:
+        classifier.temperature = partial.temperature
+    else:
+        if calibrate_on is not None:
+            _calibrate(model, classifier, calibrate_on)
+        if partial is not None:
+            partial.begin(classifier.temperature)
+            rows = partial.rows
+    for part in torch.arange(len(data)).split(BATCH)[len(rows) :]:
+        images = data.images(part, model.size).to(model.device)
+        found = classifier.predict(images, seeds=part.tolist())
+        answers = (found.classes, found.probabilities, found.calls)
+        if partial is not None:
+            partial.add(*answers)
+        else:
+            rows.append(dict(zip(("classes", "probabilities", "calls"), (a.tolist() for a in answers), strict=True)))
         if progress is not None:
-            progress(int(rows[-1]) + 1)
-    return ClassifiedImages(
+            progress(int(part[-1]) + 1)
+    classes, probabilities, calls = join_answers(rows)
+    finished = ClassifiedImages(
         names=list(data.sample_ids),
-        classes=torch.cat([part.classes for part in found]),
-        probabilities=torch.cat([part.probabilities for part in found]),
-        class_names=list(classifier.candidates.names),
-        calls=torch.cat([part.calls for part in found]),
-        truth=match_labels(model.class_names or [], data),
+        classes=classes,
+        probabilities=probabilities,
+        class_names=names,
+        calls=calls,
+        truth=match_labels(names, data),
         calibrated=calibrate_on is not None,
     )
+    if out is not None and partial is not None:
+        finished.save(out)
+        partial.remove()
+    return finished
 
 
-def build_classifier(model: ReadableModel, config: ClassifyConfig) -> DiffusionClassifier:
-    """The classifier of a model with these settings.
+def _calibrate(model: ReadableModel, classifier: DiffusionClassifier, images: ImageDataset) -> None:
+    truth = match_labels(classifier.candidates.names, images)
+    if truth is None:
+        raise DataError("the images to calibrate on have no labels that are classes of this model.")
+    shown = images.images(torch.arange(len(images)), model.size).to(model.device)
+    classifier.calibrate(shown, truth, seeds=range(len(images)))
+
+
+def open_candidates(model: ReadableModel, data: ImageDataset, config: ClassifyConfig) -> Candidates:
+    """What an image may be: the classes of the model, or, for a model of texts, prompts of the named classes.
+
+    Raises:
+        ConfigError: prompts or class names for a model of labels, or a prompt without a place for the name.
+        DataError: a model of texts, and neither `class_names` nor classes of the images.
+    """
+    if model.embed is None:
+        if config.prompts != DEFAULT_PROMPTS or config.class_names:
+            raise ConfigError(
+                "this model was trained on labels: it reads no --prompt, and its classes have their names."
+            )
+        return Candidates.of_model(model.denoiser, model.class_names)
+    broken = [prompt for prompt in config.prompts if prompt.count("{}") != 1]
+    if broken or not config.prompts:
+        raise ConfigError(
+            f"a prompt must hold {{}} once, where the class's name goes, got {broken or 'none'}. Example: 'a drawing of a {{}}'"
+        )
+    names = config.class_names or tuple(data.class_names or ())
+    if not names:
+        raise DataError(
+            "this model reads texts, so classes need names: give --class-names, or images in a folder for each class."
+        )
+    pairs = [
+        (k, prompt.replace("{}", name.replace("_", " "))) for k, name in enumerate(names) for prompt in config.prompts
+    ]
+    return Candidates(model.embed([text for _, text in pairs]), torch.tensor([k for k, _ in pairs]), tuple(names))
+
+
+def build_classifier(
+    model: ReadableModel, config: ClassifyConfig, candidates: Candidates | None = None
+) -> DiffusionClassifier:
+    """The classifier of a model with these settings; among its own classes when no candidates are given.
 
     Raises:
         ConfigError: the model has no classes, or one only; a setting out of range.
@@ -148,7 +171,7 @@ def build_classifier(model: ReadableModel, config: ClassifyConfig) -> DiffusionC
         raise ConfigError(f"--risk is a chance in [0, 1), got {config.risk}.")
     return DiffusionClassifier(
         model.denoiser,
-        Candidates.of_model(model.denoiser, model.class_names),
+        Candidates.of_model(model.denoiser, model.class_names) if candidates is None else candidates,
         grid=LevelGrid.log_normal(config.levels, mean=config.sigma_mean, std=config.sigma_std),
         elimination=AtRisk(risk=config.risk) if config.risk > 0 else Full(),
         config=ErrorConfig(weighting=config.weighting, seed=config.seed, batch_size=config.batch_size),  # type: ignore[arg-type]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,12 @@ from pagoda.data import (
     open_source,
     prepare_images,
 )
-from pagoda.diffusion import Denoiser, precondition
+from pagoda.diffusion import Condition, Denoiser, precondition
 from pagoda.errors import ArtifactError, ConfigError
 from pagoda.networks import DiffusersNetwork, model_hash
 from pagoda.networks.loading import load_model
 from pagoda.networks.teachers import read_scheduler
+from pagoda.stages.captions import prompt_condition
 from pagoda.stages.config import override
 from pagoda.stages.context import load_teacher
 from pagoda.stages.run_folder import RunFolder
@@ -44,6 +46,7 @@ class ReadableModel:
         downsampler: Kernel that made its images smaller.
         encode: Images -> latents, for a model of latents.
         sigma_max: Largest noise level that it is read at; None = as far as its schedule goes.
+        embed: Texts -> condition, one row a text, for a model of texts.
     """
 
     denoiser: Denoiser
@@ -54,6 +57,7 @@ class ReadableModel:
     downsampler: DownsamplerKind
     encode: Callable[[Tensor], Tensor] | None = None
     sigma_max: float | None = None
+    embed: Callable[[Sequence[str]], Condition] | None = None
 
     @property
     def device(self) -> torch.device:
@@ -107,7 +111,8 @@ def open_readable(path: Path | str, *, device: str = "auto") -> ReadableModel:
         config = run.config()
         model = _open_teacher(run.teacher)
         source = SourceConfig() if config.data.split(":")[0] == "shapes" else config.source
-        model = replace(model, source=source, downsampler=config.downsampler)
+        embed = partial(prompt_condition, run) if config.condition == "text" else None
+        model = replace(model, source=source, downsampler=config.downsampler, embed=embed)
     elif (path / "denoiser.json").is_file():
         model = _open_teacher(path)
     elif (path / "model_index.json").is_file():
