@@ -70,8 +70,8 @@ _EDM_LINES = [
     "peers",
     question=(
         "How many images a second do our loop and samplers make beside the peers' own, with the same network (preset `tiny`, 16 px, "
-        "float32, batch 64)? Each has a process, and they work in turns. `pagoda` keeps freed memory as our commands do, `plain` is the same "
-        "without. NVlabs/edm runs from the folder that PAGODA_PEERS names. Not run: "
+        "float32, batch 64)? Each has a process, and they work in turns. `pagoda` keeps freed memory as our commands do, `plain` is "
+        "the same without. NVlabs/edm runs from the folder that PAGODA_PEERS names. Not run: "
         + "; ".join(f"{name} ({why})" for name, why in NOT_RUN.items())
         + "."
     ),
