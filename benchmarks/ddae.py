@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from functools import partial
 from pathlib import Path
@@ -28,21 +29,15 @@ NAMES = [str(k) for k in range(10)]
 TRAIN, TEST, SEARCH = 10_000, 10_000, 2000
 SIGMAS = (0.02, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6)
 GRID = 4
-"""Windows a side. With 2 the heads of the first try stayed at 83.7 % (fresh weights: 84.9 %); 4 was then chosen on training images."""
+"""Windows a side that the head reads. With 2 the heads of a first try stayed at 83.7 % (fresh weights: 84.9 %); 4 was then chosen on
+training images. The search reads means over whole maps, as the paper's: on the grid itself its best place was the last part at the
+lowest noise (86.5 %, one seed)."""
 
 
 def chosen(model: ReadableModel, images: Tensor, labels: Tensor, seed: int, count: int) -> SearchResult:
     """Part and noise level, chosen on training images alone."""
     return search(
-        model.denoiser,
-        lambda rows: images[rows],
-        labels,
-        NAMES,
-        data="fashion",
-        sigmas=SIGMAS,
-        count=count,
-        grid=GRID,
-        seed=seed,
+        model.denoiser, lambda rows: images[rows], labels, NAMES, data="fashion", sigmas=SIGMAS, count=count, seed=seed
     )
 
 
@@ -99,13 +94,16 @@ def throughput_ratio(model: ReadableModel, images: Tensor) -> float:
     def tapped() -> None:
         taps(batch, 0.1, seeds=range(len(batch)))
 
-    times: dict[str, list[float]] = {"bare": [], "tapped": []}
-    for _ in range(8):
-        for name, function in (("bare", bare), ("tapped", tapped)):
+    bare(), tapped()
+    ratios = []
+    for _ in range(9):
+        seconds = []
+        for function in (bare, tapped):
             start = time.perf_counter()
             function()
-            times[name].append(time.perf_counter() - start)
-    return min(times["bare"]) / min(times["tapped"])
+            seconds.append(time.perf_counter() - start)
+        ratios.append(seconds[0] / seconds[1])
+    return statistics.median(ratios)
 
 
 @benchmark(
