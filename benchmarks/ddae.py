@@ -94,7 +94,8 @@ def throughput_ratio(model: ReadableModel, images: Tensor) -> float:
     def tapped() -> None:
         taps(batch, 0.1, seeds=range(len(batch)))
 
-    bare(), tapped()
+    bare()
+    tapped()
     ratios = []
     for _ in range(9):
         seconds = []

@@ -3,8 +3,7 @@
 Drawn shapes have one object each, at a known place. An object is what differs from the colour of the border; its place is its centre of
 mass, as a fraction of the side. `drawn` measures the measure: the same scenes drawn at both sizes, and against their centre at 128 px.
 
-Without L_rec means that the adversarial term alone decides: it has 10,000 times its usual weight and is not scaled to the reconstruction's
-gradient, and there is no distance in features. Adam takes no notice of the factor itself.
+Without L_rec the weights of pixels and of features are 0, and the adversarial term alone decides.
 
 Source: Kim et al. 2024, PaGoDA, arXiv:2405.14822: with L_rec in stage 3 objects stay in place over the resolutions.
 """
@@ -26,7 +25,12 @@ from pagoda.stages.config import override
 BASE, SIZE = 8, 32
 GROWTH: dict[str, dict[str, Any]] = {
     "rec+adv": {"grow.loss.adversarial": 0.1},
-    "adv alone": {"grow.loss.adversarial": 1e4, "grow.loss.adaptive": False, "grow.loss.feature": 0.0},
+    "adv alone": {
+        "grow.loss.adversarial": 0.1,
+        "grow.loss.adaptive": False,  # there is nothing to be scaled to
+        "grow.loss.pixel": 0.0,
+        "grow.loss.feature": 0.0,
+    },
     "rec alone": {"grow.loss.adversarial": 0.0},
 }
 _QUIET = 0.4

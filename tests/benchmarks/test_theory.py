@@ -10,9 +10,11 @@ import torch
 from benchmarks.theory import dirac, drift, ring
 from benchmarks.theory.base_size import with_work, work
 from benchmarks.theory.pair_fraction import FewPairs
+from benchmarks.theory.shapes_runs import shapes_config
 from tests.conftest import tiny_config
 
 from benchmarks import price_512
+from pagoda.stages.config import override
 from pagoda.stages.context import load_teacher, open_context
 from pagoda.stages.distill import LatentInputs, build_objective, open_latents
 from pagoda.stages.run_folder import RunFolder
@@ -59,6 +61,14 @@ def test_the_ring_trains_every_sum_of_losses() -> None:
         assert bool(torch.isfinite(generator(torch.randn(4, 2))).all())
     again = [ring.train("rec+adv", "bad", 3, 0)(torch.ones(1, 2)) for _ in range(2)]
     assert torch.equal(*again)
+
+
+@pytest.mark.parametrize("growth", drift.GROWTH)
+def test_arms_of_growth_are_settings_that_a_run_accepts(growth: str) -> None:
+    config = override(shapes_config(0, base=8, size=32, budget=1.0), drift.GROWTH[growth])
+    loss = config.grow.loss
+    assert (loss.pixel > 0) == (growth != "adv alone")
+    assert (loss.adversarial > 0) == (growth != "rec alone")
 
 
 def test_places_of_drawn_objects_agree_over_sizes_and_move_with_the_object() -> None:
