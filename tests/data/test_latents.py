@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import pagoda.data.latents as latents_module
 from pagoda.data import LatentStore
 from pagoda.errors import ArtifactError, ConfigError, DataError, ShapeError
 from pagoda.files import load_tensors, save_tensors
@@ -57,6 +58,29 @@ def test_what_is_written_is_read_back(tmp_path: Path, flips: bool, dtype: str) -
     assert torch.equal(found, expected if dtype == "float32" else expected.half().float())
     assert torch.equal(store.get(indices), store.get(indices, torch.zeros(4)))
     assert store.guidance(indices) is None
+
+
+@pytest.mark.parametrize("flips", [True, False])
+def test_a_store_that_stays_on_the_disk_gives_the_same_latents(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flips: bool
+) -> None:
+    count = 5 if flips else 10
+    fill(start(tmp_path, flips=flips, count=count), [0, 1, 2], guided=True)
+    kept = LatentStore.open(tmp_path)
+    monkeypatch.setattr(latents_module, "_IN_MEMORY_BYTES", 10 * 2 * 3 * 4 * 4 - 1)
+    mapped = LatentStore.open(tmp_path)
+    indices = torch.randint(count, (40,), generator=torch.Generator().manual_seed(0))
+    flip = torch.arange(40) % 2 == 1 if flips else None
+    assert torch.equal(mapped.get(indices, flip), kept.get(indices, flip))
+    assert torch.equal(mapped.get(indices[:0]), kept.get(indices[:0]))
+    assert mapped.moments() == kept.moments()
+    found, expected = mapped.guidance(indices, flip), kept.guidance(indices, flip)
+    assert found is not None
+    assert expected is not None
+    assert torch.equal(found, expected)
+    if Path("/proc/self/maps").exists():
+        shards = [mapped.shard_path(shard) for shard in range(3)]
+        assert all(str(path) in Path("/proc/self/maps").read_text() for path in shards)
 
 
 def test_a_resumed_store_is_bit_identical_to_an_uninterrupted_one(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ UNIT SCALE: `z` is the ODE state at sigma_max divided by sigma_max, so its stand
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ from pagoda.errors import ArtifactError, DataError, ShapeError
 from pagoda.files import check_disk, load_tensors, refuse_foreign, save_tensors, write_text_atomic
 
 _METADATA_KEY = "pagoda_latents"
+_IN_MEMORY_BYTES = 1 << 30  # as for images: more is read through the page cache
 _FOREIGN_SUFFIXES = {".pt", ".pth", ".pkl", ".pickle", ".bin", ".ckpt", ".npz", ".npy"}
 
 
@@ -46,7 +48,7 @@ class LatentStore:
         """Use `create` or `open`."""
         self.path = Path(path)
         self.layout = layout
-        self._latents: Tensor | None = None
+        self._latents: list[Tensor] | None = None  # in one piece, or a mapped file for each shard
         self._guidance: Tensor | None = None
         self._moments: LatentMoments | None = None
 
@@ -96,7 +98,9 @@ class LatentStore:
 
     @classmethod
     def open(cls, path: Path | str, expect: Mapping[str, Any] | None = None) -> LatentStore:
-        """Open a complete store into memory, after reading and checking every shard.
+        """Open a complete store, after reading and checking every shard.
+
+        Up to a gibibyte of latents is kept in memory; more stay in their files and are read through the page cache.
 
         Args:
             expect: Provenance values that the store must have; it may have others besides.
@@ -223,8 +227,15 @@ class LatentStore:
         Raises:
             DataError: an index is out of range, or mirror images were not encoded.
         """
-        latents = self._opened()
-        return latents[self._row_numbers(indices, flips)].float()
+        latents, rows = self._opened(), self._row_numbers(indices, flips)
+        if len(latents) == 1:
+            return latents[0][rows].float()
+        found = torch.empty((len(rows), *self.shape), dtype=torch.float32)
+        shards = rows // self.layout.shard_size
+        for shard in shards.unique().tolist():
+            own = shards == shard
+            found[own] = latents[shard][rows[own] - shard * self.layout.shard_size].float()
+        return found
 
     def guidance(self, indices: Tensor, flips: Tensor | None = None) -> Tensor | None:
         """Guidance weights (B,) float32 that the latents were made with, or None when the encoder was not guided."""
@@ -251,7 +262,7 @@ class LatentStore:
                 "by `encode`, the teacher is too weak: train it for longer (teach.loop.steps), with another --out."
             )
 
-    def _opened(self) -> Tensor:
+    def _opened(self) -> list[Tensor]:
         if self._latents is None:
             raise ArtifactError(f"`{self.path}` is being written. Read it with LatentStore.open, once it is complete.")
         return self._latents
@@ -271,8 +282,11 @@ class LatentStore:
         return 2 * indices if flips is None else 2 * indices + flips.to("cpu").bool().long()
 
     def _load(self) -> None:
-        """Read, check and keep every shard."""
-        latents = torch.empty((self.layout.num_rows, *self.shape), dtype=self.layout.torch_dtype)
+        """Read and check every shard, and keep it or where it lies."""
+        layout, kind = self.layout, self.layout.torch_dtype
+        small = layout.num_rows * math.prod(self.shape) * kind.itemsize <= _IN_MEMORY_BYTES
+        whole = torch.empty((layout.num_rows, *self.shape), dtype=kind) if small else None
+        mapped: list[Tensor] = []
         guidance: list[Tensor | None] = []
         sums = MomentSums(self.shape[0])
         for shard in range(self.num_shards):
@@ -284,8 +298,11 @@ class LatentStore:
             z = tensors["z"]
             if not bool(z.isfinite().all()):
                 raise ArtifactError(f"`{path}` holds values that are not finite. Delete it and encode again.")
-            start = shard * self.layout.shard_size
-            latents[start : start + len(z)] = z
+            if whole is None:
+                mapped.append(z)  # safetensors maps the file: nothing of it stays in memory that is needed elsewhere
+            else:
+                start = shard * layout.shard_size
+                whole[start : start + len(z)] = z
             sums.add(z)
             guidance.append(tensors.get("guidance"))
         weights = [weight for weight in guidance if weight is not None]
@@ -293,7 +310,7 @@ class LatentStore:
             raise ArtifactError(
                 f"only some shards of `{self.path}` carry guidance weights. Delete the folder, encode again."
             )
-        self._latents, self._moments = latents, sums.result()
+        self._latents, self._moments = mapped if whole is None else [whole], sums.result()
         self._guidance = torch.cat(weights) if weights else None
 
     def _check_header(self, shard: int) -> None:
