@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from recipes.demo import demo_config
 from torch import Tensor
 
 from benchmarks.harness import Arm, PassLine, benchmark
@@ -22,11 +23,10 @@ from pagoda.export import ImageMaker, export_onnx, export_web, run_graph
 from pagoda.images import to_uint8
 from pagoda.networks import OneStepGenerator
 from pagoda.stages.config import override
-from pagoda.stages.presets import preset_config
 from pagoda.stages.sampling import load_generator, sample_images
 from pagoda.stages.train import train
 
-SIZES = (32, 64)
+SIZES = (16, 32)
 BATCHES = (1, 16)
 ROUNDS, SAMPLES = 30, 256
 WEIGHTS = ("float32", "float16", "int8")
@@ -35,15 +35,14 @@ FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--dis
 
 @cache
 def trained(budget: float) -> OneStepGenerator:
-    """The demo's run, grown to 64 px; kept in PAGODA_RUNS. One for all seeds, which decide the noise of the images that are compared."""
-    config = preset_config("tiny", "shapes:size=64", base=8, size=SIZES[-1])
-    changes: dict[str, Any] = {"mirror": False}
+    """The demo's run, kept in PAGODA_RUNS. One for all seeds, which decide the noise of the images that are compared."""
+    config, changes = demo_config(0), dict[str, Any]()
     if budget < 1:
         steps = {"teach.loop.steps": 1100, "distill.loop.steps": 1600, "distill.teacher_pairs.count": 10_000}
         changes |= {name: max(10, round(budget * value)) for name, value in steps.items()}
         changes |= {"grow.steps": [max(5, round(budget * 300))]}
-        changes |= {"data": f"shapes:count={max(200, round(budget * 6000))},size=64"}
-    name = "exports" + ("" if budget == 1 else f"-budget{budget:g}")
+        changes |= {"data": f"shapes:count={max(200, round(budget * 6000))}"}
+    name = "shapes-seed0" + ("" if budget == 1 else f"-budget{budget:g}")
     folder = Path(os.environ.get("PAGODA_RUNS", "runs")) / name
     return load_generator(train(override(config, changes), str(folder), quiet=True))
 
@@ -113,9 +112,9 @@ def page(seed: int, *, budget: float, weights: str) -> dict[str, float]:
         )
     seeds = list(range(20_000 + 1000 * seed, 20_000 + 1000 * seed + max(5, round(50 * budget))))
     labels = [seed % generator.num_classes for seed in seeds]
-    wanted = to_uint8(sample_images(generator, seeds, labels=labels, resolution=SIZES[0])).permute(0, 2, 3, 1).numpy()
+    wanted = to_uint8(sample_images(generator, seeds, labels=labels, resolution=SIZES[-1])).permute(0, 2, 3, 1).numpy()
     with tempfile.TemporaryDirectory() as folder, api.sync_playwright() as playwright:
-        made = export_web(generator, Path(folder) / "page", size=SIZES[0], weights=weights)  # type: ignore[arg-type]
+        made = export_web(generator, Path(folder) / "page", size=SIZES[-1], weights=weights)  # type: ignore[arg-type]
         size = sum(path.stat().st_size for path in made.path.parent.iterdir())
         browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
         try:
@@ -126,10 +125,10 @@ def page(seed: int, *, budget: float, weights: str) -> dict[str, float]:
             times, differences = [], []
             for i, (one, label) in enumerate(zip(seeds, labels, strict=True)):
                 milliseconds, values = tab.evaluate(
-                    f"(async () => {{ const t = performance.now(); const p = await pagoda.generate({one}, {label}, {SIZES[0]});"
+                    f"(async () => {{ const t = performance.now(); const p = await pagoda.generate({one}, {label}, {SIZES[-1]});"
                     "return [performance.now() - t, Array.from(p.data)] })()"
                 )
-                pixels = np.array(values, dtype=np.int16).reshape(SIZES[0], SIZES[0], 4)[..., :3]
+                pixels = np.array(values, dtype=np.int16).reshape(SIZES[-1], SIZES[-1], 4)[..., :3]
                 times.append(milliseconds)
                 differences.append(int(np.abs(pixels - wanted[i].astype(np.int16)).max()))
         finally:
