@@ -81,14 +81,15 @@ class PartialAnswers:
         self.facts = json.loads(json.dumps(facts))
         self.temperature: float | None = None
         self.rows: list[dict[str, Any]] = []
+        self._end = 0  # bytes of whole lines
         if self.path.is_file():
             self._read()
 
     def _read(self) -> None:
-        text = self.path.read_text(encoding="utf-8")
-        lines = text[: text.rfind("\n") + 1].splitlines()  # a last line without an end was being written
+        content = self.path.read_bytes()
+        self._end = content.rfind(b"\n") + 1  # a last line without an end was being written
         try:
-            head, *rows = [json.loads(line) for line in lines]
+            head, *rows = [json.loads(line) for line in content[: self._end].splitlines()]
         except ValueError as error:
             raise ArtifactError(f"{self.path} cannot be read ({error}). Remove it to start over.") from error
         found = head.pop("temperature")
@@ -103,18 +104,20 @@ class PartialAnswers:
     def begin(self, temperature: float) -> None:
         """Write the facts, before the first answers."""
         self.temperature, self.rows = temperature, []
-        write_text_atomic(self.path, json.dumps({**self.facts, "temperature": temperature}) + "\n")
+        head = json.dumps({**self.facts, "temperature": temperature}) + "\n"
+        write_text_atomic(self.path, head)
+        self._end = len(head.encode())
 
     def add(self, classes: Tensor, probabilities: Tensor, calls: Tensor) -> None:
         """Append the answers of a batch."""
         row = {"classes": classes.tolist(), "probabilities": probabilities.tolist(), "calls": calls.tolist()}
         self.rows.append(row)
-        kept = self.path.read_bytes()
-        end = kept.rfind(b"\n") + 1
+        line = json.dumps(row).encode() + b"\n"
         with self.path.open("r+b") as file:  # over what a broken write left behind
-            file.truncate(end)
-            file.seek(end)
-            file.write(json.dumps(row).encode() + b"\n")
+            file.truncate(self._end)
+            file.seek(self._end)
+            file.write(line)
+        self._end += len(line)
 
     def remove(self) -> None:
         """The finished answers are written."""
