@@ -58,6 +58,7 @@ nav a{text-decoration:none;border-bottom:1px solid transparent}nav a:hover{borde
 .tile b{display:block;font:600 1.45rem/1.25 ui-serif,Georgia,serif;font-variant-numeric:tabular-nums}
 .tile span{color:var(--quiet);font-size:.86rem}
 .cards{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,22rem),1fr));gap:1rem;margin:1rem 0}
+.roomy{grid-template-columns:repeat(auto-fit,minmax(min(100%,27rem),1fr))}
 .card{padding:.95rem 1.05rem;min-width:0}
 .card>p:last-child,.card>figure:last-child{margin-bottom:0}
 figure{margin:1rem 0}
@@ -75,7 +76,7 @@ section>h3{margin:1.5rem 0 .5rem}
 table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}
 th,td{text-align:left;padding:.42rem .7rem .42rem 0;border-bottom:1px solid var(--rule);vertical-align:middle}
 th{font-weight:600;font-size:.86rem;color:var(--quiet)}
-td.n,th.n{text-align:right}
+td.n,th.n{text-align:right;white-space:nowrap}
 tr:last-child td{border-bottom:0}
 .state{white-space:nowrap}
 .state::before{content:"";display:inline-block;width:.62rem;height:.62rem;border-radius:50%;margin-right:.45rem;

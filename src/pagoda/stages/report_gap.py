@@ -25,7 +25,7 @@ def gap_cards(run: RunFolder) -> str:
         ArtifactError: a file cannot be read.
     """
     cards = [card(f"{size} px", _content(facts)) for size, facts in load_gaps(run).items()]
-    return f'<div class="cards">{"".join(cards)}</div>' if cards else ""
+    return f'<div class="cards roomy">{"".join(cards)}</div>' if cards else ""
 
 
 def _content(facts: Mapping[str, Any]) -> str:
@@ -42,15 +42,14 @@ def _content(facts: Mapping[str, Any]) -> str:
     rows = [
         [
             p["name"] if p["name"] != "mixture" else f"mixture, {p['fraction']:g}",
-            short(p["fd"]),
-            short(p["kd"]),
+            short(p[shown]),
             short(p[f"floor_{shown}"]),
             f"{p['contrast_ratio']:.2f}",
             f"{p['sharpness_ratio']:.2f}",
         ]
         for p in points
     ]
-    heads = ["latents of", ">FD", ">KD", f">real {shown.upper()}", ">~contrast", ">~sharpness"]
+    heads = ["latents of", f">{shown.upper()}", ">real", ">contrast", ">~sharpness"]
     unseen = facts["unseen"]
     note = (
         f"{facts['count']} images a point against {facts['reference']} training images, in features "
