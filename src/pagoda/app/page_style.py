@@ -19,7 +19,7 @@ gradio-app>.gradio-container{width:100%!important;max-width:76rem!important;marg
 .pagoda td,.pagoda th,.pagoda tr,.prose td,.prose th,.prose tr{border-color:var(--rule)!important}
 .pagoda td,.pagoda th{border-inline:0!important;border-top:0!important}
 .prose table{display:block;overflow-x:auto}
-.gallery-pick .grid-wrap{height:auto!important;max-height:none!important;min-height:0!important}
+.gallery-pick .grid-wrap{height:auto!important;max-height:none!important;min-height:0!important;padding-top:2rem!important}
 footer{display:none!important}
 .pagoda{color:var(--ink);font:16px/1.55 system-ui,-apple-system,"Segoe UI",Roboto,sans-serif}
 .pagoda .shots{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,var(--shot,7.5rem)),1fr));gap:.7rem}
