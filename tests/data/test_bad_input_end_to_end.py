@@ -207,6 +207,14 @@ def test_a_pickle_among_the_latents_is_refused(encoded: RunFolder) -> None:
     refuses(encoded, ArtifactError, r"latents\.pt` does not belong .* pickles are never read")
 
 
+def test_a_pickle_among_the_latents_is_noticed_before_a_teacher_is_trained(tmp_path: Path) -> None:
+    run = RunFolder.create(tmp_path / "run", tiny_config())
+    run.latents.mkdir()
+    (run.latents / "mine.npz").write_bytes(b"x")
+    refuses(run, ArtifactError, r"mine\.npz` does not belong")
+    assert not run.teacher.exists()
+
+
 def test_a_pickle_in_the_place_of_a_shard_is_refused(encoded: RunFolder) -> None:
     torch.save({"z": torch.zeros(3)}, shards(encoded)[1])
     refuses(encoded, ArtifactError, r"latents-00002-of-00005\.safetensors` is a zip archive, as torch\.save writes")

@@ -14,7 +14,7 @@ from pagoda.data.downsample import Downsampler, DownsamplerKind
 from pagoda.data.folder import FolderSource
 from pagoda.data.hub import HubSource
 from pagoda.data.idx import IdxSource
-from pagoda.data.latents import LatentStore
+from pagoda.data.latents import LatentStore, refuse_pickles
 from pagoda.data.moments import LatentMoments
 from pagoda.data.order import batch_indices, epoch_order
 from pagoda.data.protocol import BadImageError, ImageSource, SourceConfig
@@ -44,4 +44,5 @@ __all__ = [
     "move_bad",
     "open_source",
     "prepare_images",
+    "refuse_pickles",
 ]

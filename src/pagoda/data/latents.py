@@ -337,12 +337,25 @@ class LatentStore:
         """No other shards and no pickles in the folder: they would be taken for part of the store by people."""
         if not self.path.is_dir():
             return
+        refuse_pickles(self.path)
         own = {self.shard_path(shard).name for shard in range(self.num_shards)}
-        for entry in sorted(self.path.iterdir()):
-            if entry.name in own or entry.name.startswith("."):
-                continue
-            if entry.suffix == ".safetensors" or entry.suffix in _FOREIGN_SUFFIXES:
+        for entry in sorted(self.path.glob("[!.]*.safetensors")):
+            if entry.name not in own:
                 raise ArtifactError(
-                    f"`{entry}` does not belong to the store of latents in its folder, which has "
-                    f"{self.num_shards} shards of safetensors. Move it away; pickles are never read."
+                    f"`{entry}` does not belong to the store of latents in its folder, which has {self.num_shards} shards. "
+                    "Move it away."
                 )
+
+
+def refuse_pickles(path: Path) -> None:
+    """Look through a folder of latents, which need not exist yet, for files that are never read.
+
+    Raises:
+        ArtifactError: there is a pickle, an archive of arrays, or the like; it is named.
+    """
+    for entry in sorted(path.iterdir()) if path.is_dir() else ():
+        if entry.suffix in _FOREIGN_SUFFIXES and not entry.name.startswith("."):
+            raise ArtifactError(
+                f"`{entry}` does not belong into a store of latents, whose shards are safetensors. Move it away; pickles are never "
+                "read."
+            )

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from pagoda.data import LatentStore
+from pagoda.data import LatentStore, refuse_pickles
 from pagoda.errors import ArtifactError, ConfigError
 from pagoda.evaluation import psnr
 from pagoda.files import check_disk
@@ -70,6 +70,7 @@ def train(config: RunConfig, out: str, *, until: str = "grow", quiet: bool = Fal
     runtime.barrier()
     run = RunFolder.open(out)
     with run.lock() if runtime.is_main else contextlib.nullcontext():  # the first process holds the lock for all
+        refuse_pickles(run.latents)  # hours before `encode` would meet them
         context = open_context(run, config, runtime, quiet=quiet)
         wanted = stages_of(config, until)
         check_guidance(config, context.data.num_classes)
