@@ -20,6 +20,7 @@ LEVELS = {
     "process": 0,
     "files": 1,
     "images": 2,
+    "video": 3,
     "diffusion": 3,
     "networks": 4,
     "data": 5,
@@ -40,6 +41,7 @@ LEVELS = {
 }
 """A module imports from lower levels, or from its own room."""
 OPTIONAL = {
+    "av",
     "datasets",
     "fastapi",
     "gradio",

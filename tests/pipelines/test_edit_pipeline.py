@@ -153,6 +153,21 @@ def test_the_ends_of_the_way_are_the_reconstructions(pipeline: PagodaEditPipelin
     assert np.array_equal(shown, to_uint8(way.frames[-1]).permute(1, 2, 0).numpy())
 
 
+def test_the_way_as_a_film_says_what_made_it(
+    pipeline: PagodaEditPipeline, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    av = pytest.importorskip("av")
+    film = tmp_path / "way.mp4"
+    way = pipeline.interpolate(photo(16, 16), photo(30, 20), frames=5, labels=(3, 8))
+    way.save(film, seconds=1.0, there_and_back=False)
+    with av.open(str(film)) as container:
+        assert sum(1 for _ in container.decode(video=0)) == 5
+    assert main(["inspect", str(film)]) == 0
+    assert '"interpolate"' in capsys.readouterr().out
+    assert main(["inspect", str(film), "--run", "RUN"]) == 1
+    assert "no run makes it again" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("size", [(8, 8), (10, 7), (4, 6)])
 def test_an_enlarged_image_has_the_shape_of_the_small_one(pipeline: PagodaEditPipeline, size: tuple[int, int]) -> None:
     edited = pipeline.upscale(photo(*size), label=3, steps=2)

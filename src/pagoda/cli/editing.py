@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from pagoda.errors import ConfigError, DataError
+from pagoda.errors import ConfigError, DataError, import_extra
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -135,11 +135,13 @@ class EditInterpolate(_Edit):
     """Of an animation, one way."""
 
     def run(self) -> None:
-        """Edit and write: .png and .jpg are strips, .gif and .webp (lossless) animations."""
+        """Edit and write: .png and .jpg are strips, .gif, .mp4 and .webp (lossless) animations."""
         if self.seconds <= 0:
             raise ConfigError(f"--seconds must be > 0, got {self.seconds}.")
         edit = f"to-{self.second.stem}"
-        pipeline = self.pipeline(edit, (".png", ".jpg", ".jpeg", ".gif", ".webp"))
+        pipeline = self.pipeline(edit, (".png", ".jpg", ".jpeg", ".gif", ".webp", ".mp4"))
+        if self.target(edit).suffix.lower() == ".mp4":
+            import_extra("av", "video")  # known to be there before the work
         edited = pipeline.interpolate(
             self.image,
             self.second,

@@ -125,7 +125,7 @@ class Inspect:
     """
 
     image: tyro.conf.Positional[Path]
-    """PNG, WebP or JPEG file."""
+    """PNG, WebP, JPEG or GIF file; of a film (.mp4) what made it is told, and no more."""
     run_dir: Annotated[str | None, tyro.conf.arg(name="run")] = None
     """Run folder, or a folder of `pagoda export --to diffusers`, that is asked to make the image again."""
     watermark: str | None = None
@@ -139,10 +139,16 @@ class Inspect:
 
         from pagoda.images import read_metadata
         from pagoda.stages.provenance import compare_with_run, read_mark_of
+        from pagoda.video import read_video_metadata
 
         if self.cropped_from is not None and self.watermark is None:
             raise ConfigError("--cropped-from is for the search of a watermark; give its key by --watermark.")
-        facts = read_metadata(self.image)
+        film = self.image.suffix.lower() == ".mp4"
+        if film and (self.run_dir is not None or self.watermark is not None):
+            raise ConfigError(
+                "a film is compressed with loss: no run makes it again, and no mark is read. Leave --run and --watermark out."
+            )
+        facts = read_video_metadata(self.image) if film else read_metadata(self.image)
         if facts is None and (self.watermark is None or self.run_dir is not None):
             raise ArtifactError(
                 f"{self.image} does not say what made it: it is not an image of pagoda, or its metadata was removed."

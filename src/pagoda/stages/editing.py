@@ -20,6 +20,7 @@ from pagoda.stages.encode import invert_images
 from pagoda.stages.run_folder import RunFolder
 from pagoda.steering import ImageEncoder
 from pagoda.training import seeded_generator
+from pagoda.video import save_video
 
 
 @dataclass(frozen=True)
@@ -54,17 +55,23 @@ class EditedFrames:
     facts: dict[str, Any]
 
     def save(self, path: Path | str, *, seconds: float = 2.0, there_and_back: bool = True) -> None:
-        """Write an animation (.gif, or .webp, which is lossless) or a strip (.png, .jpg).
+        """Write an animation (.gif, .mp4, or .webp, which is lossless) or a strip (.png, .jpg).
 
         Args:
             path: Name; its ending decides.
             seconds: Of an animation's way there.
             there_and_back: Whether an animation also returns.
+
+        Raises:
+            ConfigError: another ending.
+            MissingExtraError: an MP4 without PyAV.
         """
-        if Path(path).suffix.lower() in (".gif", ".webp"):
+        ending = Path(path).suffix.lower()
+        if ending in (".gif", ".webp", ".mp4"):
             images = to_pil(self.frames)
             images += images[-2:0:-1] if there_and_back else []
-            save_animation(images, path, milliseconds=round(1000 * seconds / len(self.frames)), metadata=self.facts)
+            write = save_video if ending == ".mp4" else save_animation
+            write(images, path, milliseconds=round(1000 * seconds / len(self.frames)), metadata=self.facts)
         else:
             save_image(make_grid(self.frames, columns=len(self.frames)), path, metadata=self.facts)
 
