@@ -20,7 +20,7 @@ NOT_RUN = {
 """Peers that do not run here, and why."""
 
 
-ROUNDS = 9
+ROUNDS = 5
 STEPS = {"train": 8, "sample, 35 calls": 1, "sample, 1 call": 16}
 """Steps or calls a turn: about a second and a half each."""
 
