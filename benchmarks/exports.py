@@ -38,7 +38,7 @@ def trained(budget: float) -> OneStepGenerator:
     """The demo's run, kept in PAGODA_RUNS. One for all seeds, which decide the noise of the images that are compared."""
     config, changes = demo_config(0), dict[str, Any]()
     if budget < 1:
-        steps = {"teach.loop.steps": 1100, "distill.loop.steps": 1600, "distill.teacher_pairs.count": 10_000}
+        steps = {"teach.loop.steps": 1100, "distill.loop.steps": 1400, "distill.teacher_pairs.count": 8000}
         changes |= {name: max(10, round(budget * value)) for name, value in steps.items()}
         changes |= {"grow.steps": [max(5, round(budget * 300))]}
         changes |= {"data": f"shapes:count={max(200, round(budget * 6000))}"}
