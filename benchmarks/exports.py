@@ -29,6 +29,8 @@ from pagoda.stages.train import train
 SIZES = (16, 32)
 BATCHES = (1, 16)
 ROUNDS, SAMPLES = 30, 256
+PAUSE = 0.1
+"""Seconds."""
 WEIGHTS = ("float32", "float16", "int8")
 FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
 
@@ -48,11 +50,15 @@ def trained(budget: float) -> OneStepGenerator:
 
 
 def seconds_each(first: Callable[[], object], second: Callable[[], object], rounds: int) -> tuple[float, float, float]:
-    """Median seconds of two calls, in turn, after a warm-up, and the median of first over second in each round."""
+    """Median seconds of two calls, in turn, after a warm-up, and the median of first over second in each round.
+
+    A pause before each: onnxruntime's threads go on spinning for a while, and would take the cores from PyTorch's.
+    """
     pairs = []
     for _ in range(rounds + 2):
         times = []
         for call in (first, second):
+            time.sleep(PAUSE)
             start = time.perf_counter()
             call()
             times.append(time.perf_counter() - start)
