@@ -164,8 +164,11 @@ def test_a_walk_follows_its_slider_and_candidates_are_picked_by_clicking(page: A
     slider.press("ArrowRight")  # by the keyboard
     page.wait_for_selector("#explore-live img[alt*='51% across']")
     assert page.locator("#explore-live img").get_attribute("src") != before
+    picked = "document.querySelector('#explore-picks textarea, #explore-picks input').value.split(',').length"
     for number in (4, 5):
         page.locator("#explore-candidates button.thumbnail-item, #explore-candidates .thumbnail-lg").nth(number).click()
+        # A click adds to what the page shows, so the next one has to wait for it.
+        page.wait_for_function(f"{picked} === {number - 1}")
     page.wait_for_selector("#explore-live img[alt*='between 0, 1, 4, 5: 51% across, 50% down']")
     page.locator("#explore-around").click()
     page.wait_for_selector("#explore-result >> text=variation 8")
