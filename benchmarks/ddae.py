@@ -112,7 +112,7 @@ def throughput_ratio(model: ReadableModel, images: Tensor) -> float:
     "ddae",
     question=(
         "How well does a linear head on one part of a teacher's network tell Fashion-MNIST's classes, when the teacher (16 px, small "
-        "preset, 1,200 steps) never saw a label? 20,000 training images for the heads, 4,000 of them for the search, all test images."
+        "preset) never saw a label? 20,000 training images for the heads, 4,000 of them for the search, all test images."
     ),
     passes=[
         PassLine(

@@ -25,14 +25,13 @@ FASHION = [
     "--set",
     "source.pad=32",
     "mirror=false",
-    "teach.loop.steps=1200",
 ]
 SETTINGS: dict[str, list[str]] = {
     "shapes": ["--base", "8", "--size", "8", "--preset", "tiny", "--set", "mirror=false"],
-    "fashion-labels": FASHION,
+    "fashion-labels": [*FASHION, "teach.loop.steps=1200"],
     "fashion-plain": [*FASHION, "teach.condition_dropout=1.0"],
 }
-"""Options of `pagoda teach` by name. `fashion-plain` never sees a label."""
+"""Options of `pagoda teach` by name. `fashion-plain` never sees a label, and is trained as long as the preset says."""
 
 
 @cache
