@@ -6,6 +6,7 @@ from typing import Any
 
 from pagoda.app import tab_about, tab_data, tab_edit, tab_explore, tab_generate, tab_watch
 from pagoda.app.context import PageContext, client_of
+from pagoda.app.editing import can_edit
 from pagoda.app.page_style import FONT
 
 TABS = (
@@ -29,20 +30,34 @@ def build_page(context: PageContext) -> Any:
             run = gr.Dropdown(
                 names, value=default_run(context), label="Run", scale=3, min_width=240, elem_id="run", filterable=True
             )
-        with gr.Tabs():
+        opened = gr.State(TABS[0][0])
+        with gr.Tabs() as tabs:
             for title, anchor, build in TABS:
-                # Gradio forgets to hide a tab that was never opened, unless what is in it is rendered beforehand.
+                # Gradio cannot hide a tab that was never opened, unless what is in it is rendered beforehand.
                 with gr.Tab(title, id=anchor, elem_id=f"tab-{anchor}", render_children=anchor == "edit") as tab:
                     build(context, page, tab, run)
 
         def list_runs(chosen: Any) -> Any:
             found = [entry.name for entry in server.catalog.entries()]
-            return gr.update(choices=found, value=chosen if chosen in found else default_run(context))
+            # One that is there is left alone: by now the visitor may have chosen another.
+            return gr.update(choices=found) if chosen in found else gr.update(choices=found, value=default_run(context))
+
+        def remember(event: Any) -> str:
+            return str(event.value)
+
+        def leave_edit(name: Any, title: Any) -> tuple[Any, Any]:
+            if title != "Edit" or can_edit(server.catalog, name):
+                return gr.skip(), gr.skip()
+            return gr.update(selected=TABS[0][1]), TABS[0][0]  # a hidden tab that stays open is an empty page
 
         def leave(request: Any) -> None:
             server.cancel_client(client_of(request))
 
-        page.load(list_runs, run, run, api_visibility="private", show_progress="hidden")
+        remember.__annotations__ = {"event": gr.SelectData}
+        quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+        page.load(list_runs, run, run, **quiet)
+        tabs.select(remember, None, opened, trigger_mode="multiple", **quiet)
+        run.change(leave_edit, [run, opened], [tabs, opened], **quiet)
         page.unload(context.with_request(leave))
     # Each handler only waits for the model server, whose own queue decides who is next.
     page.queue(api_open=False, default_concurrency_limit=None)

@@ -156,10 +156,14 @@ def build(context: PageContext, page: Any, tab: Any, run: Any) -> None:
     def cancel(request: Any) -> Any:
         return gr.skip() if server.cancel_client(client_of(request)) else told("Nothing is under way.")
 
+    def show_tab(name: Any) -> Any:
+        # Hidden, not False: Gradio takes a tab that is False out of the page, and then forgets that it was hidden.
+        return gr.update(visible=True if can_edit(server.catalog, name) else "hidden")
+
     def change_run(name: Any) -> tuple[Any, ...]:
         names = class_choices(context.model(name))[1:]
         return (
-            gr.update(visible=can_edit(server.catalog, name)),
+            show_tab(name),
             gr.update(choices=[GUESS, *names], value=GUESS, visible=bool(names)),
             gr.update(choices=names, value=names[0] if names else None, visible=bool(names)),
         )
@@ -170,4 +174,5 @@ def build(context: PageContext, page: Any, tab: Any, run: Any) -> None:
     go.click(context.with_request(edit), inputs, [status, result, download], **private)
     stop.click(context.with_request(cancel), None, status, api_visibility="private")
     run.change(change_run, run, [tab, shows, to], **private)
-    page.load(lambda name: gr.update(visible=can_edit(server.catalog, name)), run, tab, **private)
+    # Only ever hides: its answer may come after that of a run chosen meanwhile.
+    page.load(lambda name: gr.skip() if can_edit(server.catalog, name) else show_tab(name), run, tab, **private)

@@ -71,6 +71,7 @@ def build(context: PageContext, page: Any, tab: Any, run: Any) -> None:
                 info="Standard deviations that the noise stays below; 3 leaves it as it is, less is more typical and less varied.",
             )
             show = gr.Button("Show candidates", variant="primary", elem_id="explore-show")
+            picked = gr.State("0, 1")
             picks = gr.Textbox(
                 "0, 1",
                 label="Seeds to walk between",
@@ -176,8 +177,9 @@ def build(context: PageContext, page: Any, tab: Any, run: Any) -> None:
         except PagodaError as error:
             yield told(str(error), bad=True), gr.skip()
 
-    def pick(text: Any, start: Any, event: Any) -> Any:
-        return toggle(text, int(start or 0) + int(event.index))
+    def pick(text: Any, start: Any, event: Any) -> tuple[str, str]:
+        seeds = toggle(text, int(start or 0) + int(event.index))
+        return seeds, seeds
 
     def change_run(name: Any) -> tuple[Any, ...]:
         names = class_choices(context.model(name))[1:]
@@ -187,7 +189,10 @@ def build(context: PageContext, page: Any, tab: Any, run: Any) -> None:
     pick.__annotations__ = {"event": gr.SelectData}
     private: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "concurrency_limit": None}
     show.click(context.with_request(show_candidates), [run, label, first, cut], [status, candidates], **private)
-    candidates.select(pick, [picks, first], picks, api_visibility="private")
+    # Clicks are added up on the server, one after another: the field of a page still shows what was there before the last of them.
+    clicks: dict[str, Any] = {**private, "concurrency_limit": 1, "trigger_mode": "multiple"}
+    candidates.select(pick, [picked, first], [picks, picked], **clicks)
+    picks.input(lambda text: text, picks, picked, **private)
     inputs = [run, label, picks, across, down, cut]
     walking = context.with_request(move)
     for changed in (across, down, picks, label, cut):
