@@ -42,7 +42,7 @@ def runs(finished_run: RunFolder, tmp_path_factory: pytest.TempPathFactory) -> P
 def app(runs: Path) -> Iterator[Any]:
     """The app, listening."""
     pytest.importorskip("gradio", reason="needs Gradio. Run: pip install 'pagoda[app]'", exc_type=ImportError)
-    from pagoda.app.server import ServerConfig
+    from pagoda.app.server_config import ServerConfig
     from pagoda.app.serving import AppConfig, RunningApp
     from pagoda.app.uploads import UploadLimits
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 
 from pagoda.app import RunCatalog
 from pagoda.errors import ArtifactError, ConfigError
+from pagoda.files import write_text_atomic
+from pagoda.stages.run_folder import RunFolder
 
 
 def test_runs_are_listed_with_what_they_can_make_and_why_not(runs: Path) -> None:
@@ -84,3 +87,23 @@ def test_a_run_that_is_being_written_or_damaged_is_listed_with_its_problem(tmp_p
     assert [entry.name for entry in found] == ["foreign", "half"]
     assert all(entry.problem for entry in found)
     assert "colour_of_the_sky" in found[0].problem
+
+
+def test_a_run_is_read_once_and_again_when_it_was_written(
+    finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "runs" / "finished"
+    shutil.copytree(finished_run, run)
+    catalog, read, config = RunCatalog(tmp_path / "runs"), [], RunFolder.config
+    monkeypatch.setattr(RunFolder, "config", lambda self: (read.append(self.path), config(self))[1])
+    for _ in range(3):
+        catalog.open("finished")
+    assert len(read) == 1
+    write_text_atomic(run / "config.yaml", (run / "config.yaml").read_text() + "\n# looked through\n")
+    catalog.open("finished")
+    assert len(read) == 2
+    write_text_atomic(run / "config.yaml", "no: settings of ours\n")
+    with pytest.raises(ConfigError):
+        catalog.open("finished")
+    with pytest.raises(ConfigError):
+        catalog.open("finished")  # what was refused is read again

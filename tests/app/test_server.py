@@ -23,7 +23,7 @@ from pagoda.app import (
     TaskRequest,
 )
 from pagoda.errors import ArtifactError, ConfigError, ResourceError, ShapeError
-from pagoda.stages.exploring import LatentPoint
+from pagoda.stages.exploring import LatentPoint, render_points
 from pagoda.stages.run_folder import RunFolder
 
 
@@ -81,14 +81,57 @@ def test_an_image_has_the_same_bits_alone_and_in_any_company(server: ModelServer
 def test_where_rows_see_each_other_every_image_gets_a_call_of_its_own(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pagoda.app.server.rows_are_independent", lambda generator, batch_size: False)
+    monkeypatch.setattr("pagoda.app.models.rows_are_independent", lambda generator, batch_size: False)
     with ModelServer(RunCatalog(root), ServerConfig(batch_size=4)) as server:
         with pytest.warns(UserWarning, match="a call of its own"):
             model = server.model("run")
-        assert model.batch_size == 1
+        assert model.rows.trusted == (1,)
         answer = server.submit(ask(1, 2, 3)).result(20)
         assert answer.batch_size == 1
         assert answer.images[16].shape == (3, 3, 16, 16)
+
+
+def test_a_crowd_gets_larger_calls_where_they_change_no_bit(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+
+    def render(generator: Any, points: Any, labels: Any, **options: Any) -> Any:
+        made.append(len(points))  # whether a machine's sums depend on the number of rows is not for this test to say
+        parts = [
+            render_points(generator, points[i : i + 2], labels and labels[i : i + 2], **options)
+            for i in range(0, len(points), 2)
+        ]
+        return {side: torch.cat([part[side] for part in parts]) for side in parts[0]}
+
+    monkeypatch.setattr("pagoda.app.calls.render_points", render)
+    with ModelServer(RunCatalog(root), ServerConfig(batch_size=2, max_rows=8, call_seconds=60)) as server:
+        alone = {seed: server.submit(ask(seed)).result(20).images[16][0] for seed in range(32)}
+        assert set(made) == {2}
+        gate = Gate(server)
+        jobs = [server.submit(ask(*range(first, first + 4)), client=str(first)) for first in range(0, 32, 4)]
+        gate.open.set()
+        together = torch.cat([job.result(20).images[16] for job in jobs])
+        assert server.model("run").rows.trusted == (2, 4, 8)
+        assert made.count(8) >= 2  # the trial, and what then came
+    for seed, image in enumerate(together):
+        assert torch.equal(image, alone[seed])
+
+
+def test_calls_whose_size_moves_a_bit_are_not_made(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+
+    def render(generator: Any, points: Any, *args: Any, **options: Any) -> Any:
+        made.append(len(points))
+        images = render_points(generator, points, *args, **options)
+        return {side: image + (1e-6 if len(points) > 2 else 0) for side, image in images.items()}
+
+    monkeypatch.setattr("pagoda.app.calls.render_points", render)
+    with ModelServer(RunCatalog(root), ServerConfig(batch_size=2, max_rows=8, call_seconds=60)) as server:
+        alone = torch.cat([server.submit(ask(seed)).result(20).images[16] for seed in range(12)])
+        together = server.submit(ask(*range(12))).result(20).images[16]
+        assert server.model("run").rows.trusted == (2,)
+    assert torch.equal(together, alone)
+    assert sorted(set(made)) == [2, 4]
+    assert made.count(4) == 1  # tried once
 
 
 def test_all_octaves_come_out_of_one_request_and_equal_the_single_ones(server: ModelServer) -> None:
@@ -235,7 +278,16 @@ def test_closing_cancels_what_waits(root: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [{"batch_size": 0}, {"max_images": 0}, {"max_waiting": 0}, {"max_models": 0}, {"time_limit": 0.0}]
+    "change",
+    [
+        {"batch_size": 0},
+        {"max_images": 0},
+        {"max_waiting": 0},
+        {"max_models": 0},
+        {"time_limit": 0.0},
+        {"call_seconds": 0.0},
+        {"max_rows": 7},
+    ],
 )
 def test_limits_out_of_range_are_refused(change: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=f"{next(iter(change))} must be"):

@@ -3,7 +3,9 @@
 from pagoda.app.catalog import RunCatalog, RunEntry
 from pagoda.app.guard import Guard, GuardConfig
 from pagoda.app.jobs import ImageRequest, Job, JobCancelledError, JobQueue, TaskRequest
-from pagoda.app.server import Answer, LoadedModel, ModelServer, ServerConfig
+from pagoda.app.models import LoadedModel
+from pagoda.app.server import Answer, ModelServer
+from pagoda.app.server_config import ServerConfig
 from pagoda.app.serving import AppConfig, RunningApp
 from pagoda.app.uploads import UploadedImage, UploadLimits, clean_name, read_upload, read_uploaded_file
 

@@ -49,6 +49,7 @@ class RunCatalog:
         if not self.root.is_dir():
             raise ConfigError(f"{root} is not a folder. Give the folder that holds your runs: `pagoda app runs/`.")
         self._alone = (self.root / "config.yaml").is_file()
+        self._found_good: dict[Path, tuple[object, ...]] = {}
 
     def entries(self) -> list[RunEntry]:
         """All runs, by name; those that cannot be opened say why."""
@@ -75,8 +76,14 @@ class RunCatalog:
                 f"{self.root.name}/ that hold a config.yaml."
             )
         run = RunFolder.open(path)
-        _refuse_newer(run, str(name))
-        run.config()
+        # Reading the configuration takes longer than making an image, and every request and every call of a network asks.
+        files = _files_read(run)
+        if self._found_good.get(path) != files:
+            _refuse_newer(run, str(name))
+            run.config()
+            if len(self._found_good) >= _MOST:
+                self._found_good.clear()
+            self._found_good[path] = files
         return run
 
     def _path(self, name: object) -> Path | None:
@@ -125,6 +132,18 @@ def _folders(folder: Path, prefix: str, depth: int) -> Iterator[str]:
             yield name
         elif depth > 1 and not entry.is_symlink():
             yield from _folders(Path(entry.path), name + "/", depth - 1)
+
+
+def _files_read(run: RunFolder) -> tuple[object, ...]:
+    """Which files `RunCatalog.open` reads, and which writing of each: files are replaced, never changed in place."""
+    found: list[tuple[str, int, int, int]] = []
+    for path in (run.config_path, *sorted((run.path / "stages").glob("*.json"))):
+        try:
+            status = path.stat()
+        except OSError:  # removed meanwhile: reading it says what that means
+            continue
+        found.append((path.name, status.st_ino, status.st_size, status.st_mtime_ns))
+    return tuple(found)
 
 
 def _refuse_newer(run: RunFolder, name: str) -> None:

@@ -10,8 +10,9 @@ from types import ModuleType
 from typing import Any
 
 from pagoda.app.jobs import ImageRequest, Job, JobCancelledError, TaskRequest
+from pagoda.app.models import LoadedModel
 from pagoda.app.page_style import progress_line, told
-from pagoda.app.server import LoadedModel, ModelServer
+from pagoda.app.server import ModelServer
 from pagoda.app.uploads import UploadLimits
 from pagoda.errors import ConfigError, PagodaError
 

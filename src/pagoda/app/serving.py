@@ -23,7 +23,8 @@ from pagoda.app.guard import LOCAL_NAMES, Guard, GuardConfig
 from pagoda.app.jobs import ImageRequest
 from pagoda.app.page import build_page, default_run, theme
 from pagoda.app.page_style import app_style, first_picture, rewrite_page
-from pagoda.app.server import ModelServer, ServerConfig
+from pagoda.app.server import ModelServer
+from pagoda.app.server_config import ServerConfig
 from pagoda.app.tab_generate import FIRST_COUNT
 from pagoda.app.uploads import UploadLimits
 from pagoda.errors import ConfigError, PagodaError, ResourceError, import_extra

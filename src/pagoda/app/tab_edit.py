@@ -11,9 +11,9 @@ from typing import Any
 from pagoda.app.context import PageContext, client_of, follow, number, whole_number
 from pagoda.app.editing import KINDS, EditDesk, EditRequest, can_edit, parse_mask
 from pagoda.app.jobs import Job, TaskRequest
+from pagoda.app.models import LoadedModel
 from pagoda.app.page_style import shots, told
 from pagoda.app.painting import FIELD, painter
-from pagoda.app.server import LoadedModel
 from pagoda.app.tab_generate import class_choices
 from pagoda.app.uploads import read_uploaded_file
 from pagoda.errors import ConfigError, PagodaError

@@ -37,7 +37,9 @@ class App:
     password_file: Path | None = None
     """File whose first line is the password."""
     batch_size: int = 8
-    """Rows of every call of a network: more serves crowds faster, fewer a single visitor."""
+    """Rows of the smallest call of a network: what a single image costs."""
+    max_rows: int = 64
+    """Rows of a call at most, while many wait."""
     max_images: int = 64
     """Images of a request at most."""
     max_waiting: int = 128
@@ -54,7 +56,7 @@ class App:
     def run(self) -> None:
         """Serve until interrupted."""
         password = self._password()
-        from pagoda.app.server import ServerConfig
+        from pagoda.app.server_config import ServerConfig
         from pagoda.app.serving import AppConfig, RunningApp
         from pagoda.app.uploads import UploadLimits
         from pagoda.training import Runtime
@@ -65,6 +67,7 @@ class App:
             password=password,
             server=ServerConfig(
                 batch_size=self.batch_size,
+                max_rows=self.max_rows,
                 max_images=self.max_images,
                 max_waiting=self.max_waiting,
                 time_limit=self.time_limit,

@@ -1,0 +1,70 @@
+"""Calls of a network that answer several requests at once."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from pagoda.app.jobs import ImageRequest, Job
+from pagoda.app.models import LoadedModel
+from pagoda.errors import ArtifactError, ConfigError, ShapeError
+from pagoda.stages.exploring import LatentPoint, render_points
+from pagoda.stages.sampling import check_labels
+
+
+def check_request(model: LoadedModel, job: Job) -> None:
+    """Refuse what this model cannot make.
+
+    Raises:
+        ConfigError: labels that it does not have.
+        ShapeError: sizes that it does not have.
+        ArtifactError: the run has gone on since the first images of this request.
+    """
+    request, generator = job.request, model.generator
+    assert isinstance(request, ImageRequest)
+    if request.guidance != 1 and not generator.num_classes:
+        raise ConfigError(f"{model.run} has no classes to guide towards; leave guidance at 1, got {request.guidance}.")
+    check_labels(request.labels, [point.seeds[0] for point in request.points], generator.num_classes)
+    missing = [size for size in request.sizes if size not in generator.sizes]
+    if missing:
+        raise ShapeError(f"{model.run} makes images of {generator.sizes} px, none of {missing[0]}.")
+    if job.model not in ("", model.hash):
+        raise ArtifactError(f"{model.run} got a new generator while your images were being made. Ask again.")
+
+
+def render_rows(model: LoadedModel, rows: list[tuple[Job, int]], request: ImageRequest) -> dict[int, Tensor]:
+    """Images of the rows, by a call of a size that gives them the bits of the smallest one."""
+    size = model.rows.choose(len(rows))
+    sides = request.sizes or (model.generator.size,)
+    if not model.rows.is_trial(size):
+        started = time.perf_counter()
+        images = _call(model, rows, request, size, sides)
+        model.rows.took(size, time.perf_counter() - started)
+        return images
+    every, least = model.generator.sizes, model.rows.least
+    parts = [_call(model, rows[i : i + least], request, least, every) for i in range(0, size, least)]
+    trusted = {side: torch.cat([part[side] for part in parts]) for side in every}
+    tried = _call(model, rows, request, size, every)
+    model.rows.settle(size, equal=all(torch.equal(tried[side], made) for side, made in trusted.items()))
+    return {side: trusted[side] for side in sides}
+
+
+def _call(
+    model: LoadedModel, rows: list[tuple[Job, int]], request: ImageRequest, size: int, sides: Sequence[int]
+) -> dict[int, Tensor]:
+    """Images of the rows, of these sides, by one call of the network with `size` rows."""
+    points: list[LatentPoint] = []
+    labels: list[int] = []
+    for job, i in rows:
+        assert isinstance(job.request, ImageRequest)
+        points.append(job.request.points[i])
+        if job.request.labels is not None:
+            labels.append(job.request.labels[i])
+    missing = size - len(points)
+    points += points[-1:] * missing
+    labels += labels[-1:] * missing
+    made = render_points(model.generator, points, labels or None, sizes=sides, guidance=request.guidance)
+    return {side: images[: len(rows)] for side, images in made.items()}
