@@ -90,10 +90,10 @@ def test_a_run_that_is_being_written_or_damaged_is_listed_with_its_problem(tmp_p
 
 
 def test_a_run_is_read_once_and_again_when_it_was_written(
-    finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    finished_run: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = tmp_path / "runs" / "finished"
-    shutil.copytree(finished_run, run)
+    shutil.copytree(finished_run.path, run)
     catalog, read, config = RunCatalog(tmp_path / "runs"), [], RunFolder.config
     monkeypatch.setattr(RunFolder, "config", lambda self: (read.append(self.path), config(self))[1])
     for _ in range(3):
