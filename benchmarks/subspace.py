@@ -26,6 +26,8 @@ from pagoda.understanding import (
 SHAPE = (3, 4, 4)
 RANKS = (3, 6, 9)
 STEPS = 600
+STARTS = 40
+"""Random starts, of the reference and of training alike."""
 RATIOS = (0.5, 0.8, 1.0, 1.5, 2.0, 4.0)
 """Samples a class over the dimension of the class."""
 
@@ -42,14 +44,14 @@ def transition(rank: int, steps: int, seed: int) -> dict[str, float]:
         flat = torch.cat([code @ basis.T for code, basis in zip(codes, oracle.bases, strict=True)])
         labels = torch.arange(2).repeat_interleave(count)
         data = flat.reshape(-1, *SHAPE)
-        reference = k_subspaces(data, 2, rank, generator, restarts=40)
+        reference = k_subspaces(data, 2, rank, generator, restarts=STARTS)
         # What each class alone can tell, with its members known: the theory's threshold is about this.
         known = [k_subspaces(data[labels == k], 1, rank, generator, restarts=1).bases[0] for k in range(2)]
         figures[f"known_error_{tag}"] = subspace_error(known, oracle.bases)
         figures[f"reference_error_{tag}"] = subspace_error(reference.bases, oracle.bases)
         figures[f"reference_accuracy_{tag}"] = 100 * clustering_accuracy(reference.assignment, labels)
         if ratio >= 1:
-            config = LowRankConfig(num_subspaces=2, rank=rank, steps=steps, restarts=6, seed=seed)
+            config = LowRankConfig(num_subspaces=2, rank=rank, steps=steps, restarts=STARTS, seed=seed)
             model, assignment = train_low_rank(data, config)
             figures[f"trained_error_{tag}"] = subspace_error(list(model.bases()), oracle.bases)
             figures[f"trained_accuracy_{tag}"] = 100 * clustering_accuracy(assignment, labels)

@@ -146,6 +146,21 @@ def test_training_finds_the_subspaces_that_the_reference_finds() -> None:
     assert torch.equal(assign(x, reference.bases), reference.assignment)
 
 
+def test_more_starts_never_fit_worse_and_leave_the_others_alone() -> None:
+    x, _ = mixture((4, 4)).draw(24, seeded(5))
+
+    def left_out(starts: int) -> float:
+        model, _ = train_low_rank(x, LowRankConfig(num_subspaces=2, rank=4, steps=40, restarts=starts))
+        held = torch.einsum("bn,knd->bkd", x.flatten(1), model.bases()).square().sum(2).amax(1)
+        return float((x.flatten(1).square().sum(1) - held).mean())
+
+    residuals = [left_out(starts) for starts in (1, 2, 6)]
+    assert residuals == sorted(residuals, reverse=True)
+    assert residuals[2] < residuals[0]
+    with pytest.raises(ConfigError, match="restarts must be at least 1"):
+        train_low_rank(x, LowRankConfig(num_subspaces=2, rank=4, restarts=0))
+
+
 def test_fewer_samples_than_dimensions_cannot_show_the_subspace() -> None:
     """The phase transition: exact from d samples on; below it the missing directions are arbitrary."""
     d = 6

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from pagoda.diffusion import Condition, Denoiser, per_sample
+from pagoda.diffusion import Condition, Denoiser
 from pagoda.errors import ConfigError, DataError
 from pagoda.understanding.subspaces import assign
 
@@ -57,16 +57,31 @@ class LowRankDenoiser(Denoiser):
 
     def denoise(self, x: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
         bases = self.bases().to(x)
-        flat = x.flatten(1)
-        code = torch.einsum("bn,knd->bkd", flat, bases)
-        gain = self.variance / (self.variance + sigma**2)  # (B,)
-        energy = code.square().sum(2)  # (B, K)
-        if self.hard:
-            weight = nn.functional.one_hot(energy.argmax(1), bases.shape[0]).to(x)
-        else:
-            weight = (energy * (gain / (2 * sigma**2))[:, None]).softmax(1)
-        estimate = torch.einsum("bkd,knd->bn", code * weight[..., None], bases)
-        return per_sample(gain, x) * estimate.reshape(x.shape)
+        rows = low_rank_estimate(bases[None], x.flatten(1)[None], sigma[None], self.variance, hard=self.hard)
+        return rows[0].reshape(x.shape)
+
+
+def low_rank_estimate(bases: Tensor, x: Tensor, sigma: Tensor, variance: float, *, hard: bool) -> Tensor:
+    """The denoised rows of several models at once.
+
+    Args:
+        bases: (R, K, n, d), the orthonormal bases of R models.
+        x: (R, B, n).
+        sigma: (R, B).
+        variance: v, of the data along each direction.
+        hard: See `LowRankDenoiser`.
+
+    Returns:
+        (R, B, n).
+    """
+    code = torch.einsum("rbn,rknd->rbkd", x, bases)
+    gain = variance / (variance + sigma**2)
+    energy = code.square().sum(3)  # (R, B, K)
+    if hard:
+        weight = nn.functional.one_hot(energy.argmax(2), bases.shape[1]).to(x)
+    else:
+        weight = (energy * (gain / (2 * sigma**2))[..., None]).softmax(2)
+    return gain[..., None] * torch.einsum("rbkd,rknd->rbn", code * weight[..., None], bases)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,8 +96,8 @@ class LowRankConfig:
     """Gradient steps of each start, on all samples at once."""
     lr: float = 0.05
     """Rate of Adam; falls to zero over the last quarter."""
-    restarts: int = 8
-    """Random starts; the one that denoises best is kept."""
+    restarts: int = 20
+    """Random starts, trained side by side; the one that denoises best is kept. As many as `k_subspaces` has."""
     sigma_min: float = 0.1
     """Noise levels are drawn evenly in ln sigma from here ..."""
     sigma_max: float = 1.0
@@ -108,36 +123,40 @@ def train_low_rank(data: Tensor, config: LowRankConfig) -> tuple[LowRankDenoiser
         DataError: no data, or data that are not finite.
         ConfigError: numbers that do not fit.
     """
+    if config.restarts < 1 or config.steps < 1:
+        raise ConfigError(f"steps and restarts must be at least 1, got {config.steps} and {config.restarts}.")
     if data.ndim != 4 or len(data) == 0 or not bool(data.isfinite().all()):
         raise DataError(f"training needs finite images (N, C, H, W), got {tuple(data.shape)}.")
     data = data.double()
     shape = (data.shape[1], data.shape[2], data.shape[3])
-    variance = float(data.flatten(1).square().sum(1).mean()) / config.rank
-    best: tuple[float, LowRankDenoiser] | None = None
-    for start in range(config.restarts):
-        generator = torch.Generator().manual_seed(1000 * config.seed + start)
-        model = LowRankDenoiser(shape, config.num_subspaces, config.rank, generator, variance=variance)
-        optimizer = torch.optim.Adam(model.parameters(), lr=config.lr)
-        tail = 0.0
-        for step in range(config.steps):
-            # Constant, because a direction that both subspaces share is a saddle that takes long to leave; down at the end.
-            optimizer.param_groups[0]["lr"] = config.lr * min(1.0, 4 * (1 - step / config.steps))
-            model.hard = step >= config.hard_from * config.steps
-            reach = (config.sigma_max / config.sigma_min) ** (0.5 if model.hard else 1.0)
-            sigma = config.sigma_min * reach ** torch.rand(len(data), generator=generator, dtype=data.dtype)
-            noise = torch.randn(data.shape, generator=generator, dtype=data.dtype)
-            estimate = model(data + per_sample(sigma, data) * noise, sigma)
-            loss = (estimate - data).square().sum() / len(data)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
-        with torch.no_grad():  # judged without noise: what the subspaces leave out of the data
-            bases = model.bases()
-            energy = torch.einsum("bn,knd->bkd", data.flatten(1), bases).square().sum(2)
-            tail = float((data.flatten(1).square().sum(1) - energy.amax(1)).mean())
-        if best is None or tail < best[0]:
-            best = (tail, model)
-    if best is None:
-        raise ConfigError(f"restarts must be at least 1, got {config.restarts}.")
-    model = best[1].requires_grad_(False)
+    flat = data.flatten(1)
+    variance = float(flat.square().sum(1).mean()) / config.rank
+    generators = [torch.Generator().manual_seed(1000 * config.seed + start) for start in range(config.restarts)]
+    models = [
+        LowRankDenoiser(shape, config.num_subspaces, config.rank, generator, variance=variance)
+        for generator in generators
+    ]
+    # A start's noise and gradients are its own, so that more starts change nothing for the first ones.
+    raw = nn.Parameter(torch.stack([model.raw.detach() for model in models]))
+    optimizer = torch.optim.Adam([raw], lr=config.lr)
+    for step in range(config.steps):
+        # Constant, because a direction that both subspaces share is a saddle that takes long to leave; down at the end.
+        optimizer.param_groups[0]["lr"] = config.lr * min(1.0, 4 * (1 - step / config.steps))
+        hard = step >= config.hard_from * config.steps
+        reach = (config.sigma_max / config.sigma_min) ** (0.5 if hard else 1.0)
+        drawn = [torch.rand(len(data), generator=generator, dtype=data.dtype) for generator in generators]
+        noise = [torch.randn(flat.shape, generator=generator, dtype=data.dtype) for generator in generators]
+        sigma = config.sigma_min * reach ** torch.stack(drawn)
+        noisy = flat + sigma[..., None] * torch.stack(noise)
+        estimate = low_rank_estimate(torch.linalg.qr(raw).Q, noisy, sigma, variance, hard=hard)
+        loss = (estimate - flat).square().sum() / len(data)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+    with torch.no_grad():  # judged without noise: what the subspaces leave out of the data
+        energy = torch.einsum("bn,rknd->rbkd", flat, torch.linalg.qr(raw).Q).square().sum(3)
+        best = int((flat.square().sum(1) - energy.amax(2)).mean(1).argmin())
+        model = models[best].requires_grad_(False)
+        model.raw.copy_(raw[best])
+        model.hard = True
     return model, assign(data, list(model.bases()))
