@@ -243,7 +243,7 @@ def generate_handler(port: int) -> int:
 
 def ask(port: int, handler: int, session: str, seed: int) -> bool:
     """Press the button for one image; whether it came."""
-    data: list[Any] = ["demo", "every class in turn", seed, 1, "32 px", 1]
+    data: list[Any] = ["demo", "every class in turn", seed, 1, "32 px", 1, ""]
     body = {"data": data, "fn_index": handler, "session_hash": session, "trigger_id": None, "event_data": None}
     get(port, "/gradio_api/queue/join", json.dumps(body).encode())
     events = get(port, f"/gradio_api/queue/data?session_hash={session}")

@@ -67,6 +67,30 @@ def tiny_config(**changes: object) -> RunConfig:
     return override(config, {key.replace("__", "."): value for key, value in changes.items()})
 
 
+TEXT = {
+    "condition": "text",
+    "text.two_tower.image_size": 16,
+    "text.two_tower.width": 32,
+    "text.two_tower.depth": 1,
+    "text.two_tower.heads": 2,
+    "text.two_tower.dim": 16,
+    "text.two_tower.vocab_size": 300,
+    "text.two_tower.loop.steps": 4,
+    "text.two_tower.loop.batch_size": 8,
+    "text.two_tower.loop.checkpoint_every": 2,
+    "teach.loop.steps": 4,
+    "teach.loop.preview_every": 4,
+    "distill.loop.steps": 4,
+    "distill.loop.preview_every": 4,
+    "grow.steps": [3],
+}
+
+
+def text_config(**changes: object) -> RunConfig:
+    """`tiny_config`, told captions."""
+    return override(tiny_config(), {**TEXT, **{key.replace("__", "."): value for key, value in changes.items()}})
+
+
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     """Fresh weights are drawn from the global generator: what a test draws must not depend on which tests ran before it."""
@@ -80,6 +104,14 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
 
     folder: Path = tmp_path_factory.mktemp("finished") / "run"
     return train(tiny_config(), str(folder), quiet=True)
+
+
+@pytest.fixture(scope="session")
+def text_run(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    """A run of texts that went all the way. Read it, do not write into it."""
+    from pagoda.stages.train import train
+
+    return train(text_config(), str(tmp_path_factory.mktemp("text") / "run"), quiet=True)
 
 
 CHROMIUM = next((path for name in ("chromium", "chromium-browser") if (path := shutil.which(name))), None)

@@ -17,8 +17,8 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 
 
 @pytest.fixture(scope="session")
-def runs(finished_run: RunFolder, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run, one under way, one of a newer version, and something that is no run."""
+def runs(finished_run: RunFolder, text_run: RunFolder, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run, one under way, one of a newer version, one of texts, and something that is no run."""
     root = tmp_path_factory.mktemp("runs")
     shutil.copytree(finished_run.path, root / "finished")
     shutil.copytree(finished_run.path, root / "nested" / "under-way")
@@ -32,6 +32,7 @@ def runs(finished_run: RunFolder, tmp_path_factory: pytest.TempPathFactory) -> P
     shutil.copytree(finished_run.path, root / "newer")
     path = root / "newer" / "stages" / "teach.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "version": "99.0"}))
+    shutil.copytree(text_run.path, root / "texts")
     (root / "notes").mkdir()
     (root / "notes" / "secret.txt").write_text("hidden words")
     os.utime(root / "finished" / "config.yaml")  # the newest is shown first

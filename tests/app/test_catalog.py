@@ -15,7 +15,7 @@ from pagoda.stages.run_folder import RunFolder
 
 def test_runs_are_listed_with_what_they_can_make_and_why_not(runs: Path) -> None:
     found = {entry.name: entry for entry in RunCatalog(runs).entries()}
-    assert list(found) == ["finished", "nested/under-way", "newer"]
+    assert list(found) == ["finished", "nested/under-way", "newer", "texts"]
     assert found["finished"].sizes == (8, 16)
     assert found["nested/under-way"].sizes == ()
     assert found["finished"].problem == found["nested/under-way"].problem == ""

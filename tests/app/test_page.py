@@ -232,6 +232,36 @@ def test_a_run_that_cannot_edit_has_no_tab_for_it(page: Any) -> None:
         page.wait_for_selector("#tab-edit-button:visible")
 
 
+def test_a_run_of_texts_is_asked_by_prompts_and_its_images_can_be_made_again(
+    browser: Any, app: Any, runs: Path, tmp_path: Path
+) -> None:
+    page, complaints = open_page(browser, app)
+    assert not page.locator("#generate-prompt").is_visible()
+    choose(page, "Run", "texts")
+    field = page.locator("#generate-prompt textarea, #generate-prompt input").first
+    field.fill("a large green star")
+    field.press("Enter")
+    page.wait_for_selector("#generate-result figcaption >> text=seed 7 · a large green star")
+    page.wait_for_selector("#generate-download:visible")
+    with page.expect_download() as waiting:
+        page.locator("#generate-download").click()
+    waiting.value.save_as(tmp_path / "images.zip")
+    with zipfile.ZipFile(tmp_path / "images.zip") as opened:
+        opened.extractall(tmp_path)
+    entry = json.loads((tmp_path / "settings.json").read_text())[3]
+    assert entry["prompts"] == ["a large green star"]
+    assert compare_with_run(tmp_path / entry["file"], runs / "texts").equal
+    field.fill("")
+    page.locator("#generate-go").click()  # captions of the data
+    page.wait_for_selector("#generate-result figcaption:not(:has-text('a large green star'))")
+    go_to(page, "Explore")
+    page.wait_for_selector("#explore-live img[alt*='50% across']")
+    assert page.locator("#explore-prompt textarea, #explore-prompt input").first.input_value()
+    page.wait_for_selector("#tab-edit-button", state="detached")  # texts are not edited yet
+    assert complaints == []
+    page.context.close()
+
+
 def test_a_run_of_a_newer_version_says_so_in_every_tab(page: Any) -> None:
     choose(page, "Run", "newer")
     for tab, place in (("Generate", "#generate-status"), ("Watch", "#watch-content"), ("About", "#about-status")):

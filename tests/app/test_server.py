@@ -146,6 +146,46 @@ def test_guidance_of_one_changes_no_bit_and_another_does(server: ModelServer) ->
     assert not torch.equal(server.submit(ask(1, labels=(2,), guidance=3.0)).result(20).images[16], plain)
 
 
+@pytest.fixture(scope="module")
+def told(text_run: RunFolder, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("told")
+    shutil.copytree(text_run.path, folder / "run")
+    return folder
+
+
+def test_a_model_of_texts_shows_its_prompt_in_any_company_and_captions_without(told: Path) -> None:
+    with ModelServer(RunCatalog(told), ServerConfig(batch_size=4)) as server:
+        texts = server.model("run").texts
+        assert texts is not None
+        short, long = "a red circle", "a small blue square in the upper left corner of the picture"
+        alone = {prompt: server.submit(ask(1, prompts=(prompt,))).result(20).images[16][0] for prompt in (short, long)}
+        gate = Gate(server)
+        jobs = [server.submit(ask(1, 1, prompts=(long, short)), client="a"), server.submit(ask(1, prompts=(short,)))]
+        gate.open.set()
+        both, one = (job.result(20).images[16] for job in jobs)
+        assert torch.equal(both[0], alone[long])
+        assert torch.equal(both[1], alone[short])
+        assert torch.equal(one[0], alone[short])
+        assert not torch.equal(alone[short], alone[long])
+        untold = server.submit(ask(1, 2)).result(20).images[16]
+        captions = tuple(texts.caption(seed) for seed in (1, 2))
+        assert torch.equal(untold, server.submit(ask(1, 2, prompts=captions)).result(20).images[16])
+        guided = server.submit(ask(1, prompts=(short,), guidance=2.0)).result(20).images[16][0]
+        assert not torch.equal(guided, alone[short])
+
+
+def test_prompts_that_do_not_fit_are_refused(told: Path, server: ModelServer) -> None:
+    with pytest.raises(ConfigError, match="trained without texts; leave the prompt out"):
+        server.submit(ask(1, prompts=("a heart",))).result(20)
+    with pytest.raises(ConfigError, match="2 prompts for 1 images"):
+        server.submit(ask(1, prompts=("a", "b")))
+    with (
+        ModelServer(RunCatalog(told), ServerConfig(batch_size=4)) as other,
+        pytest.raises(ConfigError, match="a prompt needs words"),
+    ):
+        other.submit(ask(1, prompts=(" ",))).result(20)
+
+
 def test_fifty_requests_at_once_are_answered_in_order_of_arrival_and_none_is_lost(server: ModelServer) -> None:
     gate, ended = Gate(server), []
     jobs = [server.submit(ask(seed), client=f"visitor {seed}") for seed in range(50)]

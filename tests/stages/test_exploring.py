@@ -7,9 +7,10 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from tests.tiny_diffusers import randomise
 
 from pagoda.errors import ConfigError, ShapeError
-from pagoda.networks import OneStepGenerator
+from pagoda.networks import OneStepGenerator, backbone_preset, build_backbone
 from pagoda.stages.exploring import (
     LatentPoint,
     render_points,
@@ -141,3 +142,17 @@ def test_rows_that_see_each_other_are_found_out(generator: OneStepGenerator, mon
 
     monkeypatch.setattr(OneStepGenerator, "forward", leaky)
     assert not rows_are_independent(generator, 3)
+
+
+def test_guidance_is_the_weight_that_the_generator_was_trained_with() -> None:
+    network = randomise(build_backbone(backbone_preset("tiny", 8), image_size=8, num_classes=3))
+    generator = OneStepGenerator.from_teacher(network, guidance_max=3.0)
+    assert generator.guided is not None
+    torch.nn.init.normal_(generator.guided.outer.weight)  # it starts without effect
+    points, labels = [LatentPoint(seeds=(seed,)) for seed in (4, 5)], [0, 2]
+    for weight in (1.0, 2.5):
+        expected = sample_images(generator.eval(), [4, 5], labels=labels, guidance=weight)
+        assert torch.equal(render_points(generator, points, labels, guidance=weight)[8], expected)
+    assert not torch.equal(expected, render_points(generator, points, labels)[8])
+    with pytest.raises(ConfigError, match="guidance"):
+        render_points(generator, points, labels, guidance=4.0)

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.conftest import tiny_config
-from tests.stages.test_text import text_config
+from tests.conftest import text_config, tiny_config
 
 from pagoda.errors import ConfigError
 from pagoda.networks import TokenDiscriminator

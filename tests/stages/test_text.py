@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from tests.conftest import tiny_config
+from tests.conftest import text_config, tiny_config
 from tests.tiny_clip import save_tiny_clip
 
 import pagoda.stages.train as train_module
@@ -25,7 +25,7 @@ from pagoda.networks import model_hash
 from pagoda.pipelines import PagodaPipeline
 from pagoda.stages.captions import open_captions, prompt_condition, sample_prompts
 from pagoda.stages.classify import ClassifyConfig, classify_images
-from pagoda.stages.config import RunConfig, override
+from pagoda.stages.config import override
 from pagoda.stages.evaluate import evaluate_run
 from pagoda.stages.pair_scores import PairOptions
 from pagoda.stages.provenance import compare_with_run, sample_facts
@@ -34,35 +34,6 @@ from pagoda.stages.run_folder import RunFolder, stage_settings
 from pagoda.stages.sampling import load_generator, sample_images
 from pagoda.stages.train import train
 from pagoda.training import Runtime
-
-TEXT = {
-    "condition": "text",
-    "text.two_tower.image_size": 16,
-    "text.two_tower.width": 32,
-    "text.two_tower.depth": 1,
-    "text.two_tower.heads": 2,
-    "text.two_tower.dim": 16,
-    "text.two_tower.vocab_size": 300,
-    "text.two_tower.loop.steps": 4,
-    "text.two_tower.loop.batch_size": 8,
-    "text.two_tower.loop.checkpoint_every": 2,
-    "teach.loop.steps": 4,
-    "teach.loop.preview_every": 4,
-    "distill.loop.steps": 4,
-    "distill.loop.preview_every": 4,
-    "grow.steps": [3],
-}
-
-
-def text_config(**changes: Any) -> RunConfig:
-    """`tiny_config`, told captions."""
-    return override(tiny_config(), {**TEXT, **{key.replace("__", "."): value for key, value in changes.items()}})
-
-
-@pytest.fixture(scope="module")
-def text_run(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
-    """A run of texts that went all the way. Read it, do not write into it."""
-    return train(text_config(), str(tmp_path_factory.mktemp("text") / "run"), quiet=True)
 
 
 def test_a_run_of_texts_has_its_captions_its_encoder_and_networks_without_classes(text_run: RunFolder) -> None:

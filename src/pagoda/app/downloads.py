@@ -9,8 +9,10 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+from pagoda.app.calls import prompt_of
 from pagoda.app.jobs import ImageRequest
-from pagoda.app.server import Answer, LoadedModel
+from pagoda.app.models import LoadedModel
+from pagoda.app.server import Answer
 from pagoda.files import write_bytes_atomic
 from pagoda.images import encode_image, make_grid, to_pil
 from pagoda.stages.exploring import LatentPoint
@@ -24,18 +26,21 @@ def image_facts(model: LoadedModel, answer: Answer, request: ImageRequest, index
     itself, since the server's batches give every row the bits of its own. Others are of the kind "point".
     """
     point = request.points[index]
-    label = label_of(model, request, index)
+    label, prompt = label_of(model, request, index), prompt_of(model, request, index)
     rows = answer.batch_size
-    if point == LatentPoint(seeds=point.seeds[:1]) and request.guidance == 1:
+    trained_for = model.generator.guidance_max is not None
+    if point == LatentPoint(seeds=point.seeds[:1]) and (trained_for or request.guidance == 1):
         return sample_facts(
             model.generator,
             "sample",
             [point.seeds[0]] * rows,
             None if label is None else [label] * rows,
+            prompts=None if prompt is None else [prompt] * rows,
             resolution=size,
             batch_size=rows,
             model=answer.model,
             row=0,
+            **({"guidance": request.guidance} if trained_for else {}),
         )
     return {
         "kind": "point",
@@ -45,6 +50,7 @@ def image_facts(model: LoadedModel, answer: Answer, request: ImageRequest, index
         "weights": list(point.weights),
         "truncation": point.truncation,
         "label": label,
+        **({} if prompt is None else {"prompt": prompt}),
         "guidance": request.guidance,
     }
 

@@ -28,6 +28,7 @@ class ImageRequest:
         run: Name in the catalog.
         points: One per image.
         labels: One class per image; None = by the seed, or no classes.
+        prompts: One text per image, for a run of texts; None = captions of its data, by the seed.
         sizes: Sides of the images in pixels; the largest when empty.
         guidance: See `render_points`.
     """
@@ -35,6 +36,7 @@ class ImageRequest:
     run: str
     points: tuple[LatentPoint, ...]
     labels: tuple[int, ...] | None = None
+    prompts: tuple[str, ...] | None = None
     sizes: tuple[int, ...] = ()
     guidance: float = 1.0
 

@@ -14,13 +14,18 @@ from typing import Any
 from pagoda.app.call_rows import CallRows
 from pagoda.app.catalog import RunCatalog
 from pagoda.app.server_config import ServerConfig
+from pagoda.diffusion import Condition
 from pagoda.errors import ConfigError
 from pagoda.networks import OneStepGenerator, model_hash
 from pagoda.networks.loading import WEIGHTS
+from pagoda.stages.captions import PromptReader, open_captions
 from pagoda.stages.context import teacher_facts
 from pagoda.stages.exploring import rows_are_independent
 from pagoda.stages.run_folder import RunFolder
 from pagoda.stages.sampling import load_generator
+
+_TEXTS_KEPT = 256
+"""Embedded texts that stay in memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +37,7 @@ class LoadedModel:
         generator: In evaluation mode.
         hash: Of its weights.
         class_names: One per class, or None.
+        texts: What a generator that reads texts is told; None for others.
         rows: Sizes of its calls: the server's, or 1 where rows of a batch do not come out alike.
         stamp: File, size and time of its weights: another one means that the run has gone on.
     """
@@ -40,8 +46,45 @@ class LoadedModel:
     generator: OneStepGenerator
     hash: str
     class_names: list[str] | None
+    texts: RunTexts | None
     rows: CallRows
     stamp: tuple[str, int, int]
+
+
+class RunTexts:
+    """The captions of a run's data, and its encoder, which stays in memory.
+
+    Args:
+        run: A run of texts.
+        device: Where to compute.
+
+    Raises:
+        ArtifactError: captions or encoder are gone, or not those that were written.
+    """
+
+    def __init__(self, run: RunFolder, device: str) -> None:
+        table = open_captions(run, run.config())
+        assert table is not None  # the generator reads texts
+        self.captions = tuple(table.texts)
+        self._reader = PromptReader(run, device=device)
+        self._kept: OrderedDict[str, Condition] = OrderedDict()
+
+    def caption(self, seed: int) -> str:
+        """The text of an image for which nobody gave one."""
+        return self.captions[seed % len(self.captions)]
+
+    def condition(self, prompt: str) -> Condition:
+        """One row of a text.
+
+        Raises:
+            ConfigError: no words.
+        """
+        if prompt not in self._kept:
+            self._kept[prompt] = self._reader([prompt])
+            if len(self._kept) > _TEXTS_KEPT:
+                self._kept.popitem(last=False)
+        self._kept.move_to_end(prompt)
+        return self._kept[prompt]
 
 
 class ModelStore:
@@ -82,6 +125,10 @@ class ModelStore:
         except OSError as error:  # removed between two looks
             raise ConfigError(f"the generator of {name} cannot be read ({error.strerror or error}).") from error
         batch_size, most = self._config.batch_size, self._config.max_rows
+        texts = None
+        if generator.token_dim:
+            texts = RunTexts(run, self._config.device)
+            batch_size = most = 1  # the length of the other texts in a call would move last bits
         if batch_size > 1 and not rows_are_independent(generator, batch_size):
             warnings.warn(
                 f"{name}: images of one batch depend on each other's place in their last bits here; every image gets a call of its own.",
@@ -94,6 +141,7 @@ class ModelStore:
             generator=generator,
             hash=model_hash(generator),
             class_names=list(names) if isinstance(names, list) else None,
+            texts=texts,
             rows=CallRows(batch_size, most, self._config.call_seconds),
             stamp=stamp,
         )

@@ -69,13 +69,17 @@ class ModelServer:
         """Take a request in; `Job.result` waits for the outcome: an `Answer`, or what the work returns.
 
         Raises:
-            ConfigError: more images than a request may have, none, or labels of another number.
+            ConfigError: more images than a request may have, none, or labels or prompts of another number.
             ArtifactError: no such run.
             ResourceError: the queue is full.
         """
         if isinstance(request, ImageRequest):
             if not 1 <= len(request.points) <= self.config.max_images:
                 raise ConfigError(f"a request takes 1 to {self.config.max_images} images, got {len(request.points)}.")
+            if request.prompts is not None and len(request.prompts) != len(request.points):
+                raise ConfigError(
+                    f"{len(request.prompts)} prompts for {len(request.points)} images; give one per image."
+                )
             if request.labels is not None and len(request.labels) != len(request.points):
                 raise ConfigError(f"{len(request.labels)} labels for {len(request.points)} images; give one per image.")
         self.catalog.open(request.run)

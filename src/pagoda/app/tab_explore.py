@@ -8,8 +8,9 @@ from typing import Any
 
 from pagoda.app.context import PageContext, client_of, follow, number, whole_number
 from pagoda.app.jobs import ImageRequest
+from pagoda.app.models import LoadedModel
 from pagoda.app.page_style import one, shots, told
-from pagoda.app.tab_generate import class_choices, class_of
+from pagoda.app.tab_generate import LONGEST_PROMPT, class_choices, class_of, prompt_from
 from pagoda.errors import ConfigError, PagodaError
 from pagoda.images import to_pil
 from pagoda.stages.exploring import MAX_SEED, LatentPoint, variation, walk
@@ -54,13 +55,26 @@ def cut_of(value: Any) -> float | None:
     return None if cut >= NO_TRUNCATION else cut
 
 
+def first_caption(model: LoadedModel | None) -> str:
+    """A text to begin with; empty where the model reads none."""
+    return "" if model is None or model.texts is None else model.texts.captions[0]
+
+
 def build(context: PageContext, page: Any, tab: Any, run: Any) -> None:
     """Build the tab; `run` is the menu of runs."""
     gr, server = context.gr, context.server
-    classes = class_choices(context.model(run.value))[1:]
+    loaded = context.model(run.value)
+    classes = class_choices(loaded)[1:]
     with gr.Row():
         with gr.Column(scale=1, min_width=260):
             label = gr.Dropdown(classes, value=classes[0] if classes else None, label="Class", visible=bool(classes))
+            prompt = gr.Textbox(
+                first_caption(loaded),
+                label="Prompt",
+                max_length=LONGEST_PROMPT,
+                visible=bool(first_caption(loaded)),
+                elem_id="explore-prompt",
+            )
             first = gr.Number(0, label="Seed of the first candidate", precision=0, minimum=0)
             cut = gr.Slider(
                 0.1,
@@ -101,23 +115,28 @@ def build(context: PageContext, page: Any, tab: Any, run: Any) -> None:
             live = gr.HTML(elem_id="explore-live")
             result = gr.HTML(elem_id="explore-result")
 
-    async def make(name: Any, chosen: Any, points: list[LatentPoint], request: Any) -> AsyncIterator[tuple[str, Any]]:
+    async def make(
+        name: Any, chosen: Any, text: Any, points: list[LatentPoint], request: Any
+    ) -> AsyncIterator[tuple[str, Any]]:
         """(words, images or None) until the images are there."""
         loaded = await asyncio.to_thread(server.model, str(name))
         labels = None
         if loaded.generator.num_classes:
             labels = (class_of(chosen, loaded) or 0,) * len(points)
-        wanted = ImageRequest(run=str(name), points=tuple(points), labels=labels)
+        # One text for all: on a walk nothing but the noise is to change.
+        words = prompt_from(text, loaded) or first_caption(loaded)
+        prompts = (words,) * len(points) if loaded.texts is not None else None
+        wanted = ImageRequest(run=str(name), points=tuple(points), labels=labels, prompts=prompts)
         async for step in follow(context, wanted, client_of(request)):
             yield step.html, None if step.outcome is None else to_pil(step.outcome.images[loaded.generator.size])
 
     async def show_candidates(
-        name: Any, chosen: Any, start: Any, value: Any, request: Any
+        name: Any, chosen: Any, prompted: Any, start: Any, value: Any, request: Any
     ) -> AsyncIterator[tuple[Any, ...]]:
         try:
             begin = whole_number(start, "the seed", 0, MAX_SEED - CANDIDATES)
             points = [LatentPoint(seeds=(begin + i,), truncation=cut_of(value)) for i in range(CANDIDATES)]
-            async for words, images in make(name, chosen, points, request):
+            async for words, images in make(name, chosen, prompted, points, request):
                 if images is None:
                     yield words, gr.skip()
                 else:
@@ -127,12 +146,14 @@ def build(context: PageContext, page: Any, tab: Any, run: Any) -> None:
             yield told(str(error), bad=True), gr.skip()
 
     async def move(
-        name: Any, chosen: Any, text: Any, right: Any, low: Any, value: Any, request: Any
+        name: Any, chosen: Any, prompted: Any, text: Any, right: Any, low: Any, value: Any, request: Any
     ) -> AsyncIterator[tuple[Any, ...]]:
         try:
             corners = parse_seeds(text, least=2)
             place = (number(right, "across", 0, 1), number(low, "down", 0, 1) if len(corners) == 4 else 0.0)
-            async for words, images in make(name, chosen, [walk(corners, *place, truncation=cut_of(value))], request):
+            async for words, images in make(
+                name, chosen, prompted, [walk(corners, *place, truncation=cut_of(value))], request
+            ):
                 if images is None:
                     yield words, gr.skip()
                     continue
@@ -141,13 +162,15 @@ def build(context: PageContext, page: Any, tab: Any, run: Any) -> None:
         except PagodaError as error:
             yield told(str(error), bad=True), gr.skip()
 
-    async def whole_way(name: Any, chosen: Any, text: Any, value: Any, request: Any) -> AsyncIterator[tuple[Any, ...]]:
+    async def whole_way(
+        name: Any, chosen: Any, prompted: Any, text: Any, value: Any, request: Any
+    ) -> AsyncIterator[tuple[Any, ...]]:
         try:
             corners = parse_seeds(text, least=2)
             steps = [i / (_STATIONS - 1) for i in range(_STATIONS)]
             places = [(x, 0.0) for x in steps] if len(corners) == 2 else [(x, y) for y in steps for x in steps]
             points = [walk(corners, *place, truncation=cut_of(value)) for place in places]
-            async for words, images in make(name, chosen, points, request):
+            async for words, images in make(name, chosen, prompted, points, request):
                 if images is None:
                     yield words, gr.skip()
                 else:
@@ -160,14 +183,14 @@ def build(context: PageContext, page: Any, tab: Any, run: Any) -> None:
             yield told(str(error), bad=True), gr.skip()
 
     async def vary(
-        name: Any, chosen: Any, text: Any, far: Any, value: Any, request: Any
+        name: Any, chosen: Any, prompted: Any, text: Any, far: Any, value: Any, request: Any
     ) -> AsyncIterator[tuple[Any, ...]]:
         try:
             seed = parse_seeds(text)[0]
             centre = LatentPoint(seeds=(seed,), truncation=cut_of(value))
             reach = number(far, "how far", 0, 1)
             points = [centre, *(variation(centre, i, reach) for i in range(_NEIGHBOURS))]
-            async for words, images in make(name, chosen, points, request):
+            async for words, images in make(name, chosen, prompted, points, request):
                 if images is None:
                     yield words, gr.skip()
                 else:
@@ -182,25 +205,27 @@ def build(context: PageContext, page: Any, tab: Any, run: Any) -> None:
         return seeds, seeds
 
     def change_run(name: Any) -> tuple[Any, ...]:
-        names = class_choices(context.model(name))[1:]
+        found = context.model(name)
+        names, words = class_choices(found)[1:], first_caption(found)
         menu = gr.update(choices=names, value=names[0] if names else None, visible=bool(names))
-        return menu, told(context.problem(name)), None, "", ""
+        return menu, gr.update(value=words, visible=bool(words)), told(context.problem(name)), None, "", ""
 
     pick.__annotations__ = {"event": gr.SelectData}
     private: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "concurrency_limit": None}
-    show.click(context.with_request(show_candidates), [run, label, first, cut], [status, candidates], **private)
+    show.click(context.with_request(show_candidates), [run, label, prompt, first, cut], [status, candidates], **private)
     # Clicks are added up on the server, one after another: the field of a page still shows what was there before the last of them.
     clicks: dict[str, Any] = {**private, "concurrency_limit": 1, "trigger_mode": "multiple"}
     candidates.select(pick, [picked, first], [picks, picked], **clicks)
     picks.input(lambda text: text, picks, picked, **private)
-    inputs = [run, label, picks, across, down, cut]
+    inputs = [run, label, prompt, picks, across, down, cut]
     walking = context.with_request(move)
     for changed in (across, down, picks, label, cut):
         changed.change(walking, inputs, [status, live], trigger_mode="always_last", **private)
-    way.click(context.with_request(whole_way), [run, label, picks, cut], [status, result], **private)
-    around.click(context.with_request(vary), [run, label, picks, strength, cut], [status, result], **private)
-    run.change(change_run, run, [label, status, candidates, live, result], **private)
+    prompt.submit(walking, inputs, [status, live], **private)
+    way.click(context.with_request(whole_way), [run, label, prompt, picks, cut], [status, result], **private)
+    around.click(context.with_request(vary), [run, label, prompt, picks, strength, cut], [status, result], **private)
+    run.change(change_run, run, [label, prompt, status, candidates, live, result], **private)
     opened = tab.select(
-        context.with_request(show_candidates), [run, label, first, cut], [status, candidates], **private
+        context.with_request(show_candidates), [run, label, prompt, first, cut], [status, candidates], **private
     )
     opened.then(walking, inputs, [status, live], **private)

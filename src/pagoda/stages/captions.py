@@ -62,26 +62,44 @@ def open_captions(run: RunFolder, config: RunConfig) -> CaptionTable | None:
     return table
 
 
-def prompt_condition(run: RunFolder, prompts: Sequence[str], *, device: torch.device | str = "cpu") -> Condition:
-    """What images of these prompts are conditioned on, one row a prompt, by the run's own encoder.
+class PromptReader:
+    """Embeds prompts by a run's own encoder, which stays in memory.
+
+    Args:
+        run: A run of texts.
+        device: Where to compute.
 
     Raises:
-        ConfigError: the run was trained without texts, or a prompt is empty.
+        ConfigError: the run was trained without texts.
         ArtifactError: the encoder is gone, or is not the one that embedded the captions.
     """
-    config = run.config()
-    if config.condition != "text":
-        raise ConfigError(f"{run.path} was trained on labels, not on texts; leave the prompt out, or give a label.")
-    if not prompts or any(not prompt.strip() for prompt in prompts):
-        raise ConfigError(f"a prompt needs words, got {list(prompts)}; leave it out for the captions of the data.")
-    expected = run.require(STAGE, f"pagoda train DATA --out {run.path}")["results"]["encoder"]
-    encoder = open_encoder(run, config, device=device)
-    if encoder.fingerprint != expected:
-        raise ArtifactError(
-            f"the text encoder of {run.path} has the hash {encoder.fingerprint}, its captions were embedded by {expected}. Put the "
-            "encoder back that the run was trained with (text.encoder, text.max_tokens)."
-        )
-    return encoder.embed(list(dict.fromkeys(prompts))).condition(_rows(prompts))
+
+    def __init__(self, run: RunFolder, *, device: torch.device | str = "cpu") -> None:
+        config = run.config()
+        if config.condition != "text":
+            raise ConfigError(f"{run.path} was trained on labels, not on texts; leave the prompt out, or give a label.")
+        expected = run.require(STAGE, f"pagoda train DATA --out {run.path}")["results"]["encoder"]
+        self._encoder = open_encoder(run, config, device=device)
+        if self._encoder.fingerprint != expected:
+            raise ArtifactError(
+                f"the text encoder of {run.path} has the hash {self._encoder.fingerprint}, its captions were embedded by {expected}. Put "
+                "the encoder back that the run was trained with (text.encoder, text.max_tokens)."
+            )
+
+    def __call__(self, prompts: Sequence[str]) -> Condition:
+        """One row a prompt, each different one embedded once.
+
+        Raises:
+            ConfigError: no prompt, or an empty one.
+        """
+        if not prompts or any(not prompt.strip() for prompt in prompts):
+            raise ConfigError(f"a prompt needs words, got {list(prompts)}; leave it out for the captions of the data.")
+        return self._encoder.embed(list(dict.fromkeys(prompts))).condition(_rows(prompts))
+
+
+def prompt_condition(run: RunFolder, prompts: Sequence[str], *, device: torch.device | str = "cpu") -> Condition:
+    """What images of these prompts are conditioned on, one row a prompt; see `PromptReader`."""
+    return PromptReader(run, device=device)(prompts)
 
 
 def caption_condition(run: RunFolder, data: ImageDataset, rows: torch.Tensor) -> Condition:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -15,7 +15,8 @@ from torch import Tensor
 from pagoda.diffusion import Condition
 from pagoda.errors import ConfigError, ShapeError
 from pagoda.networks import OneStepGenerator
-from pagoda.stages.sampling import check_labels
+from pagoda.networks.guidance import check_guidance_range
+from pagoda.stages.sampling import check_labels, check_texts
 from pagoda.training import derive_seed, noise_of_seeds
 
 MAX_SEED = 2**63 - 1
@@ -142,26 +143,32 @@ def render_points(
     points: Sequence[LatentPoint],
     labels: Sequence[int] | None,
     *,
+    condition: Condition | None = None,
     sizes: Sequence[int] | None = None,
     guidance: float = 1.0,
 ) -> dict[int, Tensor]:
-    """Images of points at one or more sizes, by one call of the generator (two with guidance).
+    """Images of points at one or more sizes, by one call of the generator (two with guidance that it was not trained for).
 
     Args:
         points: One per image.
         labels: One class per image, or None (a class by the first seed of each where the generator has classes).
+        condition: Embedded texts, one row per point, for a generator that reads them.
         sizes: Sides of the images; the largest when None. All of them come out of the same call.
-        guidance: w in G_w = G_null + w (G - G_null); 1 is the generator itself, bit for bit.
+        guidance: The weight, from 1 to its `guidance_max`, of a generator that was trained with weights; of others w in
+            G_w = G_null + w (G - G_null). 1 is the generator itself, bit for bit.
 
     Returns:
         Side -> images (N, C, side, side) in [-1, 1], on the CPU.
 
     Raises:
-        ConfigError: labels that do not fit, or guidance where there are no classes.
+        ConfigError: labels or texts that do not fit, guidance where there are neither, or a weight outside of the range that was
+            trained.
         ShapeError: a size that the generator does not have.
     """
-    labels = check_labels(labels, [point.seeds[0] for point in points], generator.num_classes)
-    if guidance != 1 and labels is None:
+    first = [point.seeds[0] for point in points]
+    labels = check_labels(labels, first, generator.num_classes)
+    check_texts(condition, first, generator)
+    if guidance != 1 and labels is None and condition is None:
         raise ConfigError(f"guidance is between classes and none; this generator has no classes, got {guidance}.")
     if not math.isfinite(guidance):
         raise ConfigError(f"the guidance weight must be finite, got {guidance}.")
@@ -174,13 +181,16 @@ def render_points(
     like = next(generator.parameters())
     shape = (generator.channels, generator.base_size, generator.base_size)
     z = torch.stack([point.noise(shape) for point in points]).to(like)
-    condition = Condition.of_labels(labels).to(like.device)
+    told = (Condition.of_labels(labels) if condition is None else condition).to(like.device)
+    if generator.guidance_max is not None:
+        check_guidance_range(guidance, guidance, generator.guidance_max)
+        told, guidance = replace(told, guidance=torch.full((len(points),), guidance, device=like.device)), 1.0
     if len(wanted) == 1:
-        made = {wanted[0]: generator(z, condition, resolution=wanted[0])}
+        made = {wanted[0]: generator(z, told, resolution=wanted[0])}
     else:
-        made = generator(z, condition, resolution=max(wanted), return_all=True)
+        made = generator(z, told, resolution=max(wanted), return_all=True)
     if guidance != 1:
-        plain = generator(z, condition.null(), resolution=max(wanted), return_all=True)
+        plain = generator(z, told.null(), resolution=max(wanted), return_all=True)
         made = {size: plain[size] + guidance * (made[size] - plain[size]) for size in wanted}
     return {size: made[size].float().clamp(-1, 1).cpu() for size in wanted}
 
