@@ -12,13 +12,17 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, DDPMPipeline, DDPMScheduler
 from PIL import Image
+from tests.tiny_clip import save_tiny_clip
+from tests.tiny_diffusers import WIDTH
+from tests.tiny_pipelines import stable_diffusion
 from tests.understanding.conftest import make_network
 from torch import Tensor
 
 from pagoda.cli.main import main
-from pagoda.errors import ArtifactError
+from pagoda.errors import ArtifactError, ConfigError
 from pagoda.stages import classify
 from pagoda.stages.classify import ClassifyConfig, classify_images, match_labels
+from pagoda.stages.pipeline_texts import PipelineTexts
 from pagoda.stages.probe import open_probe
 from pagoda.stages.reading import open_readable
 from pagoda.stages.run_folder import RunFolder
@@ -138,6 +142,47 @@ def test_a_diffusers_pipeline_is_read_with_its_own_schedule(tmp_path: Path) -> N
     assert found.denoiser.prediction == "eps"
     data = found.images(str(write_images(tmp_path / "images")))
     assert len(classify_images(found, data, FEW).classes) == 2
+
+
+def test_a_pipeline_of_texts_is_asked_by_its_own_encoder(tmp_path: Path, capsys: Capture) -> None:
+    import transformers
+
+    tokenizer = transformers.CLIPTokenizer.from_pretrained(save_tiny_clip(tmp_path / "clip"))
+    tokenizer.model_max_length = 24
+    small = {"num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16, "max_position_embeddings": 24}
+    encoder = transformers.CLIPTextModel(
+        transformers.CLIPTextConfig(
+            hidden_size=WIDTH, vocab_size=len(tokenizer), bos_token_id=0, eos_token_id=1, **small
+        )
+    )
+    pipeline = stable_diffusion(sample_size=8)
+    pipeline.register_modules(text_encoder=encoder, tokenizer=tokenizer)
+    pipeline.save_pretrained(tmp_path / "pipeline")
+    model = open_readable(tmp_path / "pipeline", device="cpu")
+    assert model.embed is not None
+    found = model.embed(["a bird", "x"])
+    expected, _ = pipeline.encode_prompt(["a bird", "x"], "cpu", 1, False)
+    assert torch.equal(found.tokens, expected)
+    data = write_images(tmp_path / "images", ("bird/x.png", "ship/y.png"), size=model.size)
+    words = ["classify", str(tmp_path / "pipeline"), str(data), "--levels", "4", "--prompt", "a drawing of a {}"]
+    out = tmp_path / "answers.json"
+    assert main([*words, "--out", str(out)]) == 0
+    capsys.readouterr()
+    answers = json.loads(out.read_text())
+    config = ClassifyConfig(levels=4, prompts=("a drawing of a {}",), class_names=("bird", "ship"))
+    again = classify_images(model, model.images(str(data)), config)
+    assert again.class_names == ["bird", "ship"]
+    assert [row["class"] for row in answers["images"]] == [again.class_names[k] for k in again.classes]
+    with pytest.raises(ConfigError, match="a prompt needs words"):
+        model.embed([" "])
+
+
+def test_a_pipeline_without_a_text_encoder_says_so(tmp_path: Path) -> None:
+    stable_diffusion(sample_size=8).save_pretrained(tmp_path / "pipeline")
+    assert open_readable(tmp_path / "pipeline", device="cpu").embed is None
+    index = {"_class_name": "DDPMPipeline", "text_encoder": ["transformers", "CLIPTextModel"]}
+    with pytest.raises(ConfigError, match="class DDPMPipeline, whose prompts cannot be embedded"):
+        PipelineTexts(tmp_path / "pipeline", index)
 
 
 def test_a_model_of_latents_encodes_the_mean(tmp_path: Path) -> None:

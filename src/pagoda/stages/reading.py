@@ -24,11 +24,13 @@ from pagoda.data import (
 from pagoda.diffusion import Condition, Denoiser, precondition
 from pagoda.errors import ArtifactError, ConfigError
 from pagoda.networks import DiffusersNetwork, model_hash
+from pagoda.networks.calling import takes_tokens
 from pagoda.networks.loading import load_model
 from pagoda.networks.teachers import read_scheduler
 from pagoda.stages.captions import prompt_condition
 from pagoda.stages.config import override
 from pagoda.stages.context import load_teacher
+from pagoda.stages.pipeline_texts import PipelineTexts, reads_texts
 from pagoda.stages.run_folder import RunFolder
 from pagoda.training import Runtime
 
@@ -154,7 +156,10 @@ def _open_pipeline(path: Path) -> ReadableModel:
     if index.get("vae"):
         vae, stride, channels = _open_vae(path / "vae")
     names = [str(k) for k in range(network.num_classes)] if network.num_classes else None
-    return ReadableModel(denoiser, side * stride, channels, names, SourceConfig(), Downsampler().kind, encode=vae)
+    embed = PipelineTexts(path, index) if takes_tokens(network.model) and reads_texts(index) else None
+    return ReadableModel(
+        denoiser, side * stride, channels, names, SourceConfig(), Downsampler().kind, encode=vae, embed=embed
+    )
 
 
 def _open_vae(path: Path) -> tuple[Callable[[Tensor], Tensor], int, int]:
