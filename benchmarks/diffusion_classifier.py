@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from functools import partial
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from benchmarks.harness import Arm, PassLine, Results, benchmark
 from benchmarks.probed_teachers import fashion, shapes, teacher
+from pagoda.files import load_tensors, save_tensors
 from pagoda.understanding import (
     AtRisk,
     Candidates,
@@ -23,21 +25,41 @@ from pagoda.understanding import (
 )
 
 LEVELS = 32
+GRID = LevelGrid.log_normal(LEVELS, mean=-1.0, std=0.8)
 SETS = {"shapes": 500, "fashion": 500}
 """Test images of each set. Noise levels and weighting were chosen on other images: `shapes:seed=777`, and never on Fashion-MNIST."""
 
 
-def measure(name: str, count: int, seed: int) -> dict[str, float]:
-    """All errors of all classes once; every figure is read off that table, so that arms share their noise."""
+def errors(name: str, count: int, seed: int) -> dict[str, Tensor]:
+    """Errors (N, K, M) of all classes at all levels, those at four levels whose noise no classes share, and the labels; kept in
+    PAGODA_RUNS, under the hash of the teacher, since they take a quarter of an hour."""
     if name == "shapes":
         model, (images, labels) = teacher("shapes", seed), shapes(count, seed)
     else:
         model, (images, labels) = teacher("fashion-labels", 0), fashion("test", count)
-    grid = LevelGrid.log_normal(LEVELS, mean=-1.0, std=0.8)
+    kept = Path(os.environ.get("PAGODA_RUNS", "runs")) / f"errors-{name}-{count}-{seed}-{model.hash[:12]}.safetensors"
+    if kept.is_file():
+        return load_tensors(kept)[0]
     candidates = Candidates.of_model(model.denoiser)
-    table = DenoisingErrors(model.denoiser, grid, ErrorConfig(weighting="eps", seed=seed))(
-        images, candidates, seeds=range(count)
-    )
+    shared = DenoisingErrors(model.denoiser, GRID, ErrorConfig(weighting="eps", seed=seed))
+    table = shared(images, candidates, seeds=range(count))
+    # The same four levels with other noise for every class: what sharing the noise is worth.
+    unshared = torch.zeros(count, len(candidates), 4, dtype=torch.float64)
+    for k in range(len(candidates)):
+        wanted = torch.zeros(count, len(candidates), dtype=torch.bool)
+        wanted[:, k] = True
+        alone = DenoisingErrors(model.denoiser, GRID, ErrorConfig(weighting="eps", seed=1000 * seed + 100 + k))
+        unshared[:, k] = alone.pairs(images, range(count), candidates, wanted, range(4))
+    found = {"shared": table, "unshared": unshared, "labels": labels}
+    save_tensors(kept, found)
+    return found
+
+
+def measure(name: str, count: int, seed: int) -> dict[str, float]:
+    """All errors of all classes once; every figure is read off that table, so that arms share their noise."""
+    found = errors(name, count, seed)
+    table, unshared, labels = found["shared"], found["unshared"], found["labels"]
+    num_classes = table.shape[1]
     full = table.mean(2).argmin(1)
     figures = {"accuracy": 100 * rate(full == labels)}
     for risk in (0.01, 0.05, 0.2, 0.5):
@@ -45,21 +67,14 @@ def measure(name: str, count: int, seed: int) -> dict[str, float]:
         tag = f"risk{risk:g}".replace(".", "_")
         figures[f"{tag}_agreement"] = 100 * rate(answers == full)
         figures[f"{tag}_accuracy"] = 100 * rate(answers == labels)
-        figures[f"{tag}_calls_share"] = float(calls.double().mean()) / (LEVELS * len(candidates))
+        figures[f"{tag}_calls_share"] = float(calls.double().mean()) / (LEVELS * num_classes)
     if seed == 0 and count == SETS[name]:
         draw_cost(name, table, labels)
     for levels in (1, 2, 4, 8, 16):
         figures[f"accuracy_at_{levels}_levels"] = 100 * rate(table[:, :, :levels].mean(2).argmin(1) == labels)
-    # The same four levels with other noise for every class: what sharing the noise is worth.
-    unshared = torch.zeros(count, len(candidates), 4, dtype=torch.float64)
-    for k in range(len(candidates)):
-        wanted = torch.zeros(count, len(candidates), dtype=torch.bool)
-        wanted[:, k] = True
-        alone = DenoisingErrors(model.denoiser, grid, ErrorConfig(weighting="eps", seed=1000 * seed + 100 + k))
-        unshared[:, k] = alone.pairs(images, range(count), candidates, wanted, range(4))
     figures["accuracy_at_4_levels_not_shared"] = 100 * rate(unshared.mean(2).argmin(1) == labels)
     for weighting in ("x0", "edm", "elbo"):
-        weights = level_weights(grid, weighting) / level_weights(grid, "eps")  # type: ignore[arg-type]
+        weights = level_weights(GRID, weighting) / level_weights(GRID, "eps")  # type: ignore[arg-type]
         figures[f"accuracy_{weighting}"] = 100 * rate((table * weights).mean(2).argmin(1) == labels)
     half = count // 2
     logits = -table.mean(2)

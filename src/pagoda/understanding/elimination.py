@@ -87,9 +87,10 @@ class AtRisk(Elimination):
 
     After each stage, the differences to the leader at the n levels so far have mean d and standard error
     s sqrt(1/n - 1/M): the M levels of the full evaluation are a finite population, of which n were drawn. A candidate goes when
-    d > t s.e., t the quantile of Student's law with n - 1 degrees of freedom at `risk`, divided by the number of looks (Bonferroni: stages
-    times rivals). So the chance, per image, that the answer of the full evaluation is dropped is at most about `risk`, as far as
-    differences are normal; since levels are stratified, it is smaller in practice.
+    d > t s.e., t the quantile of Student's law with n - 1 degrees of freedom at `risk`, divided by what chance could pick from
+    (Bonferroni: the looks, times the rivals that are still there, one of which leads). So the chance, per image, that the answer of
+    the full evaluation is dropped is at most about `risk`, as far as differences are normal; since levels are stratified, it is
+    smaller in practice.
 
     Args:
         risk: In (0, 1).
@@ -122,9 +123,11 @@ class AtRisk(Elimination):
         mean = errors.mean(2).masked_fill(~alive, torch.inf)
         leader = mean.argmin(1)  # (B,)
         gap = errors - errors[torch.arange(len(errors)), leader][:, None]  # (B, K, n)
-        looks = max(1, (errors.shape[1] - 1) * (len(self.stages(num_levels)) - 1))
+        looks = max(1, len(self.stages(num_levels)) - 1)
+        rivals = (alive.sum(1) - 1).clamp_min(1).tolist()
+        bounds = [student_quantile(1 - self.risk / (looks * others), seen - 1) for others in rivals]
         spread = gap.std(2) * math.sqrt(max(0.0, 1 / seen - 1 / num_levels))
-        worse = gap.mean(2) > student_quantile(1 - self.risk / looks, seen - 1) * spread
+        worse = gap.mean(2) > gap.new_tensor(bounds)[:, None] * spread
         worse[torch.arange(len(errors)), leader] = False
         return alive & ~worse
 
