@@ -9,6 +9,7 @@ ARMS = {
     "plain": [],
     "repa": ["repa"],
     "repa, random encoder": [{"repa": {"encoders": ["random"]}}],
+    "repa, shuffled targets": [{"repa": {"targets": "shuffled"}}],
     "dtr": ["dtr"],
     "dtr, random masks": [{"dtr": {"scheme": "random"}}],
     "dtr, one mask for all": [{"dtr": {"scheme": "constant"}}],
@@ -25,6 +26,8 @@ ARMS = {
     "ddae_plus, constant": [{"ddae_plus": {"source": "constant"}}],
     "ddae_plus, contrastive": [{"ddae_plus": {"contrastive": 0.3}}],
 }
+GUIDED = ("plain", "cep", "cep, gaussian")
+"""Judged at several guidance weights too: a perturbed condition moves the best one."""
 WRONG = {"5 % wrong labels": 0.05, "20 % wrong labels": 0.2}
 
 
@@ -38,6 +41,17 @@ def below(name: str, control: str) -> object:
     question="Does each technique do better than the controls that have its cost but not its idea?",
     passes=[
         PassLine("repa at most its random encoder's distance", below("repa", "repa, random encoder"), at_most=1.0),
+        PassLine(
+            "repa at most its distance with shuffled targets", below("repa", "repa, shuffled targets"), at_most=1.0
+        ),
+        PassLine(
+            "shuffled targets at least the plain run's distance", below("repa, shuffled targets", "plain"), at_least=1.0
+        ),
+        PassLine(
+            "cep at most the plain run's, each at its best guidance weight",
+            ratio("cep", "best_distance"),
+            at_most=1.0,
+        ),
         PassLine("dtr at most random masks'", below("dtr", "dtr, random masks"), at_most=1.0),
         PassLine("dtr at most one mask for all", below("dtr", "dtr, one mask for all"), at_most=1.0),
         PassLine("switch_dit at most without its prior", below("switch_dit", "switch_dit, no prior"), at_most=1.0),
@@ -59,5 +73,5 @@ def below(name: str, control: str) -> object:
 )
 def technique_controls(budget: float) -> dict[str, Arm]:
     """The runs of `techniques`, and their controls."""
-    arms = {name: arm(list(entries), budget=budget) for name, entries in ARMS.items()}
+    arms = {name: arm(list(entries), budget=budget, guided=name in GUIDED) for name, entries in ARMS.items()}
     return arms | {name: arm([], budget=budget, teach__wrong_labels=share) for name, share in WRONG.items()}

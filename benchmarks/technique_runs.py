@@ -15,7 +15,7 @@ from torch import Tensor
 from benchmarks.harness import Results
 from benchmarks.metrics import score_images
 from pagoda.data import Downsampler, ShapesSource
-from pagoda.diffusion import Condition, EDMDenoiser, karras_sigmas, sample
+from pagoda.diffusion import Condition, Denoiser, EDMDenoiser, GuidedDenoiser, karras_sigmas, sample
 from pagoda.diffusion.solvers import DPMSolver2M
 from pagoda.evaluation import ClassifierFeatures, SmallClassifier, train_classifier
 from pagoda.stages.config import override
@@ -67,12 +67,19 @@ def judge() -> SmallClassifier:
     return train_classifier(images, labels, num_classes=CLASSES, steps=600)
 
 
-def arm(techniques: Sequence[Any], *, budget: float, **changes: Any) -> Callable[[int], dict[str, float]]:
+WEIGHTS = (1.5, 2.0, 3.0)
+"""Of guidance, where an arm is judged by the best of them and none."""
+
+
+def arm(
+    techniques: Sequence[Any], *, budget: float, guided: bool = False, **changes: Any
+) -> Callable[[int], dict[str, float]]:
     """A run with these techniques, for every seed.
 
     Args:
         techniques: As in a configuration.
         budget: Factor of the steps and of the samples.
+        guided: Whether samples are drawn with guidance too.
         changes: Other settings, their dots written as `__`.
     """
 
@@ -88,13 +95,24 @@ def arm(techniques: Sequence[Any], *, budget: float, **changes: Any) -> Callable
             last = json.loads(run.metrics.read_text(encoding="utf-8").splitlines()[-1])
             figures = {"seconds": run.require("teach", "pagoda teach")["results"]["seconds"]}
         figures |= {key.split("/", 1)[1]: value for key, value in last.items() if key.count("/") == 2}
-        return figures | score(denoiser, seed, max(200, round(1000 * budget)))
+        count = max(200, round(1000 * budget))
+        figures |= score(denoiser, seed, count)
+        if guided:
+            swept = {weight: distance(GuidedDenoiser(denoiser, weight), seed, count)["distance"] for weight in WEIGHTS}
+            figures |= {f"distance_w{weight:g}".replace(".", "_"): value for weight, value in swept.items()}
+            figures["best_distance"] = min(figures["distance"], *swept.values())
+        return figures
 
     return measure
 
 
 def score(denoiser: EDMDenoiser, seed: int, count: int) -> dict[str, float]:
     """Distance of samples, and the denoising loss on held-out images, in all and by band of the noise level."""
+    return distance(denoiser, seed, count) | held_out_loss(denoiser, *held_out())
+
+
+def distance(denoiser: Denoiser, seed: int, count: int) -> dict[str, float]:
+    """Fréchet distance of samples to held-out images, and the floor that held-out images have among themselves."""
     labels = torch.arange(count) % CLASSES
     z = noise_of_seeds(list(range(count)), (3, SIZE, SIZE))
     made = []
@@ -103,7 +121,7 @@ def score(denoiser: EDMDenoiser, seed: int, count: int) -> dict[str, float]:
         made.append(sample(denoiser, z[rows], sigmas=karras_sigmas(16), condition=condition, solver=DPMSolver2M()))
     real, real_labels = held_out()
     found = score_images(ClassifierFeatures(judge()), real, real_labels, torch.cat(made).clamp(-1, 1), seed)
-    return {"distance": found["distance"], "floor": found["floor"], **held_out_loss(denoiser, real, real_labels)}
+    return {"distance": found["distance"], "floor": found["floor"]}
 
 
 @torch.no_grad()

@@ -244,3 +244,28 @@ def test_the_draws_of_a_step_do_not_know_of_the_technique() -> None:
     random = StepRandom(0, 1, 4, slice(0, 4), "teach")
     assert not torch.equal(random.normal("noise"), random.fork("technique.repa").normal("noise"))
     assert isinstance(make_network(), DiffusersNetwork)
+
+
+def test_shuffled_targets_are_those_of_another_image_always_the_same(tmp_path: Path) -> None:
+    setup = make_setup(tmp_path)
+    own = precompute_targets(Pixels(), setup, 4)
+    other, again = own.shuffled(), own.shuffled()
+    assert torch.equal(other.features, again.features)
+    assert sorted(other.features.sum((1, 2, 3, 4)).tolist()) == sorted(own.features.sum((1, 2, 3, 4)).tolist())
+    same = [k for k in range(COUNT) if torch.equal(other.features[k], own.features[k])]
+    assert same == []
+    with pytest.raises(DataError, match="two images or more"):
+        TargetCache(own.features[:1], "pixels").shuffled()
+
+
+def test_shuffled_targets_move_the_loss_and_need_the_cache(tmp_path: Path) -> None:
+    plain = penalties(RepresentationAlignment(RepaConfig(), [Pixels()]), tmp_path / "a")
+    moved = penalties(RepresentationAlignment(RepaConfig(targets="shuffled"), [Pixels()]), tmp_path / "b")
+    assert not torch.equal(plain["repa/alignment"], moved["repa/alignment"])
+    with pytest.raises(ConfigError, match=r"leave repa\.cache_targets on"):
+        RepaConfig(targets="shuffled", cache_targets=False)
+    with pytest.raises(ConfigError, match="own or shuffled"):
+        RepaConfig(targets="mixed")  # type: ignore[arg-type]
+    technique = RepresentationAlignment(RepaConfig(targets="shuffled", cache_limit_gib=1e-9), [Pixels()])
+    with pytest.raises(ConfigError, match="needs the targets of all images in memory"):
+        penalties(technique, tmp_path / "c")

@@ -53,6 +53,8 @@ class RepaConfig(TechniqueConfig):
     """Width of the projector; 0 = twice the tapped width, at most 2,048."""
     token_match: Literal["resize", "strict"] = "resize"
     """What to do with a target of another grid: resize it, or refuse it."""
+    targets: Literal["own", "shuffled"] = "own"
+    """Whose features an image learns: its own, or those of another image, always the same one. A control for studies."""
     cache_targets: bool = True
     """Compute the targets of all images before training, when they take at most `cache_limit_gib`."""
     cache_limit_gib: float = 2.0
@@ -67,6 +69,12 @@ class RepaConfig(TechniqueConfig):
             raise ConfigError(
                 f"repa.schedule must be one of {SCHEDULES} and repa.token_match resize or strict, "
                 f"got {self.schedule!r} and {self.token_match!r}."
+            )
+        if self.targets not in ("own", "shuffled"):
+            raise ConfigError(f"repa.targets must be own or shuffled, got {self.targets!r}.")
+        if self.targets == "shuffled" and not self.cache_targets:
+            raise ConfigError(
+                "repa.targets=shuffled reads other images' targets from the cache; leave repa.cache_targets on."
             )
         if not 0 < self.stop <= 1 or self.projector_dim < 0:
             raise ConfigError(
@@ -167,10 +175,17 @@ class RepresentationAlignment(Technique):
     def _source(self, encoder: TargetEncoder, index: int, setup: Setup) -> TargetEncoder | TargetCache:
         """The encoder itself, or its features of all images where they fit."""
         size = 4 * torch.Size(cache_shape(encoder, setup, self._side)).numel()
-        if not self.config.cache_targets or size > self.config.cache_limit_gib * 2**30:
+        shuffled, limit = self.config.targets == "shuffled", self.config.cache_limit_gib * 2**30
+        if shuffled and size > limit:
+            raise ConfigError(
+                f"repa.targets=shuffled needs the targets of all images in memory, {size / 2**30:.1f} GiB; "
+                f"repa.cache_limit_gib is {self.config.cache_limit_gib}."
+            )
+        if not self.config.cache_targets or size > limit:
             return encoder
         path = None if setup.folder is None else setup.folder / f"targets-{index}.safetensors"
-        return precompute_targets(encoder, setup, self._side, path)
+        own = precompute_targets(encoder, setup, self._side, path)
+        return own.shuffled() if shuffled else own
 
     def _check_grids(self, encoders: list[TargetEncoder], setup: Setup, side: int) -> None:
         image = torch.zeros(1, setup.channels, setup.image_size, setup.image_size, device=setup.runtime.device)

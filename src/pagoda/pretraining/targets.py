@@ -10,7 +10,7 @@ from torch import Tensor
 from pagoda.errors import ArtifactError, DataError
 from pagoda.files import load_tensors, save_tensors
 from pagoda.pretraining.encoders import TargetEncoder, match_grid
-from pagoda.training import Setup
+from pagoda.training import Setup, seeded_generator
 
 BATCH = 256
 
@@ -30,6 +30,20 @@ class TargetCache:
     def get(self, indices: Tensor, flips: Tensor) -> Tensor:
         """Features (B, d, side, side) of these images."""
         return self.features[indices, flips.long()]
+
+    def shuffled(self) -> TargetCache:
+        """Every image with the features of another one, the same in every run.
+
+        Raises:
+            DataError: there is no other image.
+        """
+        count = len(self.features)
+        if count < 2:
+            raise DataError(f"targets of other images need two images or more, got {count}.")
+        order = torch.randperm(count, generator=seeded_generator("targets", "shuffled"))
+        others = torch.empty_like(order)
+        others[order] = order.roll(1)  # one cycle through all of them: nobody meets himself
+        return TargetCache(self.features[others], self.fingerprint)
 
     def save(self, path: Path) -> None:
         """Write the features and the encoder's fingerprint to a safetensors file."""
