@@ -18,10 +18,11 @@ from tests.conftest import tiny_config
 
 from pagoda.api import teach
 from pagoda.cli.main import main
+from pagoda.data import LatentStore
 from pagoda.diffusion import invert, karras_sigmas, sample
 from pagoda.diffusion.conditions import Condition
 from pagoda.errors import ArtifactError, ConfigError
-from pagoda.networks.experts import expert_layers
+from pagoda.networks.experts import expert_layers, soft_routing
 from pagoda.networks.extended import ExtendedDiT, extension_of
 from pagoda.pretraining import CepConfig, DtrConfig
 from pagoda.stages.config import RunConfig, override
@@ -199,3 +200,42 @@ def test_the_recipe_killed_and_run_again_ends_with_the_same_weights(tmp_path: Pa
     assert recipe(tmp_path / "part").wait(timeout=240) == 0, (tmp_path / "part.log").read_text()
     hashes = [RunFolder(tmp_path / name).require("teach", "")["results"]["hash"] for name in ("whole", "part")]
     assert hashes[0] == hashes[1]
+
+
+def test_experts_chosen_by_the_noise_level_are_merged_for_the_generator_and_change_nothing(tmp_path: Path) -> None:
+    from pagoda.networks import OneStepGenerator
+    from pagoda.stages.distill import student_network
+
+    run = train(config("switch_dit"), str(tmp_path / "run"), until="teach", quiet=True)
+    denoiser, _ = load_teacher(run.teacher)
+    with torch.no_grad():
+        extension_of(denoiser.network, "switch_masks").weight.normal_(std=0.2)  # type: ignore[union-attr, operator]
+    options = {"sigma_max": 80.0, **denoiser.preconditioning}
+    routed = OneStepGenerator.from_teacher(denoiser.network, **options).eval()  # type: ignore[arg-type]
+    dense = OneStepGenerator.from_teacher(student_network(denoiser, 80.0), **options).eval()  # type: ignore[arg-type]
+    assert list(dense.base.config.extensions) == ["linear_masks"]
+    assert sum(p.numel() for p in dense.parameters()) < sum(p.numel() for p in routed.parameters())
+    z, condition = torch.randn(3, 3, 8, 8), Condition.of_labels([0, 1, -1])
+    torch.testing.assert_close(dense(z, condition), routed(z, condition), atol=2e-4, rtol=1e-4)
+    plain, _ = load_teacher(train(config(), str(tmp_path / "plain"), until="teach", quiet=True).teacher)
+    assert student_network(plain, 80.0) is plain.network
+
+
+def test_soft_routing_is_used_for_latents_and_left_off_afterwards(tmp_path: Path) -> None:
+    hard = train(config(MOE), str(tmp_path / "hard"), until="encode", quiet=True)
+    soft = train(config(MOE, **{"encode.soft_routing": True}), str(tmp_path / "soft"), until="encode", quiet=True)
+    first, second = LatentStore.open(hard.latents), LatentStore.open(soft.latents)
+    rows = torch.arange(4)
+    assert not torch.equal(first.get(rows, rows * 0), second.get(rows, rows * 0))
+    assert "soft_routing" not in first.provenance
+    assert second.provenance["soft_routing"] is True
+    assert soft.require("encode", "")["results"]["round_trip_psnr"] > 0
+    denoiser, _ = load_teacher(soft.teacher)
+    layers = expert_layers(denoiser.network)
+    with soft_routing(denoiser):
+        with soft_routing(denoiser):
+            pass
+        assert all(layer.soft for layer in layers)
+    assert not any(layer.soft for layer in layers)
+    with pytest.raises(ConfigError, match="a teacher whose tokens are routed"):
+        config(**{"encode.soft_routing": True})

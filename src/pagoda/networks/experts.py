@@ -252,14 +252,14 @@ def record_routing(model: nn.Module) -> Iterator[list[Tensor]]:
 @contextlib.contextmanager
 def soft_routing(model: nn.Module) -> Iterator[None]:
     """Inside, every token uses all experts by their scores: no jumps, for inversion; it costs what all experts cost."""
-    layers = expert_layers(model)
-    for layer in layers:
+    before = [(layer, layer.soft) for layer in expert_layers(model)]
+    for layer, _ in before:
         layer.soft = True
     try:
         yield
     finally:
-        for layer in layers:
-            layer.soft = False
+        for layer, soft in before:
+            layer.soft = soft
 
 
 def count_parameters(model: nn.Module) -> tuple[int, int]:

@@ -168,6 +168,11 @@ class RunConfig:
                 "techniques change the training of the diffusion model, and this run brings a trained one (teacher.path): "
                 f"leave out one of the two, got {[technique.name for technique in self.techniques]}."
             )
+        if self.encode.soft_routing and not self.teacher.path and "dit_moe" not in [t.name for t in self.techniques]:
+            raise ConfigError(
+                "encode.soft_routing is for a teacher whose tokens are routed to experts; this run trains one without. Add the technique "
+                "dit_moe, or leave it off."
+            )
         self._check_guidance()
         check_text(self)
         build_techniques(self.techniques)  # refuses pairs that cannot be combined

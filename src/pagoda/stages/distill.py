@@ -9,6 +9,7 @@ from pagoda.data import LatentStore
 from pagoda.diffusion import Condition, PreconditionedDenoiser
 from pagoda.files import hash_json
 from pagoda.networks import DiffusersNetwork, OneStepGenerator, model_hash
+from pagoda.networks.extended import merge_switch_masks
 from pagoda.stages.assignment import ImageGuidance, check_match, guided_inputs
 from pagoda.stages.context import StageContext, build_trainer, load_teacher
 from pagoda.stages.critics import build_critics, keep_critics, kept_pairs
@@ -68,11 +69,10 @@ def build_objective(
         image_text: The distance of samples to their captions; None leaves it out.
     """
     config, runtime = context.config, context.runtime
-    assert isinstance(denoiser.network, DiffusersNetwork)
     if config.guidance.active:
         torch.manual_seed(derive_seed(config.seed, STAGE, "guidance"))
     generator = OneStepGenerator.from_teacher(
-        denoiser.network,
+        student_network(denoiser, config.sigma_max),
         output=config.distill.output,  # type: ignore[arg-type]
         sigma_max=config.sigma_max,
         **denoiser.preconditioning,
@@ -99,6 +99,17 @@ def build_objective(
         kept=kept_pairs(context, config.distill.loss.pairs),
         image_text=image_text,
     )
+
+
+def student_network(denoiser: PreconditionedDenoiser, sigma_max: float) -> DiffusersNetwork:
+    """What the generator starts as: the teacher's network; where noise levels choose its experts, those of the only level that a
+    generator sees are merged into one layer, which is the same function there (Switch-DiT, arXiv:2403.09176)."""
+    network = denoiser.network
+    assert isinstance(network, DiffusersNetwork)
+    if "switch_masks" not in getattr(network.model, "added", {}):
+        return network
+    time = float(denoiser.noise_input(torch.tensor([sigma_max])))
+    return DiffusersNetwork(merge_switch_masks(network.model, time), null=network.null)
 
 
 def distill(context: StageContext, *, match: ImageGuidance | None = None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, replace
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 from pagoda.data import Downsampler, LatentStore
 from pagoda.diffusion import Condition, PreconditionedDenoiser, build_solver, invert, karras_sigmas, sample
 from pagoda.errors import ArtifactError
+from pagoda.networks.experts import soft_routing
 from pagoda.stages.config import EncodeConfig, RunConfig
 from pagoda.stages.context import StageContext, load_teacher
 from pagoda.stages.guidance import guided, pair_weights, std_by_weight, stored_condition
@@ -18,6 +20,8 @@ from pagoda.stages.run_folder import stage_settings
 from pagoda.training import Runtime, clock, seeded_generator
 
 STAGE = "encode"
+LATER = ("renormalise", "soft_routing")
+"""Settings that came after the first stores of latents, which do not name them."""
 CHECKED = 128
 """Images whose round trip through the latent is measured."""
 
@@ -53,8 +57,8 @@ def encode(context: StageContext) -> None:
         "downsampler": Downsampler(config.downsampler).fingerprint,
         "sigma_max": config.sigma_max,
         "seed": config.seed,
-        **{k: v for k, v in asdict(settings).items() if k not in ("batch_size", "shard_size", "dtype", "renormalise")},
-        **({"renormalise": True} if settings.renormalise else {}),
+        **{k: v for k, v in asdict(settings).items() if k not in ("batch_size", "shard_size", "dtype", *LATER)},
+        **{name: True for name in LATER if getattr(settings, name)},
         **({"guidance": config.guidance.scale_max} if config.guidance.active else {}),
     }
     if context.captions is not None:
@@ -161,16 +165,22 @@ def invert_images(
     config: RunConfig, denoiser: PreconditionedDenoiser, images: Tensor, condition: Condition, noise: Tensor | None
 ) -> Tensor:
     """`encode_images` of tensors that are where the denoiser is, in its precision: every setting of `encode`, for any image."""
-    z = invert(
-        guided(denoiser, condition),
-        images,
-        sigmas=inversion_grid(config.encode, config.sigma_max),
-        condition=condition,
-        solver=build_solver(config.encode.solver),
-        noise=noise,
-        clip_denoised=config.encode.clip_denoised,
-    ).float()
+    with routing(config, denoiser):
+        z = invert(
+            guided(denoiser, condition),
+            images,
+            sigmas=inversion_grid(config.encode, config.sigma_max),
+            condition=condition,
+            solver=build_solver(config.encode.solver),
+            noise=noise,
+            clip_denoised=config.encode.clip_denoised,
+        ).float()
     return renormalise(z) if config.encode.renormalise else z
+
+
+def routing(config: RunConfig, denoiser: PreconditionedDenoiser) -> AbstractContextManager[None]:
+    """How tokens find their experts on the way there and back."""
+    return soft_routing(denoiser) if config.encode.soft_routing else nullcontext()
 
 
 def renormalise(z: Tensor) -> Tensor:
@@ -192,15 +202,15 @@ def round_trip_psnr(context: StageContext, denoiser: PreconditionedDenoiser, sto
     flips = torch.zeros_like(indices)
     images, _ = context.load(config.base, indices, flips.bool())
     condition = stored_condition(store, context.condition, indices, flips)
-    back = sample(
-        guided(denoiser, condition),
-        store.get(indices, flips).to(device),
-        sigmas=torch.cat(
-            [inversion_grid(config.encode, config.sigma_max).flip(0), torch.zeros(1, dtype=torch.float64)]
-        ),
-        condition=condition.to(device),
-        solver=build_solver(config.encode.solver),
-    )
+    down = torch.cat([inversion_grid(config.encode, config.sigma_max).flip(0), torch.zeros(1, dtype=torch.float64)])
+    with routing(config, denoiser):
+        back = sample(
+            guided(denoiser, condition),
+            store.get(indices, flips).to(device),
+            sigmas=down,
+            condition=condition.to(device),
+            solver=build_solver(config.encode.solver),
+        )
     error = (back.cpu() - images).square().mean()
     if not torch.isfinite(error):
         raise ArtifactError(f"the round trip through {context.run.latents} is not finite; the teacher is broken.")

@@ -355,8 +355,9 @@ def stage_settings(config: RunConfig, stage: str) -> dict[str, Any]:
             }
     if stage == "distill" and config.distill.mode == "rec":  # absent where they change nothing, as in earlier versions
         settings["distill"] = {k: v for k, v in settings["distill"].items() if k not in ("mode", "teacher_pairs")}
-    if stage == "encode" and not config.encode.renormalise:
-        settings["encode"] = {k: v for k, v in values["encode"].items() if k != "renormalise"}
+    if stage == "encode":  # absent where they are off, as in earlier versions
+        off = [name for name in ("renormalise", "soft_routing") if not values["encode"][name]]
+        settings["encode"] = {k: v for k, v in values["encode"].items() if k not in off}
     if stage != "teach" and config.guidance.active:
         decides = ("scale_max",) if stage in ("encode", "amortise") else ("scale_max", "assignment")
         settings["guidance"] = {key: values["guidance"][key] for key in decides}

@@ -71,6 +71,8 @@ class EncodeConfig:
     """Bring each latent to a root mean square of 1. Latents then look more like noise, and come back less exactly."""
     clip_denoised: bool = False
     """Clamp every denoised estimate to [-1, 1], as the official code does."""
+    soft_routing: bool = False
+    """Let every token use all experts by their scores on the way, for a teacher with `dit_moe`: its path then has no jumps."""
     batch_size: int = 256
     """Images a network call."""
     shard_size: int = 1024
