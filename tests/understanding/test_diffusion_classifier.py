@@ -226,6 +226,23 @@ def test_elimination_at_a_stated_risk_keeps_to_it_and_saves_calls() -> None:
     assert float(bold.calls.double().mean()) < float(cheap.calls.double().mean())
 
 
+@pytest.mark.parametrize("prior", [0, 8])
+def test_a_rival_goes_when_students_test_of_its_paired_differences_says_so(prior: int) -> None:
+    """Two candidates, one look, levels that are few beside those of the full evaluation: scipy's test, by hand where it is moderated."""
+    elimination = AtRisk(risk=0.1, first=5, growth=1e9, prior=prior)
+    errors = torch.randn(200, 2, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    errors[:, 1] += torch.linspace(-1, 3, 200, dtype=torch.float64)[:, None]
+    kept = elimination.survivors(errors, torch.ones(200, 2, dtype=torch.bool), 0, 10**9)
+    gap = (errors[:, 1] - errors[:, 0]).numpy()
+    statistic = abs(gap.mean(1)) / (gap.std(1, ddof=1) / math.sqrt(5))
+    expected = stats.t.sf(statistic, 4 + prior) < 0.1  # of two, the rivals' mean variance is the rival's own
+    assert (kept.sum(1) == 1).tolist() == expected.tolist()
+    assert 20 < expected.sum() < 180
+    if not prior:
+        by_scipy = stats.ttest_1samp(gap, 0, axis=1).pvalue / 2 < 0.1
+        assert expected.tolist() == by_scipy.tolist()
+
+
 def test_an_evaluation_ends_when_every_image_is_decided() -> None:
     oracle = mixture(0.05, count=3)  # far apart: the first looks decide
     x, labels = draw(oracle, 8)
