@@ -34,6 +34,7 @@ from pagoda.stages.run_folder import RunFolder, stage_settings
 from pagoda.stages.sampling import load_generator, sample_images
 from pagoda.stages.train import train
 from pagoda.training import Runtime
+from pagoda.understanding import Taps
 
 
 def test_a_run_of_texts_has_its_captions_its_encoder_and_networks_without_classes(text_run: RunFolder) -> None:
@@ -277,3 +278,20 @@ def test_a_copy_of_the_generator_is_the_generator(text_run: RunFolder, tmp_path:
     again = type(generator).from_pretrained(tmp_path / "copy", use_safetensors=True, local_files_only=True)
     assert model_hash(again) == model_hash(generator)
     assert again.token_dim == generator.token_dim
+
+
+def test_a_model_of_texts_is_probed_with_no_text_which_is_what_training_dropped(
+    text_run: RunFolder, tmp_path: Path
+) -> None:
+    model = open_readable(text_run.path, device="cpu")
+    assert model.embed is not None
+    images, dropped = torch.randn(3, 3, 8, 8), model.embed(["a red circle"] * 3).null()
+    torch.testing.assert_close(model.denoiser(images, 0.5), model.denoiser(images, 0.5, dropped), atol=1e-6, rtol=0)
+    assert not torch.allclose(model.denoiser(images, 0.5), model.denoiser(images, 0.5, model.embed(["a star"] * 3)))
+    taps = Taps(model.denoiser, ["decoder.1"])
+    torch.testing.assert_close(
+        taps(images, 0.5, seeds=range(3)), taps(images, 0.5, seeds=range(3), condition=dropped), atol=1e-6, rtol=0
+    )
+    data, out = "shapes:count=60,seed=3", str(tmp_path / "probe")
+    assert main(["probe", "fit", str(text_run.path), "--data", data, "--out", out, "--search-count", "40"]) == 0
+    assert main(["probe", "predict", str(text_run.path), "shapes:count=10,seed=4", "--probe", out]) == 0

@@ -19,6 +19,7 @@ from tests.understanding.conftest import make_network
 from torch import Tensor
 
 from pagoda.cli.main import main
+from pagoda.diffusion import Condition
 from pagoda.errors import ArtifactError, ConfigError
 from pagoda.stages import classify
 from pagoda.stages.classify import ClassifyConfig, classify_images, match_labels
@@ -163,6 +164,9 @@ def test_a_pipeline_of_texts_is_asked_by_its_own_encoder(tmp_path: Path, capsys:
     found = model.embed(["a bird", "x"])
     expected, _ = pipeline.encode_prompt(["a bird", "x"], "cpu", 1, False)
     assert torch.equal(found.tokens, expected)
+    empty, _ = pipeline.encode_prompt([""], "cpu", 1, False)
+    latents, without = torch.randn(2, 4, 8, 8), Condition(tokens=empty.expand(2, -1, -1))
+    assert torch.equal(model.denoiser(latents, 0.5), model.denoiser(latents, 0.5, without))
     data = write_images(tmp_path / "images", ("bird/x.png", "ship/y.png"), size=model.size)
     words = ["classify", str(tmp_path / "pipeline"), str(data), "--levels", "4", "--prompt", "a drawing of a {}"]
     out = tmp_path / "answers.json"

@@ -76,6 +76,8 @@ def features(
         ConfigError: an unknown name, no name at all, or a model without anatomy.
     """
     parts = anatomy(model)
+    if isinstance(model, DiffusersNetwork):
+        condition = model.fill(condition, len(x))
     wanted = {parts.check(name) for name in names}
     if not wanted:
         raise ConfigError(f"no part was named; choose some of {', '.join(parts.names())}.")

@@ -9,6 +9,7 @@ from typing import Any
 
 from pagoda.diffusion import Condition
 from pagoda.errors import ArtifactError, ConfigError
+from pagoda.networks.null_condition import NullCondition
 
 _NOT_NEEDED = ("unet", "transformer", "vae", "safety_checker", "feature_extractor", "image_encoder", "controlnet")
 
@@ -54,6 +55,17 @@ class PipelineTexts:
         """
         if not prompts or any(not prompt.strip() for prompt in prompts):
             raise ConfigError(f"a prompt needs words, got {list(prompts)}.")
+        return self._embed(prompts)
+
+    def null(self) -> NullCondition:
+        """What the network saw when its text was dropped: the embedding of the empty prompt.
+
+        Raises:
+            ConfigError: embeddings of a kind that is not known here.
+        """
+        return NullCondition.of({name: rows[0] for name, rows in self._embed([""]).slots().items()})
+
+    def _embed(self, prompts: Sequence[str]) -> Condition:
         taken = inspect.signature(self._pipeline.encode_prompt).parameters
         options: dict[str, Any] = {"num_images_per_prompt": 1, "do_classifier_free_guidance": False, "device": "cpu"}
         options |= {"prompt_2": None, "prompt_3": None}

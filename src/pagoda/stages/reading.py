@@ -24,7 +24,7 @@ from pagoda.data import (
 from pagoda.diffusion import Condition, Denoiser, precondition
 from pagoda.errors import ArtifactError, ConfigError
 from pagoda.networks import DiffusersNetwork, model_hash
-from pagoda.networks.calling import takes_tokens
+from pagoda.networks.calling import null_of_zeros, takes_tokens, token_width
 from pagoda.networks.loading import load_model
 from pagoda.networks.teachers import read_scheduler
 from pagoda.stages.captions import prompt_condition
@@ -124,8 +124,16 @@ def open_readable(path: Path | str, *, device: str = "auto") -> ReadableModel:
             f"{path} is neither a run (config.yaml), nor a teacher (denoiser.json), nor a diffusers pipeline (model_index.json). "
             "Make a run with `pagoda teach DATA --out RUN`."
         )
+    _fill_null(model.denoiser)
     model.denoiser.to(target).eval().requires_grad_(False)
     return model
+
+
+def _fill_null(denoiser: Denoiser) -> None:
+    """Where nobody gives a text, a network of texts is told none: what it saw in training when its text was dropped."""
+    network: Any = denoiser.network
+    if isinstance(network, DiffusersNetwork) and network.null is None and token_width(network.model):
+        network.null = null_of_zeros(network.model)
 
 
 def _open_teacher(path: Path) -> ReadableModel:
@@ -147,7 +155,9 @@ def _open_pipeline(path: Path) -> ReadableModel:
     part = next((name for name in ("unet", "transformer", "model") if name in index), None)
     if part is None or "scheduler" not in index:
         raise ArtifactError(f"{path} names no `unet` or `transformer` with a `scheduler`; it has {sorted(index)}.")
-    network = DiffusersNetwork(load_model(path / part))
+    model = load_model(path / part)
+    embed = PipelineTexts(path, index) if takes_tokens(model) and reads_texts(index) else None
+    network = DiffusersNetwork(model, null=None if embed is None else embed.null())
     denoiser = precondition(network, scheduler=read_scheduler(path))
     side = network.sample_size
     if side is None:
@@ -156,7 +166,6 @@ def _open_pipeline(path: Path) -> ReadableModel:
     if index.get("vae"):
         vae, stride, channels = _open_vae(path / "vae")
     names = [str(k) for k in range(network.num_classes)] if network.num_classes else None
-    embed = PipelineTexts(path, index) if takes_tokens(network.model) and reads_texts(index) else None
     return ReadableModel(
         denoiser, side * stride, channels, names, SourceConfig(), Downsampler().kind, encode=vae, embed=embed
     )
