@@ -26,30 +26,42 @@ from pagoda.understanding import (
 
 LEVELS = 32
 GRID = LevelGrid.log_normal(LEVELS, mean=-1.0, std=0.8)
-SETS = {"shapes": 500, "fashion": 500}
+SETS = {"shapes": 500, "fashion": 1000}
 """Test images of each set. Noise levels and weighting were chosen on other images: `shapes:seed=777`, and never on Fashion-MNIST."""
+BLOCK = 500
+RISK = 0.3
+"""The smallest of 0.1, 0.2, 0.3, ... that takes at most a third of the calls on 450 training images (0.32 of them, one answer another).
+0.4 was taken first: 0.31 of the calls and two answers there, and on the first 500 test images 0.30 and up to six. So elimination is
+judged on the second 500, which no choice has seen."""
 
 
 def errors(name: str, count: int, seed: int) -> dict[str, Tensor]:
-    """Errors (N, K, M) of all classes at all levels, those at four levels whose noise no classes share, and the labels; kept in
-    PAGODA_RUNS, under the hash of the teacher, since they take a quarter of an hour."""
+    """Errors (N, K, M) of all classes at all levels, those at four levels whose noise no classes share, and the labels."""
+    parts = [errors_of(name, range(i, min(i + BLOCK, count)), seed) for i in range(0, count, BLOCK)]
+    return {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
+
+
+def errors_of(name: str, rows: range, seed: int) -> dict[str, Tensor]:
+    """`errors` of some of the images; kept in PAGODA_RUNS, under the hash of the teacher, since they take ten minutes."""
     if name == "shapes":
-        model, (images, labels) = teacher("shapes", seed), shapes(count, seed)
+        model, (images, labels) = teacher("shapes", seed), shapes(rows.stop, seed)
     else:
-        model, (images, labels) = teacher("fashion-labels", 0), fashion("test", count)
-    kept = Path(os.environ.get("PAGODA_RUNS", "runs")) / f"errors-{name}-{count}-{seed}-{model.hash[:12]}.safetensors"
+        model, (images, labels) = teacher("fashion-labels", 0), fashion("test", rows.stop)
+    images, labels = images[rows.start :], labels[rows.start :]
+    file = f"errors-{name}-{rows.start}-{rows.stop}-{seed}-{model.hash[:12]}.safetensors"
+    kept = Path(os.environ.get("PAGODA_RUNS", "runs")) / file
     if kept.is_file():
         return load_tensors(kept)[0]
     candidates = Candidates.of_model(model.denoiser)
     shared = DenoisingErrors(model.denoiser, GRID, ErrorConfig(weighting="eps", seed=seed))
-    table = shared(images, candidates, seeds=range(count))
+    table = shared(images, candidates, seeds=rows)
     # The same four levels with other noise for every class: what sharing the noise is worth.
-    unshared = torch.zeros(count, len(candidates), 4, dtype=torch.float64)
+    unshared = torch.zeros(len(rows), len(candidates), 4, dtype=torch.float64)
     for k in range(len(candidates)):
-        wanted = torch.zeros(count, len(candidates), dtype=torch.bool)
+        wanted = torch.zeros(len(rows), len(candidates), dtype=torch.bool)
         wanted[:, k] = True
         alone = DenoisingErrors(model.denoiser, GRID, ErrorConfig(weighting="eps", seed=1000 * seed + 100 + k))
-        unshared[:, k] = alone.pairs(images, range(count), candidates, wanted, range(4))
+        unshared[:, k] = alone.pairs(images, rows, candidates, wanted, range(4))
     found = {"shared": table, "unshared": unshared, "labels": labels}
     save_tensors(kept, found)
     return found
@@ -62,11 +74,12 @@ def measure(name: str, count: int, seed: int) -> dict[str, float]:
     num_classes = table.shape[1]
     full = table.mean(2).argmin(1)
     figures = {"accuracy": 100 * rate(full == labels)}
-    for risk in (0.01, 0.05, 0.2, 0.4):
-        answers, calls = eliminate(table, AtRisk(risk=risk))
+    fresh = slice(count - min(BLOCK, count), None)
+    for risk in (0.01, 0.05, 0.2, RISK):
+        answers, calls = eliminate(table[fresh], AtRisk(risk=risk))
         tag = f"risk{risk:g}".replace(".", "_")
-        figures[f"{tag}_agreement"] = 100 * rate(answers == full)
-        figures[f"{tag}_accuracy"] = 100 * rate(answers == labels)
+        figures[f"{tag}_agreement"] = 100 * rate(answers == full[fresh])
+        figures[f"{tag}_accuracy"] = 100 * rate(answers == labels[fresh])
         figures[f"{tag}_calls_share"] = float(calls.double().mean()) / (LEVELS * num_classes)
     if seed == 0 and count == SETS[name]:
         draw_cost(name, table, labels)
@@ -101,7 +114,7 @@ def draw_cost(name: str, table: Tensor, labels: Tensor) -> None:
     num_classes, num_levels = table.shape[1:]
     levels = [n for n in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32) if n <= num_levels]
     plain = [100 * rate(table[:, :, :n].mean(2).argmin(1) == labels) for n in levels]
-    found = [eliminate(table, AtRisk(risk=risk)) for risk in (0.9, 0.4, 0.2, 0.1, 0.05, 0.01, 0.001)]
+    found = [eliminate(table, AtRisk(risk=risk)) for risk in (0.9, 0.3, 0.2, 0.1, 0.05, 0.01, 0.001)]
     costs = [float(calls.double().mean()) for _, calls in found]
     curves = {
         "all classes, fewer levels": ([num_classes * n for n in levels], plain),
@@ -131,7 +144,7 @@ def worst(metric: str, *, largest: bool = False) -> object:
     question=(
         "Which class does a small class-conditional teacher see in an image that it was not trained on? shapes at 8 px (tiny preset, "
         "one teacher a seed), Fashion-MNIST at 16 px (small preset, 1,200 steps, one teacher, noise by seed). The full evaluation is 10 "
-        "classes at 32 noise levels."
+        "classes at 32 noise levels. Accuracy is that of all images, elimination is judged on the last 500."
     ),
     passes=[
         PassLine(
@@ -153,13 +166,13 @@ def worst(metric: str, *, largest: bool = False) -> object:
             at_most=1 / 3,
         ),
         PassLine(
-            "elimination at risk 0.4, chosen on 450 training images, agrees on at least 99 % (worst set and seed)",
-            worst("risk0_4_agreement"),  # type: ignore[arg-type]
+            "elimination at risk 0.3, chosen on 450 training images, agrees on at least 99 % (worst set and seed)",
+            worst("risk0_3_agreement"),  # type: ignore[arg-type]
             at_least=99,
         ),
         PassLine(
             "and takes at most a third of the full evaluation's calls (worst set and seed)",
-            worst("risk0_4_calls_share", largest=True),  # type: ignore[arg-type]
+            worst("risk0_3_calls_share", largest=True),  # type: ignore[arg-type]
             at_most=1 / 3,
         ),
         PassLine(
