@@ -1,4 +1,4 @@
-"""The README's picture of the demo: twenty seeds, every class twice, a row a size. Trains the demo if it is not there.
+"""A picture of the demo: twenty seeds, every class twice, a row a size. Trains the demo if it is not there.
 
 python -m recipes.picture --run runs/demo --out docs/results/images/demo.png
 """
