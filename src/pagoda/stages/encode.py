@@ -16,12 +16,10 @@ from pagoda.networks.experts import soft_routing
 from pagoda.stages.config import EncodeConfig, RunConfig
 from pagoda.stages.context import StageContext, load_teacher
 from pagoda.stages.guidance import guided, pair_weights, std_by_weight, stored_condition
-from pagoda.stages.run_folder import stage_settings
+from pagoda.stages.run_folder import LATER_SWITCHES, stage_settings
 from pagoda.training import Runtime, clock, seeded_generator
 
 STAGE = "encode"
-LATER = ("renormalise", "soft_routing")
-"""Settings that came after the first stores of latents, which do not name them."""
 CHECKED = 128
 """Images whose round trip through the latent is measured."""
 
@@ -57,8 +55,10 @@ def encode(context: StageContext) -> None:
         "downsampler": Downsampler(config.downsampler).fingerprint,
         "sigma_max": config.sigma_max,
         "seed": config.seed,
-        **{k: v for k, v in asdict(settings).items() if k not in ("batch_size", "shard_size", "dtype", *LATER)},
-        **{name: True for name in LATER if getattr(settings, name)},
+        **{
+            k: v for k, v in asdict(settings).items() if k not in ("batch_size", "shard_size", "dtype", *LATER_SWITCHES)
+        },
+        **{name: True for name in LATER_SWITCHES if getattr(settings, name)},
         **({"guidance": config.guidance.scale_max} if config.guidance.active else {}),
     }
     if context.captions is not None:

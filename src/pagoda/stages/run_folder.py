@@ -329,6 +329,10 @@ def _differences(before: Any, now: Any, where: str = "") -> list[str]:
     return [] if before == now else [f"{where} was {before!r}, is {now!r}"]
 
 
+LATER_SWITCHES = ("renormalise", "soft_routing")
+"""Of `encode`, off by default: they came after the first runs and stores of latents, which do not name them."""
+
+
 def stage_settings(config: RunConfig, stage: str) -> dict[str, Any]:
     """The part of the configuration that decides what a stage makes, apart from what it reads from earlier stages.
 
@@ -356,7 +360,7 @@ def stage_settings(config: RunConfig, stage: str) -> dict[str, Any]:
     if stage == "distill" and config.distill.mode == "rec":  # absent where they change nothing, as in earlier versions
         settings["distill"] = {k: v for k, v in settings["distill"].items() if k not in ("mode", "teacher_pairs")}
     if stage == "encode":  # absent where they are off, as in earlier versions
-        off = [name for name in ("renormalise", "soft_routing") if not values["encode"][name]]
+        off = [name for name in LATER_SWITCHES if not values["encode"][name]]
         settings["encode"] = {k: v for k, v in values["encode"].items() if k not in off}
     if stage != "teach" and config.guidance.active:
         decides = ("scale_max",) if stage in ("encode", "amortise") else ("scale_max", "assignment")
