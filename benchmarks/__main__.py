@@ -27,6 +27,7 @@ _HELPERS = (
     "probed_teachers",
     "real_sets",
     "technique_runs",
+    "technique_sets",
     "theory.shapes_runs",
     "turns",
 )

@@ -28,8 +28,8 @@ from pagoda.understanding import (
 NAMES = [str(k) for k in range(10)]
 TRAIN, TEST, SEARCH = 20_000, 10_000, 20_000
 SIGMAS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.8)
-"""From the least noise that the teacher trains with. Accuracy is flat to 0.3 % between 0.005 and 0.05: of 4,000 images, 1,000 judge, and three
-draws of them put the best place at three noise levels, once at an edge. So the search reads all of the heads' training images."""
+"""From the least noise that the teacher trains with. Accuracy is flat to 0.3 % between 0.005 and 0.05: of 4,000 images, 1,000 judge, and
+three draws of them put the best place at three noise levels, once at an edge. So the search reads all of the heads' training images."""
 GRID = 4
 """Windows a side that the head reads. With 2 the heads of a first try stayed at 83.7 % (fresh weights: 84.9 %); 4 was then chosen on
 training images. The search reads means over whole maps, as the paper's: on the grid itself its best place was the last part at the

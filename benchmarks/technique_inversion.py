@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
 
 from benchmarks.harness import Arm, PassLine, benchmark
-from benchmarks.technique_runs import SETTINGS, SIZE, STEPS, TRAINED, held_out
+from benchmarks.technique_runs import SETTINGS, STEPS
+from benchmarks.technique_sets import SIZE, small_sets
 from pagoda.diffusion import Condition, invert, karras_sigmas, sample
 from pagoda.networks.experts import soft_routing
 from pagoda.stages.config import override
@@ -30,8 +32,9 @@ def round_trip(techniques: list[str], budget: float) -> Arm:
             "teach.loop.steps": max(20, round(STEPS * budget)),
             "techniques": techniques,
         }
-        config = override(preset_config("tiny", f"shapes:count={TRAINED}", base=SIZE, size=SIZE), settings)
-        images, labels = held_out()
+        data = small_sets()["shapes"]
+        config = override(preset_config("tiny", data.source(Path()), base=SIZE, size=SIZE), settings)
+        images, labels = data.held_out
         clean, condition = images[:128].float() / 127.5 - 1, Condition.of_labels(labels[:128])
         sigmas = karras_sigmas(18, sigma_min=0.04)
         noise = torch.randn(clean.shape, generator=seeded_generator("round-trip"))

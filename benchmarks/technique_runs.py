@@ -1,11 +1,11 @@
-"""One stage-1 run with techniques on drawn shapes, and what is measured of it: shared by the benchmarks of techniques."""
+"""One stage-1 run with techniques on a small set, and what is measured of it: shared by the benchmarks of techniques."""
 
 from __future__ import annotations
 
 import json
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,20 +14,16 @@ from torch import Tensor
 
 from benchmarks.harness import Results
 from benchmarks.metrics import score_images
-from pagoda.data import Downsampler, ShapesSource
+from benchmarks.technique_sets import SIZE, SmallSet, small_sets
 from pagoda.diffusion import Condition, Denoiser, EDMDenoiser, GuidedDenoiser, karras_sigmas, sample
 from pagoda.diffusion.solvers import DPMSolver2M
-from pagoda.evaluation import ClassifierFeatures, SmallClassifier, train_classifier
+from pagoda.evaluation import ClassifierFeatures
 from pagoda.stages.config import override
 from pagoda.stages.context import load_teacher
 from pagoda.stages.presets import preset_config
 from pagoda.stages.train import train
 from pagoda.training import NoiseLaw, noise_of_seeds, seeded_generator
 
-SIZE, CLASSES = 16, 10
-TRAINED = 600
-"""Images that are trained on: few, so that training longer or better shows."""
-HELD_OUT_SEED, JUDGE_SEED = 1000, 1001
 LAW = NoiseLaw(mean=-0.6, std=1.2)
 BANDS = 8
 SETTINGS: dict[str, Any] = {
@@ -45,40 +41,19 @@ SETTINGS: dict[str, Any] = {
     "teach.noise.std": LAW.std,
 }
 STEPS = 500
-
-
-def draw(count: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Drawn shapes (count, 3, SIZE, SIZE) uint8 and their classes."""
-    source, reduce = ShapesSource(count=count, size=SIZE, seed=seed), Downsampler()
-    images = np.stack([reduce(source.image(i), SIZE) for i in range(count)])
-    return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), torch.arange(count) % CLASSES
-
-
-@lru_cache(maxsize=1)
-def held_out() -> tuple[Tensor, Tensor]:
-    """2,000 shapes that no run sees."""
-    return draw(2000, HELD_OUT_SEED)
-
-
-@lru_cache(maxsize=1)
-def judge() -> SmallClassifier:
-    """The classifier whose features are compared; trained on images that no run sees and nothing is measured on."""
-    images, labels = draw(4000, JUDGE_SEED)
-    return train_classifier(images, labels, num_classes=CLASSES, steps=600)
-
-
 WEIGHTS = (1.5, 2.0, 3.0)
 """Of guidance, where an arm is judged by the best of them and none."""
 
 
 def arm(
-    techniques: Sequence[Any], *, budget: float, guided: bool = False, **changes: Any
+    techniques: Sequence[Any], *, budget: float, data: str = "shapes", guided: bool = False, **changes: Any
 ) -> Callable[[int], dict[str, float]]:
     """A run with these techniques, for every seed.
 
     Args:
         techniques: As in a configuration.
         budget: Factor of the steps and of the samples.
+        data: Name of a small set.
         guided: Whether samples are drawn with guidance too.
         changes: Other settings, their dots written as `__`.
     """
@@ -87,18 +62,19 @@ def arm(
         settings = {**SETTINGS, "seed": seed, "teach.loop.steps": max(20, round(STEPS * budget))}
         settings |= {key.replace("__", "."): value for key, value in changes.items()}
         settings["techniques"] = list(techniques)
-        data = f"shapes:count={TRAINED}"
-        config = override(preset_config("tiny", data, base=SIZE, size=SIZE), settings)
+        chosen = small_sets()[data]
         with tempfile.TemporaryDirectory() as folder:
+            source = chosen.source(Path(folder) / "images")
+            config = override(preset_config("tiny", source, base=SIZE, size=SIZE), settings)
             run = train(config, folder + "/run", until="teach", quiet=True)
             denoiser, _ = load_teacher(run.teacher)
             last = json.loads(run.metrics.read_text(encoding="utf-8").splitlines()[-1])
             figures = {"seconds": run.require("teach", "pagoda teach")["results"]["seconds"]}
         figures |= {key.split("/", 1)[1]: value for key, value in last.items() if key.count("/") == 2}
         count = max(200, round(1000 * budget))
-        figures |= score(denoiser, seed, count)
+        figures |= distance(denoiser, chosen, seed, count) | held_out_loss(denoiser, *chosen.held_out)
         if guided:
-            swept = {weight: distance(GuidedDenoiser(denoiser, weight), seed, count)["distance"] for weight in WEIGHTS}
+            swept = {w: distance(GuidedDenoiser(denoiser, w), chosen, seed, count)["distance"] for w in WEIGHTS}
             figures |= {f"distance_w{weight:g}".replace(".", "_"): value for weight, value in swept.items()}
             figures["best_distance"] = min(figures["distance"], *swept.values())
         return figures
@@ -106,34 +82,29 @@ def arm(
     return measure
 
 
-def score(denoiser: EDMDenoiser, seed: int, count: int) -> dict[str, float]:
-    """Distance of samples, and the denoising loss on held-out images, in all and by band of the noise level."""
-    return distance(denoiser, seed, count) | held_out_loss(denoiser, *held_out())
-
-
-def distance(denoiser: Denoiser, seed: int, count: int) -> dict[str, float]:
+def distance(denoiser: Denoiser, data: SmallSet, seed: int, count: int) -> dict[str, float]:
     """Fréchet distance of samples to held-out images, and the floor that held-out images have among themselves."""
-    labels = torch.arange(count) % CLASSES
-    z = noise_of_seeds(list(range(count)), (3, SIZE, SIZE))
+    real, real_labels = data.held_out
+    labels = real_labels[torch.arange(count) % len(real_labels)]  # classes as frequent as among the held-out images
+    z = noise_of_seeds(list(range(count)), tuple(real.shape[1:]))
     made = []
     for rows in torch.arange(count).split(250):
         condition = Condition.of_labels(labels[rows])
         made.append(sample(denoiser, z[rows], sigmas=karras_sigmas(16), condition=condition, solver=DPMSolver2M()))
-    real, real_labels = held_out()
-    found = score_images(ClassifierFeatures(judge()), real, real_labels, torch.cat(made).clamp(-1, 1), seed)
+    found = score_images(ClassifierFeatures(data.judge), real, real_labels, torch.cat(made).clamp(-1, 1), seed)
     return {"distance": found["distance"], "floor": found["floor"]}
 
 
 @torch.no_grad()
 def held_out_loss(denoiser: EDMDenoiser, real: Tensor, labels: Tensor) -> dict[str, float]:
     """Weighted denoising loss in bands of equal training mass; the same noise for every network."""
-    images = real[:480].float() / 127.5 - 1
+    images, labels = real[:480].float() / 127.5 - 1, labels[:480]
     noise = torch.randn(images.shape, generator=seeded_generator("techniques", "held-out"))
     losses = []
     for band in range(BANDS):
         quantile = (torch.arange(len(images)) + 0.5) / len(images) / BANDS + band / BANDS
         sigma = LAW.sigma_at(quantile).float()
-        estimate = denoiser(images + sigma[:, None, None, None] * noise, sigma, Condition.of_labels(labels[:480]))
+        estimate = denoiser(images + sigma[:, None, None, None] * noise, sigma, Condition.of_labels(labels))
         std = denoiser.sigma_data
         weight = (sigma**2 + std**2) / (sigma * std) ** 2
         losses.append(float((weight * (estimate - images).square().flatten(1).mean(1)).mean()))
@@ -155,6 +126,10 @@ def spread(results: Results, metric: str = "distance", name: str = "plain") -> f
     return results.max(name, metric) / results.min(name, metric)
 
 
-def named(arms: Mapping[str, Sequence[Any]], budget: float) -> dict[str, Callable[[int], dict[str, float]]]:
-    """Arms by name."""
-    return {name: arm(techniques, budget=budget) for name, techniques in arms.items()}
+def named(
+    arms: Mapping[str, Sequence[Any]], budget: float, *, data: Sequence[str]
+) -> dict[str, Callable[[int], dict[str, float]]]:
+    """Arms by name, on every set: `fashion: cep`."""
+    return {
+        f"{on}: {name}": arm(techniques, budget=budget, data=on) for on in data for name, techniques in arms.items()
+    }
