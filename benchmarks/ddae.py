@@ -28,9 +28,9 @@ from pagoda.understanding import (
 NAMES = [str(k) for k in range(10)]
 TRAIN, TEST, SEARCH = 20_000, 10_000, 20_000
 SIGMAS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.8)
-"""Down to a level that the teacher has seen a few times (one training sample in 6,000 lies below). Accuracy is flat to 0.5 % up to 0.1: of 4,000
-images, 1,000 judge, and three draws of them put the best place at three levels, once at an edge. So the search reads all of the
-heads' training images. With 0.002 added, which training hardly ever told the network, seed 0 found 83.0 % there, 82.9 % at 0.05."""
+"""Down to a level that the teacher has seen a few times (one training sample in 6,000 lies below). Accuracy is flat to 0.5 % up to 0.1: of
+4,000 images, 1,000 judge, and three draws of them put the best place at three levels, once at an edge. So the search reads all of
+the heads' training images. With 0.002 added, which training hardly ever told the network, seed 0 found 83.0 % there, 82.9 % at 0.05."""
 GRID = 4
 """Windows a side that the head reads. With 2 the heads of a first try stayed at 83.7 % (fresh weights: 84.9 %); 4 was then chosen on
 training images. The search reads means over whole maps, as the paper's: on the grid itself its best place was the last part at the

@@ -44,7 +44,7 @@ def _teacher(teacher: str, budget: float, seed: int) -> dict[str, float]:
     denoiser, _ = load_teacher(run.teacher)
     count = num_scored(budget)
     seeds = list(range(1_000_000, 1_000_000 + count))
-    images = teacher_images(denoiser, seeds, [s % 10 for s in seeds], (3, 8, 8))
+    images = teacher_images(denoiser, seeds, [s % 10 for s in seeds], (3, 8, 8)).clamp(-1, 1)
     return {**distance(images, seed), "latent_std": latent_std(run)}
 
 

@@ -25,13 +25,14 @@ from pagoda.acceleration import Plan, accelerate
 from pagoda.diffusion import Condition, sample
 from pagoda.errors import ConfigError
 from pagoda.images import to_pil
-from pagoda.networks import OneStepGenerator
+from pagoda.networks import OneStepGenerator, PixelCodec
 from pagoda.pretraining import TechniqueConfig
 from pagoda.stages.adopt import teacher_settings
 from pagoda.stages.captions import sample_prompts
 from pagoda.stages.config import RunConfig, override
 from pagoda.stages.context import load_teacher
 from pagoda.stages.presets import preset_config
+from pagoda.stages.run_codec import open_run_codec
 from pagoda.stages.run_folder import RunFolder
 from pagoda.stages.sampling import check_labels, load_generator, sample_images
 from pagoda.stages.train import train
@@ -86,8 +87,9 @@ class Teacher:
         z = noise_of_seeds(seeds, (channels, self.size, self.size))
         texts = sample_prompts(self.run, seeds, [prompt] if isinstance(prompt, str) else prompt)[1]
         condition = Condition.of_labels(labels) if texts is None else texts
+        codec = open_run_codec(self.run) or PixelCodec(channels)
         with accelerate(denoiser, *plans) if plans else nullcontext():
-            return to_pil(sample(denoiser, z, condition=condition).clamp(-1, 1))
+            return to_pil(codec.pictures(sample(denoiser, z, condition=condition)))
 
 
 @dataclass(frozen=True)

@@ -85,8 +85,13 @@ class PagodaEditPipeline:
 
         Raises:
             ArtifactError: the folder is no run, has no generator yet, or has no teacher.
+            ConfigError: a run on latents.
         """
         folder = run if isinstance(run, RunFolder) else RunFolder.open(run)
+        if folder.codec.is_dir():
+            raise ConfigError(
+                f"{folder.path} works on latents of a codec, and edits are for runs on pixels so far. Make a run without --codec."
+            )
         generator = load_generator(folder, device=device)
         config = folder.config()
         names = None

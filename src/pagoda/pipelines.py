@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from torch import Tensor
 from pagoda.diffusion import Condition
 from pagoda.errors import ConfigError
 from pagoda.images import to_pil
-from pagoda.networks import OneStepGenerator
+from pagoda.networks import AutoencoderCodec, OneStepGenerator, wrap_autoencoder
 from pagoda.stages.captions import prompt_condition
 from pagoda.stages.context import teacher_facts
 from pagoda.stages.run_folder import RunFolder
@@ -41,9 +41,13 @@ class PagodaPipeline(DiffusionPipeline):
     Args:
         generator: The one-step generator.
         class_names: Names of its classes, in the order of the labels; None for a generator without labels.
+        vae: The autoencoder whose latents the generator makes; None for pixels, or where the generator has its codec already.
+        codec_scale: (z - codec_shift) * codec_scale are the latents that the generator makes, z the autoencoder's own.
+        codec_shift: See above.
         read_prompts: Prompts -> their condition, for a generator that reads texts; a run folder brings its own.
     """
 
+    _optional_components: ClassVar[list[str]] = ["vae"]
     generator: OneStepGenerator
     config: Any
     register_modules: Any
@@ -54,11 +58,19 @@ class PagodaPipeline(DiffusionPipeline):
         generator: OneStepGenerator,
         class_names: list[str] | None = None,
         read_prompts: Callable[[Sequence[str]], Condition] | None = None,
+        vae: Any = None,
+        codec_scale: float = 1.0,
+        codec_shift: float = 0.0,
     ) -> None:
         super().__init__()
         self._read_prompts = read_prompts
-        self.register_modules(generator=generator)
-        self.register_to_config(class_names=class_names)
+        if vae is not None:
+            generator.use_codec(wrap_autoencoder(vae, scale=codec_scale, shift=codec_shift))
+        elif isinstance(generator.codec, AutoencoderCodec):
+            codec = generator.codec
+            vae, codec_scale, codec_shift = codec.model, codec.scale, codec.shift
+        self.register_modules(generator=generator, vae=vae)
+        self.register_to_config(class_names=class_names, codec_scale=codec_scale, codec_shift=codec_shift)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any) -> PagodaPipeline:
@@ -108,7 +120,7 @@ class PagodaPipeline(DiffusionPipeline):
 
     @property
     def resolutions(self) -> list[int]:
-        """Sides of the images that can be asked for."""
+        """What can be asked for: sides of the images, or of their latents where the generator makes these."""
         return list(self.generator.sizes)
 
     @property
@@ -150,7 +162,7 @@ class PagodaPipeline(DiffusionPipeline):
             prompt: A text for all images, or one per image; for a generator that reads texts, and then needed.
             num_images: How many images; as many as `class_labels`, `prompt` or `seed` list, else 1, when None.
             seed: Seed of the first image (the next ones count up), or one seed per image.
-            resolution: Side of the images; the largest when None.
+            resolution: One of `resolutions`; the largest when None.
             batch_size: Images a network call.
             guidance_scale: Guidance weight, from 1 (none) to `guidance_scale_max`; 1 when None. Still one call.
             watermark: Key of an invisible mark that every image gets; `pagoda.stages.watermark.read_mark` finds it.

@@ -23,9 +23,9 @@ class Configure:
     data: tyro.conf.Positional[str]
     """Folder of images, zip, IDX folder, parquet file, hub name, or `shapes` (drawn on the spot)."""
     base: int | None = None
-    """Side of the diffusion model's images, in pixels; 32 when neither given nor in the file."""
+    """Side of the diffusion model's images, in pixels (of latents, with --codec); 32 when neither given nor in the file."""
     size: int | None = None
-    """Side of the generator's images, in pixels: base x 2^k; 256 when neither given nor in the file."""
+    """Side of the generator's images, in pixels (of latents, with --codec): base x 2^k; 256 when neither given nor in the file."""
     preset: Literal["tiny", "small", "base", "official", "pagoda"] = "small"
     """tiny: minutes on two cores; small: an hour on two cores or minutes on a GPU; base: ImageNet-64 class."""
     config: Path | None = None
@@ -46,6 +46,8 @@ class Configure:
     """What the model is told: the images' classes (as when not given), or their captions."""
     text_encoder: str | None = None
     """What reads captions: a folder in the Hugging Face layout, a hub name, or `two-tower`, trained on the run's own."""
+    codec: Path | None = None
+    """Work on the latents of an autoencoder: a folder of `pagoda codec train`, or of an AutoencoderKL, AutoencoderTiny or VQModel."""
 
     def resolve(self, suitable: dict[str, Any] | None = None) -> RunConfig:
         """Preset, then what suits a teacher, then the file, then single settings, then named options."""
@@ -69,6 +71,7 @@ class Configure:
         config = override(preset_config(self.preset, self.data, **sizes), {**settings, **sizes})
         named = {
             "text.encoder": self.text_encoder,
+            "codec": None if self.codec is None else str(self.codec),
             "data": self.data,
             "seed": self.seed,
             "device": self.device,
@@ -110,6 +113,7 @@ class Train(_Start):
       pagoda train shapes --out runs/shapes --base 8 --size 32 --preset tiny
       pagoda train emoji.zip --out runs/emoji --base 16 --size 64 --filter skin_tone=
       pagoda train ~/photos --out runs/photos --teacher ~/ddpm-32 --size 256
+      pagoda train ~/photos --out runs/photos --codec runs/codec --base 16 --size 32
       torchrun --nproc_per_node 2 -m pagoda.cli.main train ~/photos --out runs/photos
     """
 

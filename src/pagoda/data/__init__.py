@@ -9,6 +9,7 @@ batch = data.images(batch_indices(seed=0, step=0, batch_size=64, n=len(data)), s
 from pagoda.data.archive import ZipSource
 from pagoda.data.bad_images import BadImage
 from pagoda.data.check import CheckReport, check_source, move_bad
+from pagoda.data.coded import CodedDataset, prepare_latents
 from pagoda.data.dataset import ImageDataset, prepare_images
 from pagoda.data.downsample import Downsampler, DownsamplerKind
 from pagoda.data.folder import FolderSource
@@ -25,6 +26,7 @@ __all__ = [
     "BadImage",
     "BadImageError",
     "CheckReport",
+    "CodedDataset",
     "Downsampler",
     "DownsamplerKind",
     "FolderSource",
@@ -44,5 +46,6 @@ __all__ = [
     "move_bad",
     "open_source",
     "prepare_images",
+    "prepare_latents",
     "refuse_pickles",
 ]

@@ -33,7 +33,7 @@ class ImageDataset:
         captions: One text (or None) per image, or None when no image has one.
         sample_ids: One stable name per image.
         skipped: Images that were left out because they cannot be used (`on_bad="skip"`).
-        channels: 1 or 3.
+        channels: 1 or 3; of a set that networks see as latents, the channels of these.
         fingerprint: 16 hexadecimal characters over the content, the labels, the downsampler and which images were left
             out, but not over the list of sizes: asking for one more size leaves the latents of the others valid.
     """
@@ -102,6 +102,23 @@ class ImageDataset:
                 )
             batch = torch.where(flip.bool()[:, None, None, None], batch.flip(-1), batch)
         return batch.float().div_(127.5).sub_(1)
+
+    def pictures(self, indices: Tensor, size: int, flip: Tensor | None = None) -> Tensor:
+        """What people and judges look at: `images`, unless networks see latents."""
+        return self.images(indices, size, flip)
+
+    def inputs_of(self, pictures: Tensor) -> Tensor:
+        """What networks see of other pictures (B, C, H, W) in [-1, 1]: these, unless networks see latents."""
+        return pictures
+
+    @property
+    def picture_channels(self) -> int:
+        """Channels of `pictures`."""
+        return self.channels
+
+    def picture_size(self, size: int) -> int:
+        """Side in pixels of `pictures` of a size."""
+        return size
 
     def labels(self, indices: Tensor) -> Tensor | None:
         """Classes of images, int64 (B,), or None without labels.

@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from pagoda.networks import OneStepGenerator, model_hash
+from pagoda.networks import OneStepGenerator, PixelCodec, model_hash
 from pagoda.stages.comparison import describe_scores, run_scores
 from pagoda.stages.config import RunConfig
 from pagoda.stages.run_folder import RunFolder
@@ -37,7 +37,7 @@ def model_card(
     parts = [
         f"---\n{yaml.safe_dump(head, sort_keys=False)}---",
         f"# {run.path.resolve().name}",
-        f"A one-step image generator: images of {' and '.join(map(str, generator.sizes))} px from noise of {generator.base_size} px, "
+        f"A one-step image generator: images of {_and(_picture_sizes(generator))} px from noise of {generator.base_size} px, "
         f"one network call each. Made by pagoda {__version__} by the method of Kim et al. 2024 (PaGoDA, arXiv:2405.14822).",
         "```python\nfrom pagoda import PagodaPipeline\n\n"
         f'images = PagodaPipeline.from_pretrained("{place or "FOLDER"}")({_call(generator)}num_images=4, seed=0).images\n```',
@@ -69,9 +69,28 @@ def _model_rows(generator: OneStepGenerator) -> list[tuple[str, str]]:
     return [
         ("hash", f"`{model_hash(generator)}`"),
         ("parameters", f"{count:,}"),
-        ("sizes", ", ".join(f"{size} px" for size in generator.sizes)),
-        ("channels", str(generator.channels)),
+        ("sizes", ", ".join(f"{size} px" for size in _picture_sizes(generator))),
+        ("channels", str(generator.codec.image_channels)),
+        *_codec_rows(generator),
         ("told", _told(generator)),
+    ]
+
+
+def _picture_sizes(generator: OneStepGenerator) -> list[int]:
+    return [generator.picture_shape(size)[-1] for size in generator.sizes]
+
+
+def _and(sizes: list[int]) -> str:
+    return " and ".join(map(str, sizes))
+
+
+def _codec_rows(generator: OneStepGenerator) -> list[tuple[str, str]]:
+    codec = generator.codec
+    if isinstance(codec, PixelCodec):
+        return []
+    sides = ", ".join(map(str, generator.sizes))
+    return [
+        ("made in", f"latents of {codec.latent_channels} channels, sides {sides}; decoded by the autoencoder in `vae/`")
     ]
 
 

@@ -16,7 +16,7 @@ from torch.export import Dim, ExportedProgram
 
 from pagoda.diffusion import Condition
 from pagoda.errors import ArtifactError, ConfigError
-from pagoda.networks import OneStepGenerator
+from pagoda.networks import ImageCodec, OneStepGenerator, PixelCodec
 from pagoda.training import noise_of_seeds
 
 CHECKED_BATCHES = (1, 3)
@@ -37,7 +37,7 @@ class ImageMaker(nn.Module):
 
     Args:
         generator: Copied, to the CPU and float32; levels above `size` are left out.
-        size: Side of the images, in pixels; the largest when None.
+        size: Side of the images, in pixels (of latents, where it makes these); the largest when None.
 
     Raises:
         ShapeError: the generator has no level of that size.
@@ -55,11 +55,21 @@ class ImageMaker(nn.Module):
         del self.generator.octaves[levels:]
         self.generator.requires_grad_(False)
         _free_batch(self.generator)
+        codec = self.generator.codec
+        self.codec: ImageCodec | None = None if isinstance(codec, PixelCodec) else codec
+        if self.codec is not None:
+            _free_batch(self.codec)
         self.eval()
 
+    @property
+    def image_size(self) -> int:
+        """Side of the images that it makes, in pixels."""
+        return self.generator.picture_shape()[-1]
+
     def forward(self, z: Tensor, labels: Tensor | None = None, guidance: Tensor | None = None) -> Tensor:
-        """Images (B, C, r, r), nominally in [-1, 1] and not clamped."""
-        return cast(Tensor, self.generator(z, Condition(label=labels, guidance=guidance)))
+        """Images (B, C, r, r), nominally in [-1, 1] and not clamped; decoded where the generator makes latents."""
+        made: Tensor = self.generator(z, Condition(label=labels, guidance=guidance))
+        return made if self.codec is None else self.codec.decode(made)
 
     def inputs(self, batch: int, first_seed: int = 0) -> tuple[Tensor, ...]:
         """Noise of successive seeds, with labels in turn, the null label among them, where there are classes."""

@@ -73,7 +73,7 @@ def export_onnx(
     if weights != "float32":
         model = shrink_weights(model, weights)
         difference, psnr = largest_difference(maker, run_graph(model.SerializeToString()))
-    facts = export_facts(generator, size=maker.generator.size, weights=weights, difference=difference)
+    facts = export_facts(generator, size=maker.image_size, weights=weights, difference=difference)
     onnx.helper.set_model_props(model, {METADATA_KEY: json.dumps(facts)})
     onnx.checker.check_model(model)
     write_bytes_atomic(path, model.SerializeToString())

@@ -36,7 +36,7 @@ def export_program(generator: OneStepGenerator, path: Path | str, *, size: int |
         raise ArtifactError(f"a program is written into a file that ends in .pt2, got {path.name!r}.")
     maker = ImageMaker(generator, size)
     program = trace(maker)
-    facts = export_facts(generator, size=maker.generator.size)
+    facts = export_facts(generator, size=maker.image_size)
     with atomic_path(path) as part, quiet_pytrees():
         with part.open("wb") as file:  # as a file: PyTorch refuses names with other endings
             torch.export.save(program, file, extra_files={FACTS: json.dumps(facts)})

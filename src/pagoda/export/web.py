@@ -17,13 +17,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pagoda.errors import ArtifactError, ShapeError
+from pagoda.errors import ArtifactError, ConfigError, ShapeError
 from pagoda.export.facts import FACTS, Exported, export_facts
 from pagoda.export.onnx import ONNX_TOLERANCE, Weights, check_weights, need_onnx, shrink_weights
 from pagoda.export.web_parts import WebPart, compare_parts, trace_parts
 from pagoda.export.web_runtime import RUNTIME_NAME, RUNTIME_VERSION, WebRuntime, find_runtime
 from pagoda.files import write_text_atomic
-from pagoda.networks import OneStepGenerator
+from pagoda.networks import OneStepGenerator, PixelCodec
 from pagoda.version import __version__
 
 PAGE = "index.html"
@@ -78,6 +78,10 @@ def export_web(
     others = [path.name for path in folder.iterdir() if path.name not in (PAGE, FACTS)] if folder.is_dir() else []
     if folder.is_file() or others:
         raise ArtifactError(f"{folder} holds other things than a page of pagoda ({others[:3]}); choose another --out.")
+    if not isinstance(generator.codec, PixelCodec):
+        raise ConfigError(
+            "a page draws what the generator makes, and this one makes latents; export an ONNX graph instead, which decodes them."
+        )
     if generator.channels not in (1, 3) or generator.channels * generator.base_size**2 < _FEWEST:
         raise ShapeError(
             f"a page draws grey or RGB images from at least {_FEWEST} numbers, this generator takes noise of "

@@ -15,7 +15,7 @@ discriminator  multi-scale heads on a feature stack; `augment` makes their input
 
 from pagoda.networks.anatomy import anatomy
 from pagoda.networks.augment import DiffAugment
-from pagoda.networks.autoencoders import open_codec
+from pagoda.networks.autoencoders import AutoencoderCodec, open_codec, wrap_autoencoder
 from pagoda.networks.backbones import PRESETS, BackboneConfig, backbone_preset, build_backbone
 from pagoda.networks.calling import SUPPORTED_MODELS, DiffusersNetwork, model_hash
 from pagoda.networks.codecs import ImageCodec, PixelCodec
@@ -44,6 +44,7 @@ __all__ = [
     "PRESETS",
     "SUPPORTED_MODELS",
     "Anatomy",
+    "AutoencoderCodec",
     "BackboneConfig",
     "Context",
     "DiffAugment",
@@ -89,4 +90,5 @@ __all__ = [
     "num_parameters",
     "open_codec",
     "open_teacher",
+    "wrap_autoencoder",
 ]

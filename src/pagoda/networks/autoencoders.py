@@ -115,6 +115,18 @@ CODECS: dict[str, type[AutoencoderCodec]] = {kind.kind.__name__: kind for kind i
 """By the class in diffusers."""
 
 
+def wrap_autoencoder(model: nn.Module, *, scale: float = 1.0, shift: float = 0.0) -> AutoencoderCodec:
+    """An autoencoder of diffusers as a codec.
+
+    Raises:
+        ConfigError: a class that is no codec.
+    """
+    name = type(model).__name__
+    if name not in CODECS:
+        raise ConfigError(f"a {name} is no image codec; codecs are {', '.join(sorted(CODECS))}.")
+    return CODECS[name](model, scale=scale, shift=shift)
+
+
 def open_codec(path: Path | str, *, scale: float | None = None, shift: float | None = None) -> AutoencoderCodec:
     """The codec in a diffusers folder.
 

@@ -26,6 +26,8 @@ from torch import Tensor, nn
 from pagoda.errors import ConfigError, DataError, ShapeError
 from pagoda.networks.tiling import run_tiled
 
+PIXELS_AT_ONCE = 1 << 22
+"""Pixels of all images that `pictures` decodes in one call, at most: 16 images of 512 px."""
 LATENT_STD = 0.5
 """What `fit_scale` brings latents to: the sigma_data of EDM preconditioning."""
 
@@ -125,6 +127,26 @@ class ImageCodec(nn.Module, ABC):
             enlarge=self.factor,
         )
 
+    @torch.no_grad()
+    def pictures(self, latents: Tensor) -> Tensor:
+        """What people and judges look at: decoded in float32, a few at once, and clamped to [-1, 1].
+
+        The codec is moved to where the latents are.
+
+        Args:
+            latents: (B, c, h, w), as a network made them.
+
+        Returns:
+            Images (B, C, H, W) in [-1, 1], where the latents are.
+        """
+        self.to(latents.device)
+        at_once = max(1, PIXELS_AT_ONCE // (latents.shape[-1] * latents.shape[-2] * self.factor**2))
+        return torch.cat([self.decode(part.float()).clamp(-1, 1) for part in latents.split(at_once)])
+
+    def bounded(self, latents: Tensor) -> Tensor:
+        """Latents that a network made, brought back into the range of those of images where that range is known."""
+        return latents
+
     def use_tiles(self, tile: int | None, overlap: int | None = None) -> None:
         """Let images larger than `tile` pixels through in tiles that share `overlap` pixels (a quarter when None); None: never.
 
@@ -191,6 +213,12 @@ class PixelCodec(ImageCodec):
 
     def to_images(self, z: Tensor) -> Tensor:
         return z
+
+    def pictures(self, latents: Tensor) -> Tensor:
+        return latents.detach().float().clamp(-1, 1)
+
+    def bounded(self, latents: Tensor) -> Tensor:
+        return latents.clamp(-1, 1)
 
     @property
     def fingerprint(self) -> str:

@@ -21,6 +21,7 @@ from pagoda.diffusion import UNCONDITIONAL, precondition
 from pagoda.errors import ConfigError, ShapeError
 from pagoda.networks.anatomy import anatomy, features
 from pagoda.networks.calling import DiffusersNetwork, config_of, largest_side, model_hash, null_of_zeros
+from pagoda.networks.codecs import ImageCodec
 from pagoda.networks.description import describe_model
 from pagoda.networks.parts import Anatomy
 
@@ -63,6 +64,36 @@ class FeatureStack(nn.Module, ABC):
         like = next(itertools.chain(self.parameters(), self.buffers()))
         images = torch.zeros(1, self.in_channels, image_size, image_size, device=like.device, dtype=like.dtype)
         return [features.shape[-1] for features in self(images)]
+
+
+class DecodedFeatures(FeatureStack):
+    """Another stack's maps of the pictures that a codec makes of latents: networks from outside know no latents.
+
+    Args:
+        stack: Looks at the pictures.
+        codec: Decodes; gradients flow through it.
+
+    Raises:
+        ConfigError: pictures of other channels than the stack takes.
+    """
+
+    def __init__(self, stack: FeatureStack, codec: ImageCodec) -> None:
+        super().__init__()
+        if stack.in_channels != codec.image_channels:
+            raise ConfigError(
+                f"the feature stack takes {stack.in_channels} channels, pictures of the codec have {codec.image_channels}."
+            )
+        self.stack, self.codec = stack, codec
+        self.in_channels, self.channels = codec.latent_channels, stack.channels
+        self.freeze()
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Maps of latents (B, c, h, w)."""
+        return self.stack(self.codec.decode(images))  # type: ignore[no-any-return]
+
+    @property
+    def fingerprint(self) -> str:
+        return hashlib.sha256(f"{self.stack.fingerprint}|{self.codec.fingerprint}".encode()).hexdigest()
 
 
 class TeacherFeatures(FeatureStack):

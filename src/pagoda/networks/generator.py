@@ -30,6 +30,7 @@ from pagoda.networks.calling import (
     square_size,
     token_width,
 )
+from pagoda.networks.codecs import ImageCodec, PixelCodec
 from pagoda.networks.description import build_model, describe_model
 from pagoda.networks.growth import GrowthLevel, LevelConfig, carry_over, count_groups
 from pagoda.networks.guidance import GuidanceEmbedding, resolve_guidance, shifted_state, split_guidance
@@ -122,6 +123,7 @@ class OneStepGenerator(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffus
         # Last, and zero at first: the weights of everything else, and the images, are those of a generator without it.
         self.guided = None if guidance_max is None else GuidanceEmbedding(parts.embedding_dim)
         self._frozen: list[nn.Module] = []
+        self.use_codec(PixelCodec(self.channels))
         # Random Fourier features, for one, are parameters that are never trained.
         self._fixed = {name for name, parameter in self.named_parameters() if not parameter.requires_grad}
 
@@ -332,6 +334,35 @@ class OneStepGenerator(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffus
             hidden = F.interpolate(hidden, size=z.shape[-2:], mode="nearest")
         return hidden, rgb, state.embedding
 
+    # What it makes latents of.
+
+    @property
+    def codec(self) -> ImageCodec:
+        """What turns its output into pictures: nothing to do for a generator of pixels. No part of its weights."""
+        return cast(ImageCodec, self.__dict__["_codec"])
+
+    def use_codec(self, codec: ImageCodec) -> None:
+        """Let this codec decode what the generator makes.
+
+        Raises:
+            ShapeError: its latents have other channels.
+        """
+        if codec.latent_channels != self.channels:
+            raise ShapeError(
+                f"the generator makes {self.channels} channels, latents of this codec have {codec.latent_channels}; "
+                "give the codec that it was trained with."
+            )
+        self.__dict__["_codec"] = codec  # past nn.Module, which would count it among the weights
+
+    def pictures(self, made: Tensor) -> Tensor:
+        """Images (B, C, H, W) in [-1, 1] of what the generator made."""
+        return self.codec.pictures(made)
+
+    def picture_shape(self, resolution: int | None = None) -> tuple[int, int, int]:
+        """(C, H, W) of the pictures of a size that it makes; the largest when None."""
+        side = (self.size if resolution is None else resolution) * self.codec.factor
+        return self.codec.image_channels, side, side
+
     # Growing.
 
     def grow(
@@ -386,6 +417,7 @@ class OneStepGenerator(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffus
         fields = {name: value for name, value in dict(config_of(self)).items() if not name.startswith("_")}
         fields["levels"] = [*(fields["levels"] or []), asdict(config)]
         grown = type(self)(**fields)
+        grown.use_codec(self.codec)
         _match(grown, self)
         carry_over(self, grown)
         if head_init == "copy":

@@ -18,7 +18,8 @@ from dataclasses import dataclass
 from pagoda.diffusion.denoiser import PreconditionedDenoiser
 from pagoda.errors import ConfigError, did_you_mean
 from pagoda.networks.calling import DiffusersNetwork
-from pagoda.networks.features import FeatureStack, RandomFeatures, TeacherFeatures
+from pagoda.networks.codecs import ImageCodec, PixelCodec
+from pagoda.networks.features import DecodedFeatures, FeatureStack, RandomFeatures, TeacherFeatures
 from pagoda.networks.mixing import JoinedFeatures, MixedFeatures
 from pagoda.networks.outside import TransformersFeatures
 from pagoda.networks.pretrained import check_timm, check_transformers, open_timm, open_transformers
@@ -99,29 +100,39 @@ def check_features(config: FeatureConfig) -> None:
 
 
 def build_features(
-    config: FeatureConfig, *, teacher: Callable[[], PreconditionedDenoiser], in_channels: int, seed: int
+    config: FeatureConfig,
+    *,
+    teacher: Callable[[], PreconditionedDenoiser],
+    in_channels: int,
+    seed: int,
+    codec: ImageCodec | None = None,
 ) -> FeatureStack:
     """The feature stack that a configuration names, frozen, on the CPU or where the teacher is.
 
     Args:
         config: Which networks.
         teacher: Gives the run's diffusion model; called only where it is asked for.
-        in_channels: Channels of the images.
+        in_channels: Channels of the images, or of latents.
         seed: Draws the mixing.
+        codec: Of latents: networks from outside then look at what it decodes, the others at the latents themselves.
 
     Raises:
         ArtifactError: weights that are missing; the message says which file and where it belongs.
         MissingExtraError: a package is missing.
         ConfigError: layers, a size or channels that a network does not have.
     """
-    stacks = [_open(text, config, teacher, in_channels) for text in config.networks]
+    stacks = [_open(text, config, teacher, in_channels, codec) for text in config.networks]
     if config.mixing:  # each network by itself: the maps of one are no coarser view of another's
         stacks = [MixedFeatures(stack, seed=seed + index) for index, stack in enumerate(stacks)]
     return stacks[0] if len(stacks) == 1 else JoinedFeatures(stacks)
 
 
 def _open(
-    text: str, config: FeatureConfig, teacher: Callable[[], PreconditionedDenoiser], in_channels: int
+    text: str,
+    config: FeatureConfig,
+    teacher: Callable[[], PreconditionedDenoiser],
+    in_channels: int,
+    codec: ImageCodec | None,
 ) -> FeatureStack:
     name, _, source = text.partition(":")
     numbers = [int(layer) for layer in config.layers] if config.layers and name != "teacher" else None
@@ -133,6 +144,8 @@ def _open(
         )
     if name == "random":
         return RandomFeatures(in_channels, seed=int(source or 0))
+    if codec is not None and not isinstance(codec, PixelCodec):
+        return DecodedFeatures(_open(text, config, teacher, codec.image_channels, None), codec)
     if name == "transformers":
         model, statistics = open_transformers(source, allow_download=config.allow_download)
         return TransformersFeatures(

@@ -13,7 +13,7 @@ from typing import Any
 from pagoda.data import Downsampler
 from pagoda.diffusion import ScheduledDenoiser
 from pagoda.errors import ConfigError, ShapeError
-from pagoda.networks import ForeignTeacher, open_teacher
+from pagoda.networks import ForeignTeacher, open_codec, open_teacher
 from pagoda.stages.config import RunConfig
 from pagoda.stages.context import StageContext, save_teacher
 from pagoda.stages.run_folder import stage_settings
@@ -40,6 +40,7 @@ def adopt(context: StageContext) -> None:
         context.say("teach: done already")
         return
     check_teacher(teacher, config, channels=data.channels)
+    check_codec(teacher, context)
     teacher = teacher.fit_classes(data.num_classes)
     if runtime.is_main:
         facts: dict[str, object] = {
@@ -72,6 +73,7 @@ def check_brought(context: StageContext) -> None:
     run.check(STAGE, stage_settings(config, STAGE), {"data": data.fingerprint, "source": teacher.fingerprint})
     if not run.is_done(STAGE):
         check_teacher(teacher, config, channels=data.channels)
+        check_codec(teacher, context)
         teacher.fit_classes(data.num_classes)
 
 
@@ -83,16 +85,21 @@ def check_teacher(teacher: ForeignTeacher, config: RunConfig, *, channels: int) 
 
     Raises:
         ShapeError: another size or other channels.
-        ConfigError: it works on latents, or the run's noise levels leave its range.
+        ConfigError: it works on latents and the run does not, or the run's noise levels leave its range.
     """
-    if teacher.codec is not None:
+    if teacher.codec is not None and not config.codec:
         raise ConfigError(
-            f"the images of the teacher in {config.teacher.path} are latents of {teacher.codec}; the stages work on pixels."
+            f"the images of the teacher in {config.teacher.path} are latents of {teacher.codec}; let the run work on them too: "
+            f"--codec {teacher.codec}."
         )
     if teacher.channels != channels:
         raise ShapeError(
             f"the teacher makes images of {teacher.channels} channels, the data have {channels}. "
-            "Set source.mode to rgb or grey, or bring another teacher."
+            + (
+                "Use the codec that it was trained with."
+                if config.codec
+                else "Set source.mode to rgb or grey, or bring another teacher."
+            )
         )
     if teacher.size != config.base:
         raise ShapeError(
@@ -107,8 +114,24 @@ def check_teacher(teacher: ForeignTeacher, config: RunConfig, *, channels: int) 
         )
 
 
+def check_codec(teacher: ForeignTeacher, context: StageContext) -> None:
+    """Compare the autoencoder that a teacher was trained with, where it brings one, with the run's.
+
+    Raises:
+        ConfigError: they differ.
+    """
+    if teacher.codec is None:
+        return
+    brought = open_codec(teacher.codec)
+    if brought.fingerprint != context.codec.fingerprint:
+        raise ConfigError(
+            f"the teacher in {context.config.teacher.path} was trained on latents of {teacher.codec}, and the run's codec "
+            f"({context.run.codec}) is another one, or has another scale. Use --codec {teacher.codec}."
+        )
+
+
 def teacher_settings(path: str, *, null_condition: str = "") -> dict[str, Any]:
-    """Settings that suit the teacher in a folder, by dotted key: its size, and noise levels inside of its range.
+    """Settings that suit the teacher in a folder, by dotted key: its size, its codec, and noise levels inside of its range.
 
     Raises:
         As `open_teacher`.
@@ -121,6 +144,8 @@ def teacher_settings(path: str, *, null_condition: str = "") -> dict[str, Any]:
         "sigma_max": min(80.0, high),
         "encode.sigma_min": max(0.03, low),
     }
+    if teacher.codec is not None:
+        settings["codec"] = str(teacher.codec)
     denoiser = teacher.denoiser
     if isinstance(denoiser, ScheduledDenoiser) and denoiser.prediction == "eps":
         settings["distill.output"] = "unit"  # see OneStepGenerator

@@ -216,9 +216,9 @@ def measure_encoder(context: StageContext, network: LatentEncoder, objective: Am
         batch = objective.pairs(rows, torch.zeros_like(rows))
         condition = batch.condition.to(device)
         z = network(batch.x.to(device), condition).float()
-        images = context.data.images(rows, config.base)
+        images = context.data.pictures(rows, config.base)
         rebuilt, exact = (
-            generator(latents.to(device), condition, resolution=config.base).float().clamp(-1, 1).cpu()
+            generator.pictures(generator(latents.to(device), condition, resolution=config.base)).cpu()
             for latents in (z, batch.z)
         )
         moments = []

@@ -10,7 +10,7 @@ from pagoda.errors import ConfigError, did_you_mean
 from pagoda.evaluation import EXTRACTORS, METRICS
 from pagoda.networks import BackboneConfig
 from pagoda.pretraining import TechniqueConfig, build_techniques
-from pagoda.stages.config_checks import check_growth, check_text
+from pagoda.stages.config_checks import check_codec, check_growth, check_text
 from pagoda.stages.config_values import from_dict, override, read_technique, read_yaml, to_dict, to_yaml
 from pagoda.stages.stage_config import (
     AmortiseConfig,
@@ -115,6 +115,9 @@ class RunConfig:
     """Side of the images that the generator ends with: base x 2^k."""
     seed: int = 0
     """Seed of every random draw."""
+    codec: str = ""
+    """Folder of an image codec (`pagoda codec train`, or an autoencoder of diffusers): the run works on its latents, and base and size are
+    sides of latents; images are as many times larger as its factor says. Empty: pixels."""
     condition: Literal["label", "text"] = "label"
     """label: the images' classes where they have any; text: their captions."""
     text: TextConfig = TextConfig()
@@ -173,6 +176,7 @@ class RunConfig:
                 "encode.soft_routing is for a teacher whose tokens are routed to experts; this run trains one without. Add the technique "
                 "dit_moe, or leave it off."
             )
+        check_codec(self)
         self._check_guidance()
         check_text(self)
         build_techniques(self.techniques)  # refuses pairs that cannot be combined

@@ -113,6 +113,23 @@ def check_text(config: RunConfig) -> None:
         )
 
 
+def check_codec(config: RunConfig) -> None:
+    """Refuse what latents of a codec cannot have.
+
+    Raises:
+        ConfigError: naming the setting and what to do.
+    """
+    if not config.codec:
+        return
+    if config.encode.clip_denoised:
+        raise ConfigError("encode.clip_denoised clips to [-1, 1], which latents leave; turn it off, or drop the codec.")
+    losses = [config.distill.loss, *(config.grow.loss_of(index) for index in range(len(config.growth)))]
+    if any(loss.image_text for loss in losses):
+        raise ConfigError(
+            "image_text looks at pictures, and this run works on latents; set image_text=0, or drop the codec."
+        )
+
+
 def check_growth(config: RunConfig) -> None:
     """Refuse heads that cannot start as asked, and a boundary that no size has.
 

@@ -13,19 +13,20 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from pagoda.data import Downsampler, ImageDataset, check_source, open_source, prepare_images
+from pagoda.data import Downsampler, ImageDataset, check_source, open_source, prepare_images, prepare_latents
 from pagoda.data.order import batch_indices
 from pagoda.diffusion import Condition, PreconditionedDenoiser, precondition
 from pagoda.errors import ArtifactError
 from pagoda.files import load_tensors, save_tensors, write_text_atomic
 from pagoda.images import make_grid, save_image
-from pagoda.networks import DiffusersNetwork, model_hash
+from pagoda.networks import DiffusersNetwork, ImageCodec, PixelCodec, model_hash
 from pagoda.networks.loading import load_model
 from pagoda.networks.null_condition import NullCondition
 from pagoda.networks.teachers import NULL_CONDITION, preconditioning_of
 from pagoda.stages.captions import caption_prompts, open_captions
 from pagoda.stages.config import RunConfig
 from pagoda.stages.data_report import write_data_report
+from pagoda.stages.run_codec import keep_codec, open_run_codec
 from pagoda.stages.run_folder import RunFolder
 from pagoda.text import CaptionTable
 from pagoda.training import (
@@ -54,6 +55,7 @@ class StageContext:
         config: Its configuration.
         runtime: Device, precision, processes.
         data: The images, at every size of the run.
+        codec: What makes pictures of what the networks make.
         quiet: Whether anything is printed.
     """
 
@@ -61,6 +63,7 @@ class StageContext:
     config: RunConfig
     runtime: Runtime
     data: ImageDataset
+    codec: ImageCodec
     quiet: bool = False
 
     def say(self, text: str) -> None:
@@ -85,7 +88,7 @@ class StageContext:
         return lambda step, batch_size: batch_indices(seed, step, batch_size, len(self.data))
 
     def load(self, size: int, indices: Tensor, flips: Tensor) -> tuple[Tensor, Condition]:
-        """Images (B, C, size, size) in [-1, 1] and their conditions."""
+        """What networks see, images (B, C, size, size) in [-1, 1] or latents, and the conditions."""
         return self.data.images(indices, size, flips), self.condition(indices)
 
     @cached_property
@@ -118,7 +121,8 @@ class StageContext:
     def preview_writer(self, stage: str) -> Callable[[int, str, Tensor], None]:
         """Writes the grids of a stage."""
 
-        def write(step: int, kind: str, images: Tensor) -> None:
+        def write(step: int, kind: str, made: Tensor) -> None:
+            images = self.codec.pictures(made)
             scale = max(1, 64 // images.shape[-1])
             path = self.run.samples(stage) / f"{kind}-{step:06d}.png"
             metadata = {
@@ -173,28 +177,31 @@ def open_context(run: RunFolder, config: RunConfig, runtime: Runtime, *, quiet: 
     if config.threads:
         torch.set_num_threads(config.threads)
     if runtime.is_main:
-        _prepare(run, config, quiet=quiet)
+        keep_codec(run, config)
+        _prepare(run, config, runtime, quiet=quiet)
     runtime.barrier()
-    data = _prepare(run, config, quiet=True)
+    data, codec = _prepare(run, config, runtime, quiet=True)
     if not config.teacher.labels:
         data.drop_labels()
-    return StageContext(run, config, runtime, data, quiet)
+    return StageContext(run, config, runtime, data, codec, quiet)
 
 
-def _prepare(run: RunFolder, config: RunConfig, *, quiet: bool) -> ImageDataset:
+def _prepare(run: RunFolder, config: RunConfig, runtime: Runtime, *, quiet: bool) -> tuple[ImageDataset, ImageCodec]:
     source = open_source(config.data, options=config.source)
+    codec = open_run_codec(run)
+    factor = 1 if codec is None else codec.factor
     marker = run.images / "checked.json"
     checked = json.loads(marker.read_text(encoding="utf-8")) if marker.is_file() else None
-    wanted = {"source": source.fingerprint, "size": config.size}
+    wanted = {"source": source.fingerprint, "size": config.size * factor}
     texts = config.condition == "text"
     if texts:
         wanted["captions"] = True
     if checked != wanted:
-        report = check_source(source, size=config.size, need_captions=texts, progress=not quiet)
+        report = check_source(source, size=config.size * factor, need_captions=texts, progress=not quiet)
         report.raise_if_bad()
     data = prepare_images(
         source,
-        sizes=config.sizes,
+        sizes=[size * factor for size in config.sizes],
         downsampler=Downsampler(config.downsampler),
         cache_dir=run.images,
         progress=not quiet,
@@ -202,7 +209,13 @@ def _prepare(run: RunFolder, config: RunConfig, *, quiet: bool) -> ImageDataset:
     if checked != wanted:
         write_data_report(run, report)
         write_text_atomic(marker, json.dumps(wanted))
-    return data
+    if codec is None:
+        return data, PixelCodec(data.channels)
+    torch.nn.Module.to(codec, runtime.device)
+    latents = prepare_latents(
+        data, codec, sizes=config.sizes, mirror=config.mirror, cache_dir=run.images, progress=not quiet
+    )
+    return latents, codec
 
 
 def save_teacher(

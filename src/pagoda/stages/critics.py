@@ -80,20 +80,21 @@ def build_critics(
             known.append(load_teacher(context.run.teacher)[0])
         return known[0]
 
-    def stack(config: FeatureConfig, purpose: str) -> FeatureStack:
+    def find_stack(config: FeatureConfig, purpose: str) -> FeatureStack:
         key = (
             config,
             purpose if config.mixing else "",
         )  # a mixing of its own for each; without it one stack serves both
         if key not in built:
             draw = derive_seed(seed, seed_name, "mixing", purpose)
-            built[key] = build_features(config, teacher=teacher, in_channels=context.data.channels, seed=draw).to(
-                device
+            stack = build_features(
+                config, teacher=teacher, in_channels=context.data.channels, seed=draw, codec=context.codec
             )
+            built[key] = stack.to(device)
         return built[key]
 
     def discriminator(name: str) -> Discriminator:
-        look = stack(loss.judge or loss.stack, "judge")
+        look = find_stack(loss.judge or loss.stack, "judge")
         torch.manual_seed(derive_seed(seed, seed_name, name))
         return Discriminator.for_stack(
             look,
@@ -107,7 +108,7 @@ def build_critics(
 
     return Critics(
         discriminator=discriminator("discriminator") if loss.adversarial > 0 else None,
-        features=stack(loss.stack, "distance") if loss.feature > 0 else None,
+        features=find_stack(loss.stack, "distance") if loss.feature > 0 else None,
         lpips=LPIPS(LPIPS_TRUNK).to(device) if loss.lpips > 0 else None,  # type: ignore[arg-type]
         reconstruction=discriminator("reconstruction-discriminator") if loss.reconstruction_judge > 0 else None,
     )

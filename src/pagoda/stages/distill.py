@@ -78,6 +78,7 @@ def build_objective(
         **denoiser.preconditioning,
         guidance_max=config.guidance.scale_max if config.guidance.active else None,
     ).to(runtime.device)
+    generator.use_codec(context.codec)
     generator.requires_grad_(True).train()
     critics = build_critics(context, config.distill.loss, config.base, STAGE, denoiser)
     return GeneratorObjective(

@@ -96,7 +96,7 @@ def evaluate_run(
     config, options, pairs = run.config(), options or ScoreOptions(), pairs or PairOptions()
     maker = open_maker(run, model, size, runtime, guidance)
     if metrics is None and model == "reconstructions":
-        metrics = ("psnr", "ssim") if maker.size >= 11 else ("psnr",)
+        metrics = ("psnr", "ssim") if maker.picture_size >= 11 else ("psnr",)
     networks = open_pair_networks(metrics or (), pairs, maker, runtime, allow_download=allow_download)
     dataset = open_real(run, config, data, maker.size, runtime)
     halve = RealImages.split if reference is None else RealImages.whole
@@ -108,7 +108,9 @@ def evaluate_run(
         extractor = open_judge(features, run, dataset, maker.size, runtime, allow_download=allow_download)
         statistics = None
         if reference is not None:
-            statistics, _ = load_stats(reference, count=reference_count, extractor=extractor, image_size=maker.size)
+            statistics, _ = load_stats(
+                reference, count=reference_count, extractor=extractor, image_size=maker.picture_size
+            )
         if metrics is None:
             metrics = _default_metrics(len(real.stand_in), extractor, statistics, say)
         judged = _Judged(extractor, statistics, [metric for metric in metrics if metric in METRICS])
@@ -117,7 +119,10 @@ def evaluate_run(
             f"the reference {reference} is for fd and fd_inf, and none of them is among {', '.join(metrics)}."
         )
     total = len(real.stand_in)
-    say(f"scoring {total} images of {maker.size} px" + (f" in features of `{judged.extractor.name}`" if judged else ""))
+    say(
+        f"scoring {total} images of {maker.picture_size} px"
+        + (f" in features of `{judged.extractor.name}`" if judged else "")
+    )
     found: dict[str, Score] = {}
     if judged is not None:
         own = dataset.fingerprint == trained_on
@@ -228,7 +233,7 @@ def _score_features(
         reference,
         made,
         stand_in,
-        image_size=maker.size,
+        image_size=maker.picture_size,
         seed=real.seed,
         options=options,
         made_by=maker.facts,
@@ -269,7 +274,7 @@ def _draw_nearest(run: RunFolder, maker: Maker, make: MakeImages, near: _Near) -
         "distances": distances[places].tolist(),
     }
     path = run.evaluation / f"nearest-{maker.what}-{maker.size}.png"
-    grid = torch.cat([make(places), near.data.images(rows, near.size)])
+    grid = torch.cat([make(places), near.data.pictures(rows, near.size)])
     save_image(make_grid(grid, columns=len(places)), path, metadata=facts)
 
 

@@ -158,7 +158,7 @@ def render_points(
             G_w = G_null + w (G - G_null). 1 is the generator itself, bit for bit.
 
     Returns:
-        Side -> images (N, C, side, side) in [-1, 1], on the CPU.
+        Side -> images (N, C, side, side) in [-1, 1], on the CPU; of a generator of latents, decoded.
 
     Raises:
         ConfigError: labels or texts that do not fit, guidance where there are neither, or a weight outside of the range that was
@@ -192,7 +192,7 @@ def render_points(
     if guidance != 1:
         plain = generator(z, told.null(), resolution=max(wanted), return_all=True)
         made = {size: plain[size] + guidance * (made[size] - plain[size]) for size in wanted}
-    return {size: made[size].float().clamp(-1, 1).cpu() for size in wanted}
+    return {size: generator.pictures(made[size]).cpu() for size in wanted}
 
 
 def rows_are_independent(generator: OneStepGenerator, batch_size: int) -> bool:

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pagoda.data import Downsampler, ImageDataset, open_source, prepare_images
+from pagoda.data import CodedDataset, Downsampler, ImageDataset, open_source, prepare_images
 from pagoda.errors import ConfigError
 from pagoda.evaluation import (
     ClassifierFeatures,
@@ -24,6 +24,7 @@ from pagoda.files import hash_json
 from pagoda.networks import DiffusersNetwork, TeacherFeatures
 from pagoda.stages.config import RunConfig
 from pagoda.stages.context import load_teacher
+from pagoda.stages.run_codec import open_run_codec
 from pagoda.stages.run_folder import RunFolder
 from pagoda.training import Runtime
 
@@ -39,7 +40,7 @@ class RealImages:
 
     Attributes:
         data: All of them.
-        size: Side in pixels at which they are compared.
+        size: The size of the run at which they are compared.
         reference: Rows that others are compared with.
         stand_in: Other rows, as many of each class: their labels are those that images are generated with.
         seed: Of the split.
@@ -78,12 +79,17 @@ class RealImages:
         return cls(data, size, order[:0], order[:count], seed)
 
     def images(self, rows: Tensor) -> Tensor:
-        """Images (B, C, size, size) in [-1, 1] of rows of the data set."""
-        return self.data.images(rows, self.size)
+        """Pictures (B, C, S, S) in [-1, 1] of rows of the data set, S = `picture_size`."""
+        return self.data.pictures(rows, self.size)
+
+    @property
+    def picture_size(self) -> int:
+        """Side in pixels at which they are compared: the size, unless the run works on latents."""
+        return self.data.picture_size(self.size)
 
 
 def open_real(run: RunFolder, config: RunConfig, data: str | None, size: int, runtime: Runtime) -> ImageDataset:
-    """The images that a run is judged on, reduced by the run's own downsampler.
+    """The images that a run is judged on, reduced by the run's own downsampler; as latents too where it works on these.
 
     Args:
         data: What to open; the run's own training images when None.
@@ -97,14 +103,23 @@ def open_real(run: RunFolder, config: RunConfig, data: str | None, size: int, ru
     cache = run.images if own else run.evaluation / "data" / source.fingerprint
     # All sizes of the run together, so that its own cache stays valid; of other images the base too, which the encoder sees.
     sizes = config.sizes if own else sorted({config.base, size})
+    codec = open_run_codec(run)
+    factor = 1 if codec is None else codec.factor
     runtime_first = runtime.is_main
     for turn in (True, False):  # the main process writes the cache, the others read it
         if turn == runtime_first:
             prepared = prepare_images(
-                source, sizes=sizes, downsampler=Downsampler(config.downsampler), cache_dir=cache, progress=False
+                source,
+                sizes=[size * factor for size in sizes],
+                downsampler=Downsampler(config.downsampler),
+                cache_dir=cache,
+                progress=False,
             )
         runtime.barrier()
-    return prepared
+    if codec is None:
+        return prepared
+    torch.nn.Module.to(codec, runtime.device)
+    return CodedDataset(prepared, codec)
 
 
 def open_judge(
@@ -122,10 +137,10 @@ def open_judge(
         text: `auto` (a classifier trained on these real images where they have labels, else a fixed random network), `teacher`, or what
             `open_extractor` takes.
         data: The real images.
-        size: Side in pixels at which images are compared.
+        size: The size of the run at which images are compared.
 
     Raises:
-        ConfigError: unknown features.
+        ConfigError: unknown features, or the teacher's of a run on latents.
         ArtifactError: weights that are missing or not the published ones.
     """
     if text == "auto":
@@ -137,6 +152,10 @@ def open_judge(
             )
         return ClassifierFeatures(_judge(run, data, size, runtime).to(runtime.device))
     if text == "teacher":
+        if isinstance(data, CodedDataset):
+            raise ConfigError(
+                "features=teacher looks at latents in this run, and pictures are judged; use judge or random."
+            )
         denoiser, _ = load_teacher(run.teacher)
         assert isinstance(denoiser.network, DiffusersNetwork)
         stack = TeacherFeatures(
@@ -145,21 +164,22 @@ def open_judge(
         )
         torch.nn.Module.to(stack, runtime.device)
         return StackFeatures(stack, name="teacher", input_size=run.config().base)
-    place = Place(channels=data.channels, device=runtime.device, allow_download=allow_download)
+    place = Place(channels=data.picture_channels, device=runtime.device, allow_download=allow_download)
     return open_extractor(text, place)
 
 
 def _judge(run: RunFolder, data: ImageDataset, size: int, runtime: Runtime) -> SmallClassifier:
     """The classifier of these images at this size, trained once and kept in the run."""
-    side = max(8, min(64, size) // 8 * 8)
-    recipe = {"data": data.fingerprint, "size": size, "side": side, "steps": JUDGE_STEPS, "images": JUDGE_IMAGES}
-    folder: Path = run.evaluation / f"judge-{size}-{hash_json(recipe)}"
+    pixels = data.picture_size(size)
+    side = max(8, min(64, pixels) // 8 * 8)
+    recipe = {"data": data.fingerprint, "size": pixels, "side": side, "steps": JUDGE_STEPS, "images": JUDGE_IMAGES}
+    folder: Path = run.evaluation / f"judge-{pixels}-{hash_json(recipe)}"
     if runtime.is_main and not (folder / "config.json").is_file():
         rows = torch.linspace(0, len(data) - 1, min(len(data), JUDGE_IMAGES)).long()
         labels = data.labels(rows)
         assert labels is not None, "checked before"
         classifier = train_classifier(
-            data.images(rows, size),
+            data.pictures(rows, size),
             labels,
             num_classes=data.num_classes,
             input_size=side,

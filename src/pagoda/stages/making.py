@@ -19,13 +19,14 @@ from pagoda.diffusion import (
     suitable_sigmas,
 )
 from pagoda.errors import ConfigError, did_you_mean
-from pagoda.networks import model_hash
+from pagoda.networks import PixelCodec, model_hash
 from pagoda.networks.guidance import check_guidance_range
 from pagoda.stages.captions import caption_condition
 from pagoda.stages.config import RunConfig
 from pagoda.stages.context import load_teacher
 from pagoda.stages.encode import encode_images, start_noise
 from pagoda.stages.judging import RealImages
+from pagoda.stages.run_codec import open_run_codec
 from pagoda.stages.run_folder import RunFolder
 from pagoda.stages.sampling import load_generator, sample_images
 from pagoda.training import Runtime, noise_of_seeds
@@ -48,7 +49,9 @@ class Maker:
     name: str
     """It with the guidance weight, where one was asked for."""
     size: int
-    """Side of the images in pixels."""
+    """Which size of the run."""
+    picture_size: int
+    """Side of the images in pixels: the size, unless the run works on latents."""
     num_classes: int
     """Classes that it knows; 0 where it takes no labels."""
     texts: bool
@@ -97,7 +100,7 @@ def open_maker(run: RunFolder, model: str, size: int | None, runtime: Runtime, g
             )
 
         facts = {"model": digest, "what": model, "first_seed": FIRST_SEED, "sampler": "one step" + told}
-        return Maker(model, name, side, num_classes, texts, facts, from_seeds)
+        return Maker(model, name, side, generator.picture_shape(side)[-1], num_classes, texts, facts, from_seeds)
     denoiser, facts_of_teacher = load_teacher(run.teacher)
     denoiser.to(runtime.device)
     config = run.config()
@@ -113,7 +116,7 @@ def open_maker(run: RunFolder, model: str, size: int | None, runtime: Runtime, g
                 condition = replace(condition, guidance=torch.full((len(places),), guidance))
             latents = _encode(config, denoiser, real, real.stand_in[places], condition, runtime)
             images = generator(latents.to(next(generator.parameters())), condition.to(runtime.device), resolution=side)
-            return images.float().clamp(-1, 1).cpu()
+            return generator.pictures(images).cpu()
 
         return make
 
@@ -129,6 +132,7 @@ def open_maker(run: RunFolder, model: str, size: int | None, runtime: Runtime, g
         model,
         name,
         side,
+        generator.picture_shape(side)[-1],
         num_classes,
         texts,
         {**facts, "sampler": "one step from the image's own latent" + told},
@@ -180,6 +184,7 @@ def _teacher(run: RunFolder, size: int | None, runtime: Runtime, guidance: float
     denoiser, told = load_teacher(run.teacher)
     denoiser.to(runtime.device)
     side, channels = int(str(told["image_size"])), int(str(told["channels"]))
+    codec = open_run_codec(run) or PixelCodec(channels)
     if size not in (None, side):
         raise ConfigError(f"this run's teacher makes images of {side} pixels, not {size}.")
     num_classes = int(str(told["num_classes"]))
@@ -194,9 +199,8 @@ def _teacher(run: RunFolder, size: int | None, runtime: Runtime, guidance: float
 
         def make(places: Tensor) -> Tensor:
             shown = None if labels is None else labels[places].tolist()
-            return teacher_images(
-                chosen, _seeds(places), shown if captions is None else captions[places], (channels, side, side)
-            )
+            asked = shown if captions is None else captions[places]
+            return codec.pictures(teacher_images(chosen, _seeds(places), asked, (channels, side, side)))
 
         return make
 
@@ -206,7 +210,7 @@ def _teacher(run: RunFolder, size: int | None, runtime: Runtime, guidance: float
         "first_seed": FIRST_SEED,
         "sampler": "heun, 18 levels" + with_weight,
     }
-    return Maker("teacher", name, side, num_classes, texts, facts, from_seeds)
+    return Maker("teacher", name, side, side * codec.factor, num_classes, texts, facts, from_seeds)
 
 
 def _with_weight(model: str, guidance: float | None) -> tuple[str, str]:
@@ -228,7 +232,7 @@ def teacher_images(
     solver: str = "heun",
     levels: int = 18,
 ) -> Tensor:
-    """Samples of a diffusion model, (N, C, b, b) in [-1, 1], on the CPU; a seed belongs to an image as in `sample_images`.
+    """Samples of a diffusion model, (N, C, b, b), not clamped, on the CPU; a seed belongs to an image as in `sample_images`.
 
     `told` are labels, or embedded texts, one a seed.
     """
@@ -239,4 +243,4 @@ def teacher_images(
     if denoiser.sigma_range[0] <= float(sigmas[-2]) <= 0.002:
         sigmas = sigmas[:-1]  # clean enough, and a call less
     images = sample(denoiser, z, sigmas=sigmas, condition=condition, solver=build_solver(solver))
-    return images.float().clamp(-1, 1).cpu()
+    return images.float().cpu()

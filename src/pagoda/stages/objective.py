@@ -131,7 +131,7 @@ class GeneratorObjective(Objective[GeneratorBatch]):
         self.discriminator = discriminator
         self.features = features
         self.second = second
-        self.reconstruction = ReconstructionLoss(config, features, lpips)
+        self.reconstruction = ReconstructionLoss(config, features, lpips, generator.codec.decode)
         self.kept = kept
         self.inputs = inputs
         self.load = load
@@ -330,7 +330,7 @@ class GeneratorObjective(Objective[GeneratorBatch]):
         noise, condition = self.preview_inputs
         device = next(generator.parameters()).device
         images: Tensor = generator(noise.to(device), condition.to(device))
-        return images.clamp(-1, 1)
+        return images
 
 
 def hinge_losses(real: Tensor, fake: Tensor) -> Losses:

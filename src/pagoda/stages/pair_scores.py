@@ -74,7 +74,7 @@ def open_pair_networks(
         )
     lpips = LPIPS(options.lpips).to(runtime.device) if "lpips" in wanted else None
     for metric in of_originals:
-        pair_measure(metric, image_size=maker.size, lpips=lpips)  # refuses sizes
+        pair_measure(metric, image_size=maker.picture_size, lpips=lpips)  # refuses sizes
     clip = None
     if "clip_score" in wanted:
         clip = CLIPFeatures(options.clip, allow_download=allow_download, device=runtime.device)
@@ -110,7 +110,7 @@ def score_pairs(
     count = len(real.stand_in)
     scores: dict[str, Score] = {}
     measures = {
-        metric: pair_measure(metric, image_size=maker.size, lpips=networks.lpips)
+        metric: pair_measure(metric, image_size=maker.picture_size, lpips=networks.lpips)
         for metric in networks.metrics
         if metric != "clip_score"
     }
@@ -121,7 +121,7 @@ def score_pairs(
             lambda rows: real.images(real.stand_in[rows]),
             count,
             reference=hash_json([real.data.fingerprint, real.stand_in.tolist()]),
-            image_size=maker.size,
+            image_size=maker.picture_size,
             seed=seed,
             batch_size=batch_size,
             team=runtime,
@@ -142,7 +142,7 @@ def score_pairs(
             made,
             originals,
             texts,
-            image_size=maker.size,
+            image_size=maker.picture_size,
             seed=seed,
             batch_size=batch_size,
             team=runtime,
@@ -190,8 +190,9 @@ def _enlarged(
     """What the images themselves score, reduced to the encoder's size and enlarged again: all that a latent was made from."""
 
     def load(rows: Tensor) -> Tensor:
-        small = real.data.images(real.stand_in[rows], base)
-        return F.interpolate(small, size=(real.size, real.size), mode="bicubic", align_corners=False).clamp(-1, 1)
+        small = real.data.pictures(real.stand_in[rows], base)
+        side = real.picture_size
+        return F.interpolate(small, size=(side, side), mode="bicubic", align_corners=False).clamp(-1, 1)
 
     plain = score_reconstructions(
         measures,
@@ -199,14 +200,15 @@ def _enlarged(
         lambda rows: real.images(real.stand_in[rows]),
         len(real.stand_in),
         reference="",
-        image_size=real.size,
+        image_size=real.picture_size,
         batch_size=batch_size,
         team=runtime,
         intervals=False,
     )
     return {
         score.metric: [
-            f"{score.metric} of the same images at {base} px, enlarged to {real.size} px (bicubic): {score.value:.4g}."
+            f"{score.metric} of the same images at {real.data.picture_size(base)} px, enlarged to {real.picture_size} px (bicubic): "
+            f"{score.value:.4g}."
         ]
         for score in plain
     }

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from pagoda.data import Downsampler, ImageDataset, ImageSource, LatentStore, SourceConfig
+from pagoda.networks import PixelCodec
 from pagoda.stages.config import RunConfig
 from pagoda.stages.context import StageContext
 from pagoda.stages.run_folder import RunFolder
@@ -71,7 +72,7 @@ def stand_in(
         torch.set_num_threads(config.threads)
     # Few, and no evaluation beside the training.
     config = dataclasses.replace(config, grow=dataclasses.replace(config.grow, fakes=min(config.grow.fakes, _ROWS)))
-    return StageContext(RunFolder(folder), config, runtime, data, quiet=True)
+    return StageContext(RunFolder(folder), config, runtime, data, PixelCodec(data.channels), quiet=True)
 
 
 def drawn_latents(context: StageContext) -> LatentStore:

@@ -78,6 +78,11 @@ def plan_run(
             f"a run that brings its teacher ({config.teacher.path}) cannot be planned yet; leave teacher.path out to plan one that "
             "trains its own."
         )
+    if config.codec:
+        raise ConfigError(
+            f"a run on latents ({config.codec}) cannot be priced yet; plan one of {config.base} to {config.size} px without codec: its "
+            "stages cost as much, apart from the encoding of the images."
+        )
     if config.condition == "text":
         raise ConfigError(
             "a run with condition=text cannot be priced yet; plan it with condition=label, which costs about as much."

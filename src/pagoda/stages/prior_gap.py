@@ -161,7 +161,7 @@ def _measure(
             z = spherical_mixture(walk.latents(rows), noise, fraction)
             condition = walk.condition(rows).to(runtime.device)
             images: Tensor = generator(z.to(runtime.device), condition, resolution=size)
-            return images.float().clamp(-1, 1).cpu()
+            return generator.pictures(images).cpu()
 
         fakes, originals = ([load(rows) for rows in torch.arange(count).split(_BATCH)] for load in (made, walk.images))
         sets = [torch.cat([extractor(batch).float().cpu() for batch in batches]) for batches in (fakes, originals)]

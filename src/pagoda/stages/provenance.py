@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from PIL import Image
 from pagoda.diffusion import Condition
 from pagoda.errors import ArtifactError, ConfigError, PagodaError
 from pagoda.images import encode_image, make_grid, read_metadata, to_pil
-from pagoda.networks import OneStepGenerator, model_hash
+from pagoda.networks import OneStepGenerator, model_hash, open_codec
 from pagoda.networks.loading import WEIGHTS
 from pagoda.stages.captions import prompt_condition
 from pagoda.stages.run_folder import RunFolder
@@ -228,7 +229,7 @@ def draw_octaves(
     rows = [
         sample_images(generator, seeds, labels=labels, condition=condition, resolution=size) for size in generator.sizes
     ]
-    side = (generator.size, generator.size)
+    side = rows[-1].shape[-2:]
     return make_grid(torch.cat([F.interpolate(row, size=side, mode="nearest") for row in rows]), columns=columns)
 
 
@@ -323,6 +324,11 @@ def _generators(folder: Path) -> Iterator[OneStepGenerator]:
         generator: OneStepGenerator = OneStepGenerator.from_pretrained(
             folder, subfolder="generator", use_safetensors=True, local_files_only=True
         )
+        index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+        if (folder / "vae").is_dir():
+            generator.use_codec(
+                open_codec(folder / "vae", scale=float(index["codec_scale"]), shift=float(index["codec_shift"]))
+            )
         yield generator.eval()
         return
     run = RunFolder.open(folder)

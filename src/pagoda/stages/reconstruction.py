@@ -20,14 +20,22 @@ class ReconstructionLoss:
         config: Weights.
         features: Frozen stack of the feature distance; None leaves it out.
         lpips: None leaves it out.
+        decode: What makes pictures for LPIPS, where images are latents; None: they are pictures.
 
     Source: Kim et al. 2024, PaGoDA, arXiv:2405.14822, whose distance is the feature distance of augmented images alone.
     """
 
-    def __init__(self, config: LossConfig, features: FeatureStack | None, lpips: LPIPS | None) -> None:
+    def __init__(
+        self,
+        config: LossConfig,
+        features: FeatureStack | None,
+        lpips: LPIPS | None,
+        decode: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
         self.config = config
         self.features = features
         self.lpips = lpips
+        self.decode = decode or (lambda images: images)
         self.augment = DiffAugment(config.feature_augment)
 
     @property
@@ -57,7 +65,8 @@ class ReconstructionLoss:
             named["feature"] = feature_distance(self.features(seen[0]), self.features(seen[1]))
             total = total + config.feature * named["feature"]
         if self.lpips is not None:
-            named["lpips"] = self.lpips.distance(*(self._enlarged(crop(images)) for images in (rebuilt, real)))
+            seen = [self._enlarged(self.decode(crop(images))) for images in (rebuilt, real)]
+            named["lpips"] = self.lpips.distance(*seen)
             total = total + config.lpips * named["lpips"]
         return total, named
 

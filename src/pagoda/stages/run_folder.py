@@ -2,7 +2,8 @@
 
     config.yaml            the resolved configuration
     text/                  the embedded captions, and the text encoder that the run trained, where it reads texts
-    data/                  small copies of the images at every size
+    codec/                 the autoencoder whose latents it works on, where it does
+    data/                  small copies of the images at every size, and their latents
     teacher/               the diffusion model, a diffusers folder
     latents/               the encoded images
     teacher-pairs/         what the teacher makes of fresh noise, where the distillation asks for it
@@ -124,6 +125,11 @@ class RunFolder:
     def teacher(self) -> Path:
         """The diffusion model."""
         return self.path / "teacher"
+
+    @property
+    def codec(self) -> Path:
+        """The autoencoder whose latents the run works on; not there for a run on pixels."""
+        return self.path / "codec"
 
     @property
     def latents(self) -> Path:

@@ -14,6 +14,7 @@ from pagoda.files import load_tensors
 from pagoda.networks import OneStepGenerator, model_hash
 from pagoda.networks.guidance import check_guidance_range
 from pagoda.networks.loading import WEIGHTS
+from pagoda.stages.run_codec import open_run_codec
 from pagoda.stages.run_folder import RunFolder
 from pagoda.training import noise_of_seeds
 
@@ -47,6 +48,9 @@ def load_generator(run: RunFolder, size: int | None = None, *, device: torch.dev
             raise ArtifactError(
                 f"the weights in {folder} have the hash {digest}, written were {written}: they were exchanged or damaged."
             )
+    codec = open_run_codec(run)
+    if codec is not None:
+        generator.use_codec(codec)
     nn.Module.to(generator, device)  # diffusers' own `to` warns about every type
     return generator.eval()
 
@@ -69,12 +73,12 @@ def sample_images(
         seeds: One per image. The image of a seed does not depend on the others; its batch may move the last bits of floating-point sums.
         labels: One class per image; None draws one per seed for a conditional generator.
         condition: Embedded texts, one row per image, for a generator that reads them (`stages.captions.sample_prompts`).
-        resolution: Side of the images; the largest when None.
+        resolution: Side of the images, or of their latents where the generator makes these; the largest when None.
         batch_size: Images a call.
         guidance: Guidance weight, from 1 (none) to the generator's `guidance_max`; 1 when None.
 
     Returns:
-        Images (N, C, r, r) in [-1, 1], on the CPU.
+        Images (N, C, r, r) in [-1, 1], on the CPU; of a generator of latents, decoded and as many times larger as its codec says.
 
     Raises:
         ConfigError: labels out of range, of another number, or given to an unconditional generator; texts that are missing, of
@@ -88,8 +92,7 @@ def sample_images(
     check_guidance_range(weight, weight, generator.guidance_max)
     check_texts(condition, seeds, generator)
     like = next(generator.parameters())
-    side = generator.size if resolution is None else resolution
-    images = torch.empty(len(seeds), generator.channels, side, side)  # filled in place: no image is copied twice
+    images = torch.empty(len(seeds), *generator.picture_shape(resolution))  # filled in place: no image is copied twice
     for part in torch.arange(len(seeds)).split(batch_size):
         rows = part.tolist()
         z = noise_of_seeds([seeds[i] for i in rows], (generator.channels, generator.base_size, generator.base_size))
@@ -97,7 +100,7 @@ def sample_images(
         told = told if condition is None else condition[part]
         if generator.guidance_max is not None:
             told = replace(told, guidance=torch.full((len(rows),), weight))
-        images[part] = generator(z.to(like), told.to(like.device), resolution=resolution).float().clamp_(-1, 1).cpu()
+        images[part] = generator.pictures(generator(z.to(like), told.to(like.device), resolution=resolution)).cpu()
     return images
 
 

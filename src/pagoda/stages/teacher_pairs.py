@@ -135,7 +135,7 @@ def make_teacher_pairs(context: StageContext) -> TeacherPairs:
 def teacher_images(
     context: StageContext, denoiser: PreconditionedDenoiser, noise: Tensor, condition: Condition
 ) -> Tensor:
-    """What the teacher makes of unit noise (B, C, b, b), in [-1, 1]; guided where the condition has a weight."""
+    """What the teacher makes of unit noise (B, C, b, b), images in [-1, 1] or latents; guided where the condition has a weight."""
     device, settings = context.runtime.device, context.config.distill.teacher_pairs
     with context.runtime.autocast():
         images = sample(
@@ -145,7 +145,7 @@ def teacher_images(
             condition=condition.to(device),
             solver=build_solver(settings.solver),
         )
-    return images.float().clamp(-1, 1)
+    return context.codec.bounded(images.float())
 
 
 def sampling_grid(config: RunConfig) -> Tensor:

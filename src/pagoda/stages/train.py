@@ -164,15 +164,15 @@ def draw_reconstructions(context: StageContext, generator: OneStepGenerator, cou
     latents = store.get(indices, flips).to(device)
     condition = stored_condition(store, context.condition, indices, flips).to(device)
     for size in dict.fromkeys((generator.base_size, generator.size)):
-        originals = data.images(indices, size)
-        rebuilt = generator(latents, condition, resolution=size).float().clamp(-1, 1).cpu()
+        originals = data.pictures(indices, size)
+        rebuilt = generator.pictures(generator(latents, condition, resolution=size)).cpu()
         facts = {
             "kind": "reconstructions",
             "model": model_hash(generator),
             "rows": indices.tolist(),
             "psnr": psnr(rebuilt, originals),
         }
-        grid = make_grid(torch.cat([originals, rebuilt]), columns=len(indices), scale=max(1, 32 // size))
+        grid = make_grid(torch.cat([originals, rebuilt]), columns=len(indices), scale=max(1, 32 // originals.shape[-1]))
         save_image(grid, run.path / "samples" / f"reconstructions-{size}.png", metadata=facts)
 
 

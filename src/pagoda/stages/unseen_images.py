@@ -37,7 +37,8 @@ def unseen_walk(context: StageContext, real: RealImages, store: LatentStore) -> 
     """Images that no stage was trained on, what they are, and how many.
 
     Those of `evaluation.data` where it names others; else the mirror images of the stand-ins where the run has no use for
-    mirrors; else the stand-ins moved sideways by half a pixel of the base size (by a whole one where that is the final size).
+    mirrors; else the stand-ins moved sideways by half a pixel of the
+    base size (by a whole one where that is the final size).
 
     Raises:
         ConfigError: `evaluation.data` has other classes than the run.
@@ -59,19 +60,19 @@ def unseen_walk(context: StageContext, real: RealImages, store: LatentStore) -> 
             shown = caption_condition(context.run, others[size], chosen)
 
         def load(side: int, part: Tensor) -> Tensor:
-            return others[side].images(chosen[part], side)
+            return others[side].pictures(chosen[part], side)
     elif not config.mirror:
         kind, chosen, shown = "mirrored", rows, context.condition(rows)
 
         def load(side: int, part: Tensor) -> Tensor:
-            return data.images(rows[part], side, torch.ones(len(part), dtype=torch.bool))
+            return data.pictures(rows[part], side, torch.ones(len(part), dtype=torch.bool))
     else:
         kind, chosen, shown = "shifted", rows, context.condition(rows)
         reduce, largest = Downsampler(config.downsampler), config.sizes[-1]
 
         def load(side: int, part: Tensor) -> Tensor:
-            moved = shift_sideways(data.images(rows[part], largest), max(1, largest // base // 2))
-            return moved if side == largest else reduce.tensor(moved, side)
+            moved = shift_sideways(data.pictures(rows[part], largest), max(1, data.picture_size(largest) // base // 2))
+            return moved if side == largest else reduce.tensor(moved, data.picture_size(side))
 
     def condition(part: Tensor) -> Condition:
         told = shown[part]
@@ -82,7 +83,7 @@ def unseen_walk(context: StageContext, real: RealImages, store: LatentStore) -> 
         )
 
     facts = {"kind": kind, "rows": chosen.tolist(), "data": other, "latents": store.provenance}
-    z = _unseen_latents(context, facts, len(chosen), lambda part: load(base, part), condition)
+    z = _unseen_latents(context, facts, len(chosen), lambda part: data.inputs_of(load(base, part)), condition)
     return kind, Walk(lambda part: z[part], condition, lambda part: load(size, part)), len(chosen)
 
 

@@ -55,7 +55,8 @@ def build_evaluation(
             shape = (data.channels, size, size)
 
             def make(seeds: list[int], told: list[int] | Condition | None) -> Tensor:
-                return teacher_images(copied, seeds, told, shape, solver="dpm2m", levels=_TEACHER_LEVELS)
+                made = teacher_images(copied, seeds, told, shape, solver="dpm2m", levels=_TEACHER_LEVELS)
+                return context.codec.pictures(made)
         else:
             generator = networks["generator"]
             assert isinstance(generator, OneStepGenerator)
@@ -81,7 +82,7 @@ def _scorer(context: StageContext, real: RealImages, texts: Condition | None) ->
     labels = real.data.labels(real.stand_in) if context.num_classes else None
     own, training = real.data.fingerprint == context.data.fingerprint, None
     if "memorised" in config.metrics:
-        training = collect_features(extractor, lambda part: context.data.images(part, real.size), len(context.data))
+        training = collect_features(extractor, lambda part: context.data.pictures(part, real.size), len(context.data))
 
     def score(make: _Make) -> dict[str, float]:
         def load(rows: Tensor) -> Tensor:
@@ -95,7 +96,7 @@ def _scorer(context: StageContext, real: RealImages, texts: Condition | None) ->
             reference,
             made,
             stand_in,
-            image_size=real.size,
+            image_size=real.picture_size,
             options=ScoreOptions(resamples=0),
             training=training,
             held_out=not own,
@@ -126,7 +127,7 @@ def validation_losses(
         texts: What it takes instead, a row a stand-in.
     """
     rows, device = real.stand_in, next(denoiser.parameters()).device
-    clean = real.images(rows)
+    clean = real.data.images(rows, real.size)
     labels = real.data.labels(rows) if conditional else None
     noise = noise_of_seeds(list(range(len(rows))), tuple(clean.shape[1:]))
     losses, data_std = {}, denoiser.sigma_data

@@ -71,10 +71,10 @@ def train_two_tower(
     torch.manual_seed(derive_seed(seed, STAGE, "init"))
     model, tokenizer = new_two_tower(config, texts)
     model.to(runtime.device).train()
-    size = next((side for side in data.sizes if side >= config.image_size), data.sizes[-1])
+    size = next((side for side in data.sizes if data.picture_size(side) >= config.image_size), data.sizes[-1])
 
     def load(indices: Tensor, flips: Tensor) -> Tensor:
-        return data.images(indices, size, flips)
+        return data.pictures(indices, size, flips)
 
     objective = ContrastiveObjective(model, tokenizer, texts, rows, load, config=config, mirror=mirror)
     order = derive_seed(seed, "order", STAGE)
@@ -144,5 +144,5 @@ def measure_retrieval(encoder: ImageTextEncoder, data: ImageDataset, size: int, 
     """
     texts, rows = unique_captions(data.captions, data.sample_ids)
     indices = torch.linspace(0, len(data) - 1, min(CHECKED, len(data))).long()
-    images = torch.cat([encoder.embed_images(data.images(part, size)).cpu() for part in indices.split(256)])
+    images = torch.cat([encoder.embed_images(data.pictures(part, size)).cpu() for part in indices.split(256)])
     return retrieval_accuracy(images, encoder.embed_texts(texts), rows[indices], among=RETRIEVED_AMONG, seed=seed)

@@ -165,4 +165,4 @@ class DenoisingObjective(Objective[DenoisingBatch]):
         with torch.no_grad():
             images = sample(model, self.preview_noise.to(device), condition=self.preview_condition.to(device))
         network.train(training)
-        return images.clamp(-1, 1)
+        return images

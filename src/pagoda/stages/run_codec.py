@@ -1,0 +1,72 @@
+"""The image codec of a run that works on latents: copied into the run when it starts, and read from there ever after."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pagoda.errors import ArtifactError
+from pagoda.networks import AutoencoderCodec, open_codec
+from pagoda.stages.config import RunConfig
+from pagoda.stages.run_folder import RunFolder
+
+_PLACES = ("", "codec", "vae", "vqvae")
+"""Where the autoencoder may lie in the folder that is named: itself, a run of `pagoda codec train`, a diffusers pipeline."""
+
+
+def find_codec(path: Path | str) -> Path:
+    """The folder of the autoencoder in what a user names.
+
+    Raises:
+        ArtifactError: there is none.
+    """
+    for place in _PLACES:
+        if (Path(path) / place / "config.json").is_file():
+            return Path(path) / place
+    raise ArtifactError(
+        f"codec: {path} holds no autoencoder. Name the folder of an AutoencoderKL, AutoencoderTiny or VQModel of diffusers, or train one: "
+        "`pagoda codec train DATA --out FOLDER`."
+    )
+
+
+def keep_codec(run: RunFolder, config: RunConfig) -> None:
+    """Copy the codec that the configuration names into the run; does nothing where it is there, or none is named.
+
+    Raises:
+        ArtifactError: no codec where one is named, a damaged one, another one than the run was started with, or a run that was
+            started without.
+    """
+    known = open_run_codec(run)
+    if known is not None and not config.codec:
+        raise ArtifactError(
+            f"{run.path} works on the latents of the codec in {run.codec}: name it (`--codec {run.codec}`), or choose another --out."
+        )
+    if not config.codec:
+        return
+    named = Path(config.codec)
+    if known is not None:
+        if not named.is_dir():
+            return  # it has been copied: the folder may be gone
+        given = open_codec(find_codec(named))
+        if given.fingerprint != known.fingerprint:
+            raise ArtifactError(
+                f"{run.path} works on the latents of another codec than that in {named}: fingerprints are {known.fingerprint[:12]} "
+                f"and {given.fingerprint[:12]}. Go back to the first one, or choose another --out."
+            )
+        return
+    started = [name for name in ("teach", "encode", "distill") if run.record(name) is not None]
+    if started:
+        raise ArtifactError(
+            f"{run.path} has started without a codec (stage {started[0]}); choose another --out for a run on latents."
+        )
+    codec = open_codec(find_codec(named))
+    with run.artifact(run.codec) as folder:
+        codec.save(folder)
+
+
+def open_run_codec(run: RunFolder) -> AutoencoderCodec | None:
+    """The codec of a run; None for a run on pixels.
+
+    Raises:
+        ArtifactError: it is damaged.
+    """
+    return open_codec(run.codec) if run.codec.is_dir() else None

@@ -1,0 +1,381 @@
+"""Runs on the latents of a codec: what networks see, what people see, and that neither is taken for the other."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderKL, UNet2DModel, VQModel
+from tests.conftest import tiny_config
+
+from pagoda import PagodaEditPipeline, PagodaPipeline
+from pagoda.data import CodedDataset, Downsampler, LatentStore, ShapesSource, prepare_images, prepare_latents
+from pagoda.data import coded as coded_module
+from pagoda.errors import ArtifactError, ConfigError, DataError, ShapeError
+from pagoda.export import export_folder
+from pagoda.networks import FeatureConfig, PixelCodec, RandomFeatures, open_codec
+from pagoda.networks.autoencoders import KLCodec, VQCodec
+from pagoda.networks.features import DecodedFeatures
+from pagoda.stages.config import RunConfig, override
+from pagoda.stages.evaluate import evaluate_run
+from pagoda.stages.planning import plan_run
+from pagoda.stages.prior_gap import load_gaps
+from pagoda.stages.provenance import compare_with_run
+from pagoda.stages.run_folder import RunFolder
+from pagoda.stages.sampling import load_generator, sample_images
+from pagoda.stages.train import train
+from pagoda.training import Runtime, noise_of_seeds
+
+FACTOR, BASE, SIZE = 2, 4, 8
+
+
+def save_codec(folder: Path, seed: int = 0) -> Path:
+    """A KL autoencoder with random weights that halves, its scale measured on shapes."""
+    torch.manual_seed(seed)
+    model = AutoencoderKL(
+        block_out_channels=(8, 8),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        latent_channels=4,
+        norm_num_groups=4,
+        layers_per_block=1,
+    )
+    codec = KLCodec(model)
+    source, reduce = ShapesSource(count=40, size=32, seed=0), Downsampler()
+    images = torch.from_numpy(np.stack([reduce(source.image(i), 16) for i in range(40)])).permute(0, 3, 1, 2)
+    codec.fit_scale([images.float() / 127.5 - 1])
+    codec.save(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def codec_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_codec(tmp_path_factory.mktemp("codec") / "codec")
+
+
+def latent_config(codec: Path | str, **changes: object) -> RunConfig:
+    """`tiny_config` on latents of sides 4 and 8: images of 8 and 16 px."""
+    settings: dict[str, Any] = {
+        "base": BASE,
+        "size": SIZE,
+        "codec": str(codec),
+        "backbone.channels": [16, 16],
+        "evaluation.gap.count": 12,
+        "encode.renormalise": True,  # six steps of training leave latents far too small
+    }
+    return override(tiny_config(), {**settings, **{key.replace("__", "."): v for key, v in changes.items()}})
+
+
+@pytest.fixture(scope="module")
+def latent_run(codec_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    """A run on latents that went all the way. Read it, do not write into it."""
+    return train(latent_config(codec_folder), str(tmp_path_factory.mktemp("latent") / "run"), quiet=True)
+
+
+def pixels(count: int = 40) -> Any:
+    return prepare_images(
+        ShapesSource(count=count, size=32, seed=0), sizes=(8, 16), downsampler=Downsampler(), cache_dir=None, progress=False
+    )  # fmt: skip
+
+
+def test_networks_see_latents_of_the_reduced_image_and_of_its_mirror(codec_folder: Path, tmp_path: Path) -> None:
+    codec, rows = open_codec(codec_folder), torch.tensor([3, 0, 39])
+    data = prepare_latents(pixels(), codec, sizes=(4, 8), mirror=True, cache_dir=tmp_path, progress=False)
+    for size in (4, 8):
+        for flip in (torch.zeros(3, dtype=torch.bool), torch.tensor([True, False, True])):
+            pictures = data.pictures(rows, size, flip)
+            assert pictures.shape == (3, 3, 2 * size, 2 * size)
+            wanted = codec.encode(pictures)
+            assert (data.images(rows, size, flip) - wanted).abs().max() <= 1e-3 * wanted.abs().max()  # half precision
+    mirrored = data.images(rows, 4, torch.ones(3, dtype=torch.bool))
+    assert not torch.allclose(mirrored, data.images(rows, 4).flip(-1), atol=1e-2), (
+        "a codec does not commute with mirrors"
+    )
+
+
+def test_the_latent_of_a_reduced_image_is_not_the_mean_of_its_latents(codec_folder: Path) -> None:
+    data = CodedDataset(pixels(), open_codec(codec_folder))
+    rows = torch.arange(8)
+    means = torch.nn.functional.avg_pool2d(data.images(rows, 8), 2)
+    assert (data.images(rows, 4) - means).abs().max() > 0.05
+
+
+def test_an_interrupted_table_continues_with_the_same_bits(
+    codec_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def prepare(folder: Path) -> CodedDataset:
+        return prepare_latents(
+            pixels(200), open_codec(codec_folder), sizes=(4, 8), mirror=True, cache_dir=folder, progress=False
+        )
+
+    whole = prepare(tmp_path / "whole")
+    monkeypatch.setattr(coded_module, "_SAVE_EVERY", 2)
+    calls, own = [], CodedDataset.images
+
+    def failing(self: CodedDataset, indices: torch.Tensor, size: int, flip: torch.Tensor | None = None) -> torch.Tensor:
+        calls.append(int(indices[0]))
+        if len(calls) == 9:  # the fifth batch of seven, where four have been made to last
+            raise KeyboardInterrupt
+        return own(self, indices, size, flip)
+
+    monkeypatch.setattr(CodedDataset, "images", failing)
+    with pytest.raises(KeyboardInterrupt):
+        prepare(tmp_path / "parts")
+    resumed_from = len(calls)
+    again = prepare(tmp_path / "parts")
+    assert calls[resumed_from] == 128, "what was there is not made again"
+    monkeypatch.setattr(CodedDataset, "images", own)
+    for size in (4, 8):
+        rows = torch.arange(200)
+        for flip in (None, torch.ones(200, dtype=torch.bool)):
+            assert torch.equal(again.images(rows, size, flip), whole.images(rows, size, flip))
+
+
+def test_tables_of_another_codec_are_not_read(codec_folder: Path, tmp_path: Path) -> None:
+    first = prepare_latents(
+        pixels(), open_codec(codec_folder), sizes=(4,), mirror=False, cache_dir=tmp_path, progress=False
+    )
+    other = open_codec(codec_folder, scale=2 * open_codec(codec_folder).scale)
+    second = prepare_latents(pixels(), other, sizes=(4,), mirror=False, cache_dir=tmp_path, progress=False)
+    assert torch.allclose(second.images(torch.arange(5), 4), 2 * first.images(torch.arange(5), 4), rtol=2e-3, atol=1e-3)
+    assert first.fingerprint != second.fingerprint
+
+
+def test_latents_of_a_wrong_scale_are_refused(codec_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="fit_scale"):
+        prepare_latents(
+            pixels(), open_codec(codec_folder, scale=1e6), sizes=(4,), mirror=False, cache_dir=tmp_path, progress=False
+        )
+
+
+def test_images_of_other_channels_are_refused() -> None:
+    codec = KLCodec(AutoencoderKL(in_channels=1, out_channels=1, block_out_channels=(8, 8), norm_num_groups=4,
+                                  down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2))  # fmt: skip
+    with pytest.raises(ShapeError, match=r"images of 1 channels, the data have 3"):
+        CodedDataset(pixels(), codec)
+
+
+def test_samples_are_decoded(latent_run: RunFolder) -> None:
+    generator = load_generator(latent_run)
+    codec = open_codec(latent_run.codec)
+    made = sample_images(generator, [5, 6], labels=[1, 2])
+    assert made.shape == (2, 3, FACTOR * SIZE, FACTOR * SIZE)
+    from pagoda.diffusion import Condition
+
+    z = noise_of_seeds([5, 6], (4, BASE, BASE))
+    with torch.no_grad():
+        latents = generator(z, Condition.of_labels([1, 2]))
+        assert latents.shape == (2, 4, SIZE, SIZE)
+        assert torch.equal(made, codec.decode(latents).clamp(-1, 1))
+    assert sample_images(generator, [5], labels=[1], resolution=BASE).shape == (1, 3, FACTOR * BASE, FACTOR * BASE)
+
+
+def test_the_codec_is_no_part_of_the_weights(latent_run: RunFolder) -> None:
+    generator = load_generator(latent_run)
+    codec = generator.codec
+    names = set(generator.state_dict())
+    generator.use_codec(PixelCodec(4))
+    assert set(generator.state_dict()) == names
+    grown = generator.grow(channels=8)
+    assert isinstance(grown.codec, PixelCodec)
+    generator.use_codec(codec)
+    assert generator.grow(channels=8).codec is codec
+    with pytest.raises(ShapeError, match="4 channels"):
+        generator.use_codec(PixelCodec(3))
+
+
+def test_the_stored_noise_belongs_to_latents(latent_run: RunFolder) -> None:
+    store = LatentStore.open(latent_run.latents)
+    assert store.shape == (4, BASE, BASE)
+    facts = json.loads((latent_run.teacher / "denoiser.json").read_text(encoding="utf-8"))
+    assert facts["channels"] == 4
+    assert facts["image_size"] == BASE
+
+
+def test_the_teachers_pairs_are_not_clamped(codec_folder: Path, tmp_path: Path) -> None:
+    config = latent_config(
+        codec_folder,
+        distill__mode="both",
+        distill__teacher_pairs__count=32,
+        distill__teacher_pairs__num_nodes=3,
+        sigma_data=3.0,
+    )
+    run = train(config, str(tmp_path / "run"), until="distill", quiet=True)
+    assert LatentStore.open(run.teacher_pairs).get(torch.arange(32)).abs().max() > 1
+
+
+def test_the_gap_and_scores_are_those_of_pictures(latent_run: RunFolder, tmp_path: Path) -> None:
+    gaps = load_gaps(latent_run)
+    assert set(gaps) == {BASE, SIZE}
+    assert all(np.isfinite(point["kd"]) for gap in gaps.values() for point in gap["points"])
+    run = RunFolder(shutil.copytree(latent_run.path, tmp_path / "run"))
+    for model in ("generator", "reconstructions"):
+        found = evaluate_run(run, Runtime("cpu"), model=model, count=20, features="random")
+        assert {score.image_size for score in found} == {FACTOR * SIZE}
+    teacher = evaluate_run(run, Runtime("cpu"), model="teacher", count=20, features="random", metrics=("fd",))
+    assert teacher[0].image_size == FACTOR * BASE
+    with pytest.raises(ConfigError, match="latents"):
+        evaluate_run(run, Runtime("cpu"), model="generator", count=20, features="teacher")
+
+
+def test_a_second_run_does_nothing_and_another_codec_is_refused(
+    latent_run: RunFolder, codec_folder: Path, tmp_path: Path
+) -> None:
+    run = RunFolder(shutil.copytree(latent_run.path, tmp_path / "run"))
+    before = (run.generator(SIZE) / "config.json").stat().st_mtime_ns
+    train(latent_config(codec_folder), str(run.path), quiet=True)
+    train(latent_config(tmp_path / "gone"), str(run.path), quiet=True)  # its copy is in the run
+    assert (run.generator(SIZE) / "config.json").stat().st_mtime_ns == before
+    with pytest.raises(ArtifactError, match="another codec"):
+        train(latent_config(save_codec(tmp_path / "other", seed=1)), str(run.path), quiet=True)
+    with pytest.raises(ArtifactError, match="name it"):
+        train(latent_config(""), str(run.path), quiet=True)
+
+
+def test_a_run_on_pixels_takes_no_codec_later(finished_run: RunFolder, codec_folder: Path, tmp_path: Path) -> None:
+    run = RunFolder(shutil.copytree(finished_run.path, tmp_path / "run"))
+    with pytest.raises(ArtifactError, match="started without a codec"):
+        train(tiny_config(codec=str(codec_folder)), str(run.path), quiet=True)
+
+
+def test_a_folder_without_an_autoencoder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="pagoda codec train"):
+        train(latent_config(tmp_path / "nothing"), str(tmp_path / "run"), quiet=True)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"encode__clip_denoised": True}, "clip_denoised"),
+        ({"condition": "text", "distill__loss__image_text": 0.1}, "image_text"),
+    ],
+)
+def test_settings_for_pixels_are_refused(changes: dict[str, object], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        latent_config("codec", **changes)
+
+
+def test_a_killed_run_ends_with_the_same_weights(latent_run: RunFolder, codec_folder: Path, tmp_path: Path) -> None:
+    config, out = latent_config(codec_folder), str(tmp_path / "run")
+    train(config, out, until="encode", quiet=True)
+    shutil.rmtree(codec_folder.parent / "moved", ignore_errors=True)
+    run = train(config, out, quiet=True)
+    assert run.record(f"grow-{SIZE}")["results"]["hash"] == latent_run.record(f"grow-{SIZE}")["results"]["hash"]  # type: ignore[index]
+
+
+def test_the_pipeline_makes_the_same_pixels_from_run_and_export(latent_run: RunFolder, tmp_path: Path) -> None:
+    wanted = sample_images(load_generator(latent_run), [0, 1, 2], labels=[0, 1, 2])
+    pipeline = PagodaPipeline.from_pretrained(latent_run.path)
+    ask = {"class_labels": [0, 1, 2], "seed": 0, "output_type": "pt"}
+    assert torch.equal(pipeline(**ask).images, wanted)
+    pipeline.save_pretrained(tmp_path / "saved")
+    assert torch.equal(PagodaPipeline.from_pretrained(tmp_path / "saved")(**ask).images, wanted)
+    export_folder(latent_run, tmp_path / "exported")
+    assert torch.equal(PagodaPipeline.from_pretrained(tmp_path / "exported")(**ask).images, wanted)
+    card = (tmp_path / "exported" / "README.md").read_text(encoding="utf-8")
+    assert "images of 8 and 16 px" in card
+    assert "latents of 4 channels" in card
+    for grid in (f"final-{SIZE}.png", "octaves.png"):
+        for folder in (latent_run.path, tmp_path / "exported"):
+            assert compare_with_run(latent_run.path / "samples" / grid, folder).equal
+
+
+def test_graphs_decode(latent_run: RunFolder, tmp_path: Path) -> None:
+    from pagoda.export import export_onnx, export_web
+
+    pytest.importorskip("onnxruntime")
+    made = export_onnx(load_generator(latent_run), tmp_path / "g.onnx")
+    assert made.difference is not None
+    assert made.difference <= 1e-4
+    with pytest.raises(ConfigError, match="latents"):
+        export_web(load_generator(latent_run), tmp_path / "web")
+
+
+def test_what_is_for_pixels_says_so(latent_run: RunFolder, codec_folder: Path) -> None:
+    with pytest.raises(ConfigError, match="latents"):
+        PagodaEditPipeline.from_pretrained(latent_run.path)
+    with pytest.raises(ConfigError, match="latents"):
+        plan_run(latent_config(codec_folder), probe_seconds=0)
+
+
+def test_networks_from_outside_look_at_decoded_pictures(codec_folder: Path) -> None:
+    codec = open_codec(codec_folder)
+    inner = RandomFeatures(3)
+    stack = DecodedFeatures(inner, codec)
+    latents = torch.randn(2, 4, 8, 8, requires_grad=True)
+    maps = stack(latents)
+    for made, wanted in zip(maps, inner(codec.decode(latents)), strict=True):
+        assert torch.equal(made, wanted)
+    sum(m.square().sum() for m in maps).backward()
+    assert latents.grad is not None
+    assert latents.grad.abs().min() > 0
+    assert stack.fingerprint != inner.fingerprint
+    with pytest.raises(ConfigError, match="1 channels"):
+        DecodedFeatures(RandomFeatures(1), codec)
+
+
+def test_a_loss_through_a_network_from_outside_trains(codec_folder: Path, tmp_path: Path) -> None:
+    from transformers import Dinov2Config, Dinov2Model
+
+    torch.manual_seed(0)
+    vision = Dinov2Model(
+        Dinov2Config(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, patch_size=4, image_size=16)
+    )
+    vision.save_pretrained(tmp_path / "dino", safe_serialization=True)
+    stack = FeatureConfig(networks=(f"transformers:{tmp_path / 'dino'}",), size=16)
+    config = latent_config(codec_folder)
+    loss = {"networks": list(stack.networks), "size": 16}
+    config = override(config, {"distill.loss.stack": loss, "grow.loss.stack": loss, "distill.loss.feature": 0.5})
+    run = train(config, str(tmp_path / "run"), quiet=True)
+    lines = [json.loads(line) for line in run.metrics.read_text(encoding="utf-8").splitlines()]
+    assert any("feature" in key for line in lines for key in line)
+
+
+def test_a_teacher_with_its_autoencoder_is_adopted(codec_folder: Path, tmp_path: Path) -> None:
+    from diffusers import DDPMScheduler
+
+    from pagoda.stages.adopt import teacher_settings
+
+    torch.manual_seed(0)
+    unet = UNet2DModel(
+        sample_size=BASE, in_channels=4, out_channels=4, block_out_channels=(16, 16), norm_num_groups=4,
+        down_block_types=("DownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "UpBlock2D"), layers_per_block=1,
+    )  # fmt: skip
+    folder = tmp_path / "pipe"
+    unet.save_pretrained(folder / "unet")
+    DDPMScheduler(num_train_timesteps=1000).save_pretrained(folder / "scheduler")
+    shutil.copytree(codec_folder, folder / "vae")
+    index = {"_class_name": "LDMPipeline", "unet": ["diffusers", "UNet2DModel"], "vae": ["diffusers", "AutoencoderKL"],
+             "scheduler": ["diffusers", "DDPMScheduler"]}  # fmt: skip
+    (folder / "model_index.json").write_text(json.dumps(index), encoding="utf-8")
+    suitable = teacher_settings(str(folder))
+    assert suitable["codec"] == str(folder / "vae")
+    settings = {**suitable, "size": SIZE, "teacher.labels": False, "evaluation.gap.count": 0}
+    settings["encode.renormalise"] = True
+    run = train(override(tiny_config(), settings), str(tmp_path / "run"), quiet=True)
+    assert sample_images(load_generator(run), [0]).shape == (1, 3, FACTOR * SIZE, FACTOR * SIZE)
+    other = {**settings, "codec": str(save_codec(tmp_path / "other", seed=3))}
+    with pytest.raises(ConfigError, match="another one"):
+        train(override(tiny_config(), other), str(tmp_path / "run2"), quiet=True)
+    without = {**settings, "codec": ""}
+    with pytest.raises(ConfigError, match="--codec"):
+        train(override(tiny_config(), without), str(tmp_path / "run3"), quiet=True)
+
+
+def test_a_vq_codec_keeps_its_shift_in_an_export(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = VQModel(block_out_channels=(8, 8), down_block_types=("DownEncoderBlock2D",) * 2, norm_num_groups=4,
+                    up_block_types=("UpDecoderBlock2D",) * 2, num_vq_embeddings=16, latent_channels=3)  # fmt: skip
+    codec = VQCodec(model, scale=1.7, shift=0.3)
+    codec.save(tmp_path / "codec")
+    run = train(latent_config(tmp_path / "codec"), str(tmp_path / "run"), quiet=True)
+    wanted = sample_images(load_generator(run), [0], labels=[0])
+    PagodaPipeline.from_pretrained(run.path).save_pretrained(tmp_path / "saved")
+    loaded = PagodaPipeline.from_pretrained(tmp_path / "saved")
+    assert (loaded.generator.codec.scale, loaded.generator.codec.shift) == (1.7, 0.3)
+    assert torch.equal(loaded(0, seed=0, output_type="pt").images, wanted)
