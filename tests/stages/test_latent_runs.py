@@ -18,11 +18,12 @@ from pagoda.data import CodedDataset, Downsampler, LatentStore, ShapesSource, pr
 from pagoda.data import coded as coded_module
 from pagoda.errors import ArtifactError, ConfigError, DataError, ShapeError
 from pagoda.export import export_folder
-from pagoda.networks import FeatureConfig, PixelCodec, RandomFeatures, open_codec
+from pagoda.networks import FeatureConfig, MultiplyAdds, PixelCodec, RandomFeatures, open_codec
 from pagoda.networks.autoencoders import KLCodec, VQCodec
 from pagoda.networks.features import DecodedFeatures
 from pagoda.stages.config import RunConfig, override
 from pagoda.stages.evaluate import evaluate_run
+from pagoda.stages.plan_text import plan_text
 from pagoda.stages.planning import plan_run
 from pagoda.stages.prior_gap import load_gaps
 from pagoda.stages.provenance import compare_with_run
@@ -280,7 +281,7 @@ def test_the_pipeline_makes_the_same_pixels_from_run_and_export(latent_run: RunF
     card = (tmp_path / "exported" / "README.md").read_text(encoding="utf-8")
     assert "images of 8 and 16 px" in card
     assert "latents of 4 channels" in card
-    for grid in (f"final-{SIZE}.png", "octaves.png"):
+    for grid in (f"final-{FACTOR * SIZE}.png", "octaves.png"):
         for folder in (latent_run.path, tmp_path / "exported"):
             assert compare_with_run(latent_run.path / "samples" / grid, folder).equal
 
@@ -296,11 +297,29 @@ def test_graphs_decode(latent_run: RunFolder, tmp_path: Path) -> None:
         export_web(load_generator(latent_run), tmp_path / "web")
 
 
-def test_what_is_for_pixels_says_so(latent_run: RunFolder, codec_folder: Path) -> None:
+def test_edits_are_for_pixels(latent_run: RunFolder) -> None:
     with pytest.raises(ConfigError, match="latents"):
         PagodaEditPipeline.from_pretrained(latent_run.path)
-    with pytest.raises(ConfigError, match="latents"):
-        plan_run(latent_config(codec_folder), probe_seconds=0)
+
+
+def test_a_plan_prices_the_codec_and_networks_of_latents(
+    latent_run: RunFolder, codec_folder: Path, tmp_path: Path
+) -> None:
+    plan = plan_run(latent_config(codec_folder), folder=tmp_path, probe_seconds=0)
+    names = [stage.name for stage in plan.stages]
+    assert names == ["latents", "teach", "encode", "distill", f"grow-{SIZE}"]
+    assert (plan.factor, plan.base, plan.size) == (FACTOR, BASE, SIZE)
+    teach = plan.stages[1]
+    assert teach.parameters == sum(p.numel() for p in load_generator(latent_run, BASE).parameters())
+    on_disk = sum(path.stat().st_size for path in latent_run.images.glob("latents-*.npy"))
+    assert plan.stages[0].disk_bytes == on_disk
+    assert sum(path.stat().st_size for path in latent_run.images.glob("images-*.npy")) == plan.data_bytes
+    with MultiplyAdds() as counter, torch.no_grad():
+        codec = open_codec(codec_folder)
+        for side in (8, 16):
+            codec.encode(torch.zeros(1, 3, side, side))
+    assert plan.stages[0].multiply_adds == counter.total // 2
+    assert "latents of images of 8 -> 16 px" in plan_text(plan)
 
 
 def test_networks_from_outside_look_at_decoded_pictures(codec_folder: Path) -> None:

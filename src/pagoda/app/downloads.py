@@ -72,13 +72,14 @@ def write_zip(folder: Path, model: LoadedModel, answer: Answer, request: ImageRe
     settings = []
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:  # PNG is compressed already
         for size, images in answer.images.items():
+            side = images.shape[-1]  # in pixels, also where the generator makes latents
             for index, image in enumerate(to_pil(images)):
                 facts = image_facts(model, answer, request, index, size)
-                name = f"{size}px/{index:03d}-seed{request.points[index].seeds[0]}.png"
+                name = f"{side}px/{index:03d}-seed{request.points[index].seeds[0]}.png"
                 settings.append({"file": name, **facts})
                 archive.writestr(name, encode_image(image, "PNG", metadata=facts))
             sheet = {"kind": "sheet", "model": answer.model, "run": model.run, "resolution": size}
-            archive.writestr(f"sheet-{size}px.png", encode_image(make_grid(images), "PNG", metadata=sheet))
+            archive.writestr(f"sheet-{side}px.png", encode_image(make_grid(images), "PNG", metadata=sheet))
         archive.writestr("settings.json", json.dumps(settings, indent=1))
     target = folder / uuid.uuid4().hex / f"{model.run.rpartition('/')[2]}.zip"
     write_bytes_atomic(target, buffer.getvalue())

@@ -11,6 +11,7 @@ from pagoda.app.page_style import bars, told
 from pagoda.errors import PagodaError
 from pagoda.evaluation.page import card, table, tiles
 from pagoda.stages.data_report import read_data_report
+from pagoda.stages.run_codec import codec_factor
 from pagoda.stages.run_folder import RunFolder
 
 _LISTED = 50
@@ -25,7 +26,7 @@ def show_data(run: RunFolder) -> str:
     """
     report = read_data_report(run)
     if report is None:
-        size = run.config().size
+        size = run.config().size * codec_factor(run)
         return told(
             "This run keeps no report of its images: it was made before runs did, or has not looked at them yet. "
             f"Make one with `pagoda data check DATA --size {size} --json RUN/data/check.json`."

@@ -39,8 +39,13 @@ def size_choices(model: LoadedModel | None) -> list[str]:
     """What the menu of sizes holds, the largest first."""
     if model is None:
         return []
-    sizes = [f"{size} px" for size in reversed(model.generator.sizes)]
+    sizes = [told_size(size, model) for size in reversed(model.generator.sizes)]
     return [*sizes, ALL_SIZES] if len(sizes) > 1 else sizes
+
+
+def told_size(size: int, model: LoadedModel) -> str:
+    """The side of the images in pixels, which are larger than the size of a generator that makes latents."""
+    return f"{model.generator.picture_shape(size)[-1]} px"
 
 
 def class_of(choice: Any, model: LoadedModel | None) -> int | None:
@@ -67,7 +72,7 @@ def sizes_of(choice: Any, model: LoadedModel | None) -> tuple[int, ...]:
         return ()
     if choice not in size_choices(model):
         raise ConfigError(f"no size {str(choice)[:40]!r} in this run; choose one of the list.")
-    return tuple(model.generator.sizes) if choice == ALL_SIZES else (int(str(choice).removesuffix(" px")),)
+    return tuple(size for size in model.generator.sizes if choice in (ALL_SIZES, told_size(size, model)))
 
 
 def prompt_from(text: Any, model: LoadedModel) -> str | None:
@@ -103,7 +108,10 @@ def show_answer(model: LoadedModel, answer: Answer, request: ImageRequest) -> st
             told_to_show = names[label] if names else f"class {label}"
         what = f" · {told_to_show}" if told_to_show else ""
         items.append(
-            (f"seed {point.seeds[0]}{what}", [(f"{size} px", images[index]) for size, images in by_size.items()])
+            (
+                f"seed {point.seeds[0]}{what}",
+                [(told_size(size, model), images[index]) for size, images in by_size.items()],
+            )
         )
     return shots(items, width="17rem" if len(by_size) > 1 else "7.5rem")
 

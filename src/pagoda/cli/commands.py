@@ -330,7 +330,7 @@ class Sample:
         common: dict[str, Any] = {
             **guidance,
             "prompts": prompts,
-            "resolution": size,
+            "resolution": generator.size if self.resolution is None else self.resolution,
             "batch_size": self.batch_size,
             "model": model_hash(generator),
         }

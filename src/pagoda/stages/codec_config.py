@@ -17,7 +17,7 @@ class CodecNetworkConfig:
 
     kind: Literal["kl", "vq"] = "kl"
     """kl: a Gaussian posterior, drawn softly to the unit Gaussian; vq: a codebook."""
-    channels: tuple[int, ...] = (32, 64, 64)
+    channels: tuple[int, ...] = (32, 48, 64)
     """Width of each level, the finest first; the factor is 2^(levels - 1)."""
     layers_per_block: int = 1
     """Residual blocks a level of the encoder; the decoder has one more."""
@@ -125,7 +125,7 @@ def widths_of(factor: int) -> tuple[int, ...]:
     """
     if factor < 1 or factor & (factor - 1):
         raise ConfigError(f"a codec's factor is a power of two, got {factor}.")
-    return (32, *[64] * (factor.bit_length() - 1))
+    return (32, 48, *[64] * factor.bit_length())[: factor.bit_length()]
 
 
 def codec_settings(values: dict[str, Any]) -> dict[str, Any]:

@@ -79,6 +79,8 @@ class RunPlan:
     data_bytes: int
     stages: tuple[StagePlan, ...]
     price: Price
+    factor: int = 1
+    """How many times larger images are than `base` and `size`: the factor of the codec of a run on latents."""
 
     @property
     def disk_bytes(self) -> int:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from pagoda.data import ImageSource
 from pagoda.diffusion import Condition, Denoiser, EDMDenoiser, GaussianDenoiser, build_solver, invert, sample
 from pagoda.files import write_bytes_atomic
-from pagoda.networks import MultiplyAdds, OneStepGenerator, num_parameters
+from pagoda.networks import ImageCodec, MultiplyAdds, OneStepGenerator, num_parameters
 from pagoda.stages.assignment import guided_inputs
 from pagoda.stages.config import RunConfig
 from pagoda.stages.context import PREVIEWS, StageContext
@@ -31,6 +31,8 @@ from pagoda.stages.teacher_pairs import pair_condition, sampling_grid, teacher_i
 from pagoda.training import LoopConfig, Objective, Runtime, StepCost, Trainer, measure_step
 from pagoda.training.objective import BatchT
 
+_ENCODED = 8
+"""Images that a codec is timed with."""
 _WRITTEN = 16 << 20
 """Bytes of the file whose writing is timed."""
 
@@ -111,6 +113,21 @@ def preview_calls() -> int:
     return counter.calls
 
 
+@dataclass(frozen=True)
+class LatentsProbe:
+    """What a codec takes.
+
+    Attributes:
+        parameters: Of encoder and decoder.
+        multiply_adds: Of encoding one image at all sizes of the run.
+        seconds: The same, measured.
+    """
+
+    parameters: int
+    multiply_adds: int
+    seconds: float
+
+
 class Prober:
     """Builds the stages of a run of stand-ins, one after the other, and measures each.
 
@@ -120,18 +137,29 @@ class Prober:
         folder: An empty folder for scratch files.
         runtime: The device.
         budget: Seconds of timing a stage, about; 0 counts only.
+        codec: Whose latents the run works on; None for pixels.
     """
 
-    def __init__(self, config: RunConfig, source: ImageSource, folder: Path, runtime: Runtime, budget: float) -> None:
-        self.source, self.folder, self.runtime, self.budget = source, folder, runtime, budget
-        self.context = stand_in(config, source, folder / "run", runtime, sizes=config.sizes)
+    def __init__(
+        self,
+        config: RunConfig,
+        source: ImageSource,
+        folder: Path,
+        runtime: Runtime,
+        budget: float,
+        codec: ImageCodec | None = None,
+    ) -> None:
+        self.source, self.folder, self.runtime, self.budget, self.codec = source, folder, runtime, budget, codec
+        self.context = stand_in(config, source, folder / "run", runtime, sizes=config.sizes, codec=codec)
         self.write_rate = self._measure_disk() if budget > 0 else float("inf")
 
     def teach(self, config: RunConfig | None = None) -> tuple[EDMDenoiser, StageProbe]:
         """The diffusion model; of another configuration where one is given, as for one of the target size."""
         context = self.context
         if config is not None:
-            context = stand_in(config, self.source, self.folder / "direct", self.runtime, sizes=[config.base])
+            context = stand_in(
+                config, self.source, self.folder / "direct", self.runtime, sizes=[config.base], codec=self.codec
+            )
         denoiser, objective = build_teach(context)
         loop = context.config.teach.loop
         shape = (context.data.channels, context.config.base, context.config.base)
@@ -140,6 +168,26 @@ class Prober:
         )
         denoiser.eval().requires_grad_(False)
         return denoiser, probe
+
+    @torch.no_grad()
+    def latents(self, codec: ImageCodec) -> LatentsProbe:
+        """What it takes to encode one image at every size."""
+        codec.to(self.runtime.device)
+        total, seconds = 0, 0.0
+        for size in self.context.config.sizes:
+            side = size * codec.factor
+            with MultiplyAdds() as counter:
+                codec.encode(torch.zeros(1, codec.image_channels, side, side, device=self.runtime.device))
+            total += counter.total
+            if self.budget > 0:
+                images = torch.zeros(_ENCODED, codec.image_channels, side, side, device=self.runtime.device)
+                codec.encode(images[:1])
+                started = time.perf_counter()
+                codec.encode(images)
+                if self.runtime.device.type == "cuda":
+                    torch.cuda.synchronize()
+                seconds += (time.perf_counter() - started) / _ENCODED
+        return LatentsProbe(num_parameters([codec]), total, seconds)
 
     def encode_seconds(self, denoiser: EDMDenoiser) -> float:
         """Seconds of one latent."""

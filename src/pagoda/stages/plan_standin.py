@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from pagoda.data import Downsampler, ImageDataset, ImageSource, LatentStore, SourceConfig
-from pagoda.networks import PixelCodec
+from pagoda.networks import ImageCodec, PixelCodec
 from pagoda.stages.config import RunConfig
 from pagoda.stages.context import StageContext
 from pagoda.stages.run_folder import RunFolder
@@ -25,11 +25,11 @@ _ROWS = 64
 class NoiseSource:
     """As many classes and channels as the real source, and nothing in it; only what an `ImageDataset` asks is answered."""
 
-    def __init__(self, source: ImageSource) -> None:
+    def __init__(self, source: ImageSource, channels: int | None = None) -> None:
         self.options = SourceConfig()
         self.class_names = source.class_names
         self.num_classes = source.num_classes
-        self.channels = source.channels
+        self.channels = source.channels if channels is None else channels
         self.fingerprint = "stand-in"
 
     def __len__(self) -> int:
@@ -57,11 +57,17 @@ class NoiseSource:
 
 
 def stand_in(
-    config: RunConfig, source: ImageSource, folder: Path, runtime: Runtime, *, sizes: list[int]
+    config: RunConfig,
+    source: ImageSource,
+    folder: Path,
+    runtime: Runtime,
+    *,
+    sizes: list[int],
+    codec: ImageCodec | None = None,
 ) -> StageContext:
-    """The context of a run like `config` in an empty folder; its images are one image of noise, however many sizes it has."""
+    """The context of a run like `config` in an empty folder; its images, or latents of a codec, are noise, one for all rows."""
     noise = np.random.default_rng(0)
-    empty = NoiseSource(source)
+    empty = NoiseSource(source, None if codec is None else codec.latent_channels)
     rows = np.arange(len(empty))
     pixels = {}
     for size in sizes:
@@ -72,7 +78,7 @@ def stand_in(
         torch.set_num_threads(config.threads)
     # Few, and no evaluation beside the training.
     config = dataclasses.replace(config, grow=dataclasses.replace(config.grow, fakes=min(config.grow.fakes, _ROWS)))
-    return StageContext(RunFolder(folder), config, runtime, data, PixelCodec(data.channels), quiet=True)
+    return StageContext(RunFolder(folder), config, runtime, data, codec or PixelCodec(data.channels), quiet=True)
 
 
 def drawn_latents(context: StageContext) -> LatentStore:

@@ -19,8 +19,9 @@ def plan_text(plan: RunPlan) -> str:
     total = [gib(plan.memory_bytes), gib(plan.kept_bytes), here, duration(3600 * hours)]
     rows.append(["all", "", "", "", "", *total])
     price, direct = plan.price, plan.price.direct
+    unit = "px" if plan.factor == 1 else "(side of latents)"
     spent = [
-        f"{plan.images} images, {plan.base} -> {plan.size} px, on {plan.device}",
+        f"{plan.images} images, {plan.base} -> {plan.size} {_unit(plan)}, on {plan.device}",
         "",
         *align(rows),
         "",
@@ -29,7 +30,7 @@ def plan_text(plan: RunPlan) -> str:
         f"more, and the largest checkpoints bring it to {gib(plan.disk_bytes)} meanwhile; {gib(plan.limits.disk_bytes)} are free.",
         f"{gpu.name}: assumed at {plan.utilisation:.0%} of {gpu.teraflops:g} TFLOP/s ({gpu.memory_gib:g} GiB). Not measured.",
         "",
-        f"A diffusion model of the same family trained at {plan.size} px on as many images as `teach`:",
+        f"A diffusion model of the same family trained at {plan.size} {unit} on as many images as `teach`:",
         f"  {direct.parameters / 1e6:.2f} M parameters, {direct.multiply_adds / 1e6:,.1f} M multiply-adds an image, "
         f"{gib(direct.memory_bytes)} of memory, "
         f"{'-' if direct.seconds is None else duration(direct.seconds)} here, "
@@ -55,6 +56,12 @@ def _row(stage: StagePlan, plan: RunPlan) -> list[str]:
         seconds,
         duration(3600 * plan.gpu_hours(stage)),
     ]
+
+
+def _unit(plan: RunPlan) -> str:
+    if plan.factor == 1:
+        return "px"
+    return f"(latents of images of {plan.base * plan.factor} -> {plan.size * plan.factor} px)"
 
 
 def _ratio(value: float | None) -> str:

@@ -17,13 +17,14 @@ from pathlib import Path
 import torch
 
 from pagoda.data import open_source
-from pagoda.errors import ConfigError, ResourceError
-from pagoda.networks import BackboneConfig, build_backbone, num_parameters
+from pagoda.errors import ConfigError, ResourceError, ShapeError
+from pagoda.networks import BackboneConfig, ImageCodec, build_backbone, num_parameters, open_codec
 from pagoda.stages.config import RunConfig
 from pagoda.stages.grow import prior_pool, stage_name
 from pagoda.stages.plan_hardware import UTILISATION, Limits, find_gpu
 from pagoda.stages.plan_model import Price, RunPlan, StagePlan, gib
-from pagoda.stages.plan_probe import Prober, StageProbe, encode_calls, pair_calls
+from pagoda.stages.plan_probe import LatentsProbe, Prober, StageProbe, encode_calls, pair_calls
+from pagoda.stages.run_codec import find_codec
 from pagoda.training import LoopConfig, Runtime
 
 _HEADER = 128
@@ -69,6 +70,8 @@ def plan_run(
     Raises:
         ConfigError: an unknown GPU, a utilisation out of range, a network whose stride does not divide the base.
         DataError: no such data.
+        ArtifactError: no codec where one is named.
+        ShapeError: a codec for images of other channels.
         ResourceError: not even the weights fit in memory. Use `RunPlan.require_fit` for the rest.
     """
     if not 0 < utilisation <= 1:
@@ -77,11 +80,6 @@ def plan_run(
         raise ConfigError(
             f"a run that brings its teacher ({config.teacher.path}) cannot be planned yet; leave teacher.path out to plan one that "
             "trains its own."
-        )
-    if config.codec:
-        raise ConfigError(
-            f"a run on latents ({config.codec}) cannot be priced yet; plan one of {config.base} to {config.size} px without codec: its "
-            "stages cost as much, apart from the encoding of the images."
         )
     if config.condition == "text":
         raise ConfigError(
@@ -95,13 +93,23 @@ def plan_run(
     card, runtime = find_gpu(gpu), Runtime(config.device, config.precision)
     source = open_source(config.data, options=config.source)
     limits = limits or Limits.of_machine(folder, runtime)
-    _check_weights(config, source.channels, source.num_classes, limits)
+    codec = open_codec(find_codec(config.codec)) if config.codec else None
+    if codec is not None and codec.image_channels != source.channels:
+        raise ShapeError(
+            f"the codec is for images of {codec.image_channels} channels, the data have {source.channels}."
+        )
+    channels = source.channels if codec is None else codec.latent_channels
+    _check_weights(config, channels, source.num_classes, limits)
     say = progress or (lambda name: None)
     before = torch.random.get_rng_state()
     with tempfile.TemporaryDirectory(prefix="pagoda-plan-") as scratch:
-        prober = Prober(config, source, Path(scratch), runtime, probe_seconds)
-        planner = _Planner(config, len(source), source.channels, prober, timed=probe_seconds > 0)
+        prober = Prober(config, source, Path(scratch), runtime, probe_seconds, codec)
+        planner = _Planner(config, len(source), channels, prober, timed=probe_seconds > 0)
         stages = planner.stages(say)
+        if codec is not None:
+            say("latents of the images")
+            planner.data_bytes = _picture_bytes(config, codec, len(source))
+            stages = (planner.latents(prober.latents(codec)), *stages)
         say("a diffusion model of the target size")
         price = planner.price(stages)
     torch.random.set_rng_state(before)
@@ -116,7 +124,14 @@ def plan_run(
         data_bytes=planner.data_bytes,
         stages=stages,
         price=price,
+        factor=1 if codec is None else codec.factor,
     )
+
+
+def _picture_bytes(config: RunConfig, codec: ImageCodec, count: int) -> int:
+    """Small copies of the images themselves, beside which their latents lie."""
+    sides = [size * codec.factor for size in config.sizes]
+    return sum(count * codec.image_channels * side**2 + _HEADER for side in sides)
 
 
 def _check_weights(config: RunConfig, channels: int, num_classes: int, limits: Limits) -> None:
@@ -186,6 +201,21 @@ class _Planner:
             before = rows * below.pass_seconds if cached and self.timed else 0.0
             found.append(self._training(stage_name(size), loop, probe, held=held, before=before))
         return tuple(found)
+
+    def latents(self, probe: LatentsProbe) -> StagePlan:
+        """What the codec takes before the first stage: every image and mirror, at every size, in half precision."""
+        sizes = self.config.sizes
+        kept = sum(2 * self.rows * self.pixels * (size // self.config.base) ** 2 + _HEADER for size in sizes)
+        return StagePlan(
+            name="latents",
+            images=self.rows * len(sizes),
+            parameters=probe.parameters,
+            trained=0,
+            multiply_adds=probe.multiply_adds // len(sizes),
+            memory_bytes=4 * probe.parameters + (kept if self.on_cpu and kept < 2**30 else 0),
+            disk_bytes=kept,
+            seconds=self.rows * probe.seconds if self.timed else None,
+        )
 
     def price(self, stages: tuple[StagePlan, ...]) -> Price:
         """Against a diffusion model of the target size."""

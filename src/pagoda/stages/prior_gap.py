@@ -140,7 +140,7 @@ def measure_gap(context: StageContext, size: int) -> dict[str, Any] | None:
         facts = _measure(context, generator, real, open_latents(context))
     facts = {"size": size, **made_from, **facts, "seconds": time.monotonic() - started}
     write_text_atomic(path, json.dumps(facts, indent=1))
-    context.say(f"{size} px: " + "; ".join(gap_lines(facts)[:1]))
+    context.say(f"{context.data.picture_size(size)} px: " + "; ".join(gap_lines(facts)[:1]))
     return facts
 
 

@@ -25,6 +25,7 @@ from pagoda.stages.report_curves import curves, read_log
 from pagoda.stages.report_gap import gap_cards
 from pagoda.stages.report_parts import encoder_card, film_strips, latent_cards, results_of, score_cards, size_of
 from pagoda.stages.report_probes import probe_lines
+from pagoda.stages.run_codec import codec_factor
 from pagoda.stages.run_folder import RunFolder
 from pagoda.training import clock
 from pagoda.version import __version__
@@ -105,10 +106,13 @@ def write_report(run: RunFolder, config: RunConfig | None = None) -> Path:
         ("continue", "Continue", "", _commands(run, config, records)),
         ("configuration", "Configuration", "", _configuration(run, config)),
     ]
-    sizes = " → ".join(str(size) for size in config.sizes)
+    factor = codec_factor(run)
+    sizes = " → ".join(str(size * factor) for size in config.sizes)
+    latents = f" (on latents of a codec, {factor} x smaller)" if config.codec else ""
+    grown = " and grown" if len(config.sizes) > 1 else ""
     head = (
         f"{_MARK}<div><h1>{html.escape(run.path.resolve().name)}</h1><p>{html.escape(_data_name(config))}, {sizes} px: "
-        f"a diffusion model of {config.base} px, distilled to one step{' and grown' if len(config.sizes) > 1 else ''}</p></div>"
+        f"a diffusion model of {config.base * factor} px{latents}, distilled to one step{grown}</p></div>"
     )
     foot = f"Written by pagoda {html.escape(__version__)}. This page is one file and asks for nothing from anywhere."
     target = run.path / "report.html"
@@ -165,9 +169,9 @@ def _octaves(run: RunFolder, config: RunConfig) -> str:
         return ""
     grid = Image.open(path)
     rows = (read_metadata(path) or {}).get("sizes") or config.sizes
-    height = (grid.height - 1) // len(rows)
+    height, factor = (grid.height - 1) // len(rows), codec_factor(run)
     parts = []
-    for index, size in enumerate(rows):
+    for index, size in enumerate(int(row) * factor for row in rows):
         cut = grid.crop((0, index * height, grid.width, (index + 1) * height + 1))
         parts.append(
             f'<div class="row"><span>{size} px</span><img alt="the seeds at {size} px" src="{data_uri(cut)}"></div>'

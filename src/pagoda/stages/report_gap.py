@@ -8,6 +8,7 @@ from typing import Any
 from pagoda.evaluation.charts import Line, legend, line_chart, short
 from pagoda.evaluation.page import card, table
 from pagoda.stages.prior_gap import load_gaps
+from pagoda.stages.run_codec import codec_factor
 from pagoda.stages.run_folder import RunFolder
 
 _NAMES = {"fd": "Fréchet distance", "kd": "kernel distance"}
@@ -24,7 +25,8 @@ def gap_cards(run: RunFolder) -> str:
     Raises:
         ArtifactError: a file cannot be read.
     """
-    cards = [card(f"{size} px", _content(facts)) for size, facts in load_gaps(run).items()]
+    factor = codec_factor(run)
+    cards = [card(f"{size * factor} px", _content(facts)) for size, facts in load_gaps(run).items()]
     return f'<div class="cards roomy">{"".join(cards)}</div>' if cards else ""
 
 

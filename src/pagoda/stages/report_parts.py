@@ -26,7 +26,7 @@ def score_cards(run: RunFolder, scores: Mapping[str, Sequence[Score]]) -> str:
     """A card for each model and size: every score beside its floor, and where they come from."""
     parts = []
     for key, found in scores.items():
-        model, _, side = key.rpartition("-")
+        model, _, _ = key.rpartition("-")
         rows = []
         for score in found:
             reach = [score.value, score.high or 0.0, score.floor or 0.0, 1.0 if score.better == "higher" else 0.0]
@@ -68,7 +68,7 @@ def score_cards(run: RunFolder, scores: Mapping[str, Sequence[Score]]) -> str:
         )
         content += "".join(f'<p class="note">{html.escape(note)}</p>' for note in notes)
         content += f"<details><summary>Hashes</summary><p class='note'>{html.escape('; '.join(more))}</p></details>"
-        parts.append(card(f"{model}, {side} px", content))
+        parts.append(card(f"{model}, {first.image_size} px", content))
     nearest = sorted(run.evaluation.glob("nearest-generator-*.png"), key=size_of)
     shown = [
         picture(

@@ -63,6 +63,12 @@ def keep_codec(run: RunFolder, config: RunConfig) -> None:
         codec.save(folder)
 
 
+def codec_factor(run: RunFolder) -> int:
+    """How many times larger the images of a run are than what its networks see: 1 for a run on pixels."""
+    codec = open_run_codec(run)
+    return 1 if codec is None else codec.factor
+
+
 def open_run_codec(run: RunFolder) -> AutoencoderCodec | None:
     """The codec of a run; None for a run on pixels.
 

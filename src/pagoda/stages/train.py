@@ -125,7 +125,8 @@ def draw_samples(context: StageContext) -> None:
     images = sample_images(generator, seeds, labels=labels, condition=condition)
     digest = model_hash(generator)
     facts = sample_facts(generator, "grid", seeds, labels, prompts=prompts, columns=columns, model=digest)
-    save_image(make_grid(images, columns=columns), run.path / "samples" / f"final-{generator.size}.png", metadata=facts)
+    size = images.shape[-1]  # in pixels, also where the generator makes latents
+    save_image(make_grid(images, columns=columns), run.path / "samples" / f"final-{size}.png", metadata=facts)
     if prompts is not None:
         told, those = prompts[:_CAPTIONED], seeds[:_CAPTIONED]
         facts = sample_facts(generator, "captions", those, None, prompts=told, columns=8, model=digest)
@@ -134,7 +135,7 @@ def draw_samples(context: StageContext) -> None:
             generator, those, condition=condition[:_CAPTIONED]
         )  # in a batch that can be made again
         picture = draw_captions(few_images, told, columns=8)
-        save_image(picture, run.path / "samples" / f"captions-{generator.size}.png", metadata=facts)
+        save_image(picture, run.path / "samples" / f"captions-{size}.png", metadata=facts)
     few, few_labels = seeds[:columns], None if labels is None else labels[:columns]
     sizes = list(generator.sizes)
     few_prompts = None if prompts is None else prompts[:columns]
@@ -173,7 +174,7 @@ def draw_reconstructions(context: StageContext, generator: OneStepGenerator, cou
             "psnr": psnr(rebuilt, originals),
         }
         grid = make_grid(torch.cat([originals, rebuilt]), columns=len(indices), scale=max(1, 32 // originals.shape[-1]))
-        save_image(grid, run.path / "samples" / f"reconstructions-{size}.png", metadata=facts)
+        save_image(grid, run.path / "samples" / f"reconstructions-{data.picture_size(size)}.png", metadata=facts)
 
 
 def stages_of(config: RunConfig, until: str = "grow") -> list[str]:
