@@ -85,13 +85,8 @@ class PagodaEditPipeline:
 
         Raises:
             ArtifactError: the folder is no run, has no generator yet, or has no teacher.
-            ConfigError: a run on latents.
         """
         folder = run if isinstance(run, RunFolder) else RunFolder.open(run)
-        if folder.codec.is_dir():
-            raise ConfigError(
-                f"{folder.path} works on latents of a codec, and edits are for runs on pixels so far. Make a run without --codec."
-            )
         generator = load_generator(folder, device=device)
         config = folder.config()
         names = None
@@ -286,7 +281,7 @@ class PagodaEditPipeline:
         picture = self._read(image, frame)
         square = choose_square(picture.size, fit=fit)
         y = to_tensor(cut_square(picture.pixels, square))
-        base = self.editor.generator.base_size
+        base = self.editor.sizes[0]
         shown = Condition()
         if square.side < resolution:  # if not, `Editor.upscale` says so
             seen = y if square.side >= base else fit_picture(picture, square, base, self.editor.downsampler)
@@ -374,7 +369,7 @@ class PagodaEditPipeline:
         return label
 
     def _read(self, image: ImageLike, frame: int | None) -> Picture:
-        channels = self.editor.generator.channels
+        channels = self.editor.channels
         return read_picture(image, channels=channels, background=self.background, frame=frame)
 
     def _fit(
@@ -384,7 +379,7 @@ class PagodaEditPipeline:
         self.editor.resolution(resolution)
         picture = self._read(image, frame)
         square = choose_square(picture.size, fit=fit, box=box)
-        return picture, square, fit_picture(picture, square, self.editor.generator.base_size, self.editor.downsampler)
+        return picture, square, fit_picture(picture, square, self.editor.sizes[0], self.editor.downsampler)
 
     def _condition(self, images: Tensor, label: int | str | None, condition: Condition | None) -> Condition:
         """What an image shows: as it is told, or guessed."""

@@ -297,9 +297,40 @@ def test_graphs_decode(latent_run: RunFolder, tmp_path: Path) -> None:
         export_web(load_generator(latent_run), tmp_path / "web")
 
 
-def test_edits_are_for_pixels(latent_run: RunFolder) -> None:
-    with pytest.raises(ConfigError, match="latents"):
-        PagodaEditPipeline.from_pretrained(latent_run.path)
+def test_edits_encode_and_decode(latent_run: RunFolder) -> None:
+    from pagoda.diffusion import Condition
+
+    pipeline = PagodaEditPipeline.from_pretrained(latent_run.path)
+    editor, codec = pipeline.editor, open_codec(latent_run.codec)
+    assert (editor.sizes, editor.channels) == ([FACTOR * BASE, FACTOR * SIZE], 3)
+    images, shown = pixels().images(torch.tensor([1]), 16), Condition.of_labels([1])
+    small = editor.downsampler.tensor(images, FACTOR * BASE)
+    z = editor.encoder(codec.encode(small), shown)
+    assert torch.allclose(editor.encode(images, shown), z, atol=1e-5)
+    with torch.no_grad():
+        wanted = codec.decode(editor.generator(z, shown)).clamp(-1, 1)
+    assert torch.allclose(editor.reconstruct(images, shown), wanted, atol=1e-4)
+    assert editor.reconstruct(images, shown, resolution=FACTOR * BASE).shape == (1, 3, FACTOR * BASE, FACTOR * BASE)
+    with pytest.raises(ShapeError, match=r"\[8, 16\] px, none of 4"):
+        editor.reconstruct(images, shown, resolution=BASE)
+
+    mask = torch.ones(16, 16, dtype=torch.bool)
+    mask[4:9, 5:12] = False
+    for method in ("optimise", "alternate"):
+        filled = editor.inpaint(images, mask, shown, method=method, steps=3, rounds=2)  # type: ignore[arg-type]
+        assert torch.equal(filled[..., mask], images[..., mask]), "known pixels come back bit for bit"
+        assert not torch.equal(filled, images)
+    larger = editor.upscale(small, shown, steps=3)
+    assert larger.shape == (1, 3, 16, 16)
+
+
+def test_an_image_of_any_size_is_edited(latent_run: RunFolder) -> None:
+    from PIL import Image
+
+    picture = Image.new("RGB", (40, 23), (200, 30, 60))
+    edited = PagodaEditPipeline.from_pretrained(latent_run.path).transfer(picture, to=2, label=1)
+    assert edited.image.size == picture.size
+    assert edited.square.shape == (1, 3, FACTOR * SIZE, FACTOR * SIZE)
 
 
 def test_a_plan_prices_the_codec_and_networks_of_latents(

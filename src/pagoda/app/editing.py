@@ -52,10 +52,10 @@ class EditRequest:
 
 
 def can_edit(catalog: RunCatalog, name: Any) -> bool:
-    """Whether a run has what an edit needs: a generator, and its teacher as the encoder. Runs of texts, or on latents, are not edited."""
+    """Whether a run has what an edit needs: a generator, and its teacher as the encoder. Runs of texts are not edited yet."""
     try:
         run = catalog.open(name)
-        if run.config().condition == "text" or run.codec.is_dir():
+        if run.config().condition == "text":
             return False
         return bool(run.generator_sizes()) and (run.teacher / "denoiser.json").is_file()
     except (PagodaError, OSError):

@@ -95,7 +95,7 @@ class TeacherEncoder:
 
     @torch.no_grad()
     def __call__(self, images: Tensor, condition: Condition) -> Tensor:
-        """Unit-scale latents (B, C, b, b) of images (B, C, b, b) in [-1, 1]."""
+        """Unit-scale noise (B, C, b, b) of what the networks see: images (B, C, b, b) in [-1, 1], or latents of the run's codec."""
         noise = None
         if self.config.encode.add_noise:
             drawn = torch.randn(tuple(images.shape[1:]), generator=seeded_generator(self.config.seed, "edit"))

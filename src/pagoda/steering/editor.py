@@ -30,7 +30,7 @@ class ImageEncoder(Protocol):
     """From images to latents: the teacher's inversion, or a network that was trained to do the same in one call."""
 
     def __call__(self, images: Tensor, condition: Condition) -> Tensor:
-        """Unit-scale latents (B, C, b, b) of images (B, C, b, b) in [-1, 1]."""
+        """Unit-scale noise (B, C, b, b) of what the run's networks see: images (B, C, b, b) in [-1, 1], or latents of its codec."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,7 @@ class Editor:
     """Edits of batches of images; no file, no size but the generator's own.
 
     Images are (B, C, s, s) in [-1, 1]; results are (B, C, r, r), clamped to it, on the CPU. Without a condition, images have none.
+    All sides are in pixels: what a generator of a codec's latents sees and makes is encoded and decoded here.
 
     Args:
         generator: G, in evaluation mode.
@@ -60,15 +61,25 @@ class Editor:
         """Where the generator is."""
         return next(self.generator.parameters()).device
 
+    @property
+    def sizes(self) -> list[int]:
+        """Sides of the images that can be made, the smallest, which the encoder reads, first."""
+        return [size * self.generator.codec.factor for size in self.generator.sizes]
+
+    @property
+    def channels(self) -> int:
+        """Channels of images."""
+        return self.generator.codec.image_channels
+
     def resolution(self, size: int | None = None) -> int:
-        """A size of the generator; the largest when None.
+        """One of `sizes`; the largest when None.
 
         Raises:
             ShapeError: the generator has no such size.
         """
-        if size is not None and size not in self.generator.sizes:
-            raise ShapeError(f"the generator makes images of {self.generator.sizes} px, none of {size}.")
-        return self.generator.size if size is None else size
+        if size is not None and size not in self.sizes:
+            raise ShapeError(f"the generator makes images of {self.sizes} px, none of {size}.")
+        return self.sizes[-1] if size is None else size
 
     @torch.no_grad()
     def encode(self, images: Tensor, condition: Condition = UNCONDITIONAL) -> Tensor:
@@ -78,16 +89,18 @@ class Editor:
             ShapeError: images smaller than the base, or with other channels than the generator's.
             ArtifactError: the encoder gives another shape, or a scale that no latent has.
         """
-        base, channels = self.generator.base_size, self.generator.channels
+        base, channels = self.sizes[0], self.channels
         if images.ndim != 4 or images.shape[1] != channels or images.shape[-1] != images.shape[-2]:
             raise ShapeError(f"images must be (B, {channels}, s, s), got {tuple(images.shape)}.")
         small = images if images.shape[-1] == base else self.downsampler.tensor(images, base)
         small = small.contiguous()  # another layout in memory moves the last bits of convolutions
+        codec = self.generator.codec.to(self.device)
         parts = [
-            self.encoder(small[rows].to(self.device).float(), c) for rows, c in self._parts(len(images), condition)
+            self.encoder(codec.encode(small[rows].to(self.device).float()), c)
+            for rows, c in self._parts(len(images), condition)
         ]
         z = torch.cat(parts).float().contiguous()
-        expected = (len(images), channels, base, base)
+        expected = (len(images), self.generator.channels, self.generator.base_size, self.generator.base_size)
         if tuple(z.shape) != expected:
             raise ArtifactError(f"the encoder gives latents of shape {tuple(z.shape)}, the generator takes {expected}.")
         rms = z.square().flatten(1).mean(1).sqrt()
@@ -105,8 +118,10 @@ class Editor:
         return torch.cat(parts).clamp(-1, 1).cpu()
 
     def _generate(self, z: Tensor, condition: Condition, resolution: int | None) -> Tensor:
-        made: Tensor = self.generator(z.to(next(self.generator.parameters())), condition, resolution=resolution)
-        return made.float()
+        codec = self.generator.codec.to(self.device)
+        side = None if resolution is None else resolution // codec.factor
+        made: Tensor = self.generator(z.to(next(self.generator.parameters())), condition, resolution=side)
+        return codec.decode(made.float())
 
     def _parts(self, count: int, condition: Condition) -> Iterator[tuple[Tensor, Condition]]:
         """Rows of each call, with their conditions on the device."""
@@ -129,7 +144,7 @@ class Editor:
         classes = self.generator.num_classes
         if classes == 0:
             raise ConfigError("this generator was trained without labels; there is nothing to guess.")
-        base = self.generator.base_size
+        base = self.sizes[0]
         small = images if images.shape[-1] == base else self.downsampler.tensor(images, base)
         errors = []
         for label in range(classes):
@@ -333,12 +348,12 @@ class Editor:
         if size >= resolution:
             raise ConfigError(
                 f"images of {size} px are not enlarged by a result of {resolution} px. The generator makes "
-                f"{self.generator.sizes}: ask for a larger one, grow the run, or give smaller images."
+                f"{self.sizes}: ask for a larger one, grow the run, or give smaller images."
             )
         operator = downsampling(resolution, size, self.downsampler)
         start = images
-        if size < self.generator.base_size:
-            side = (self.generator.base_size,) * 2
+        if size < self.sizes[0]:
+            side = (self.sizes[0],) * 2
             start = F.interpolate(images, size=side, mode="bicubic", align_corners=False).clamp(-1, 1)
         return self._restore(start, images, operator, condition, resolution, method, rounds, 0.0, (), steps, 0.0)
 
