@@ -410,11 +410,44 @@ def test_a_teacher_with_its_autoencoder_is_adopted(codec_folder: Path, tmp_path:
     run = train(override(tiny_config(), settings), str(tmp_path / "run"), quiet=True)
     assert sample_images(load_generator(run), [0]).shape == (1, 3, FACTOR * SIZE, FACTOR * SIZE)
     other = {**settings, "codec": str(save_codec(tmp_path / "other", seed=3))}
-    with pytest.raises(ConfigError, match="another one"):
+    with pytest.raises(ConfigError, match="another codec"):
         train(override(tiny_config(), other), str(tmp_path / "run2"), quiet=True)
     without = {**settings, "codec": ""}
     with pytest.raises(ConfigError, match="--codec"):
         train(override(tiny_config(), without), str(tmp_path / "run3"), quiet=True)
+
+
+def test_a_run_is_probed_and_classified_by_pictures(latent_run: RunFolder, tmp_path: Path) -> None:
+    from pagoda.stages.reading import open_readable
+
+    codec, images = open_codec(latent_run.codec), pixels().images(torch.arange(2), 8)
+    for folder in (latent_run.path, latent_run.teacher):
+        model = open_readable(folder, device="cpu")
+        assert (model.size, model.channels) == (FACTOR * BASE, 3)
+        assert model.encode is not None
+        assert torch.equal(model.encode(images), codec.encode(images))
+    shutil.copytree(latent_run.teacher, tmp_path / "alone" / "teacher")
+    with pytest.raises(ConfigError, match="give the run"):
+        open_readable(tmp_path / "alone" / "teacher", device="cpu")
+
+
+def test_a_runs_teacher_brings_the_runs_codec(latent_run: RunFolder, tmp_path: Path) -> None:
+    from pagoda.stages.adopt import teacher_settings
+
+    suitable = teacher_settings(str(latent_run.teacher))
+    assert suitable["codec"] == str(latent_run.codec)
+    settings = {**suitable, "evaluation.gap.count": 0, "encode.renormalise": True, "size": BASE}
+    run = train(override(tiny_config(), settings), str(tmp_path / "run"), until="teach", quiet=True)
+    facts = json.loads((run.teacher / "denoiser.json").read_text(encoding="utf-8"))
+    assert facts["codec"] == open_codec(latent_run.codec).fingerprint
+    shutil.copytree(latent_run.teacher, tmp_path / "alone" / "teacher")
+    moved = {
+        **settings,
+        "teacher.path": str(tmp_path / "alone" / "teacher"),
+        "codec": str(save_codec(tmp_path / "c", 7)),
+    }
+    with pytest.raises(ConfigError, match="another codec"):
+        train(override(tiny_config(), moved), str(tmp_path / "run2"), until="teach", quiet=True)
 
 
 def test_a_vq_codec_keeps_its_shift_in_an_export(tmp_path: Path) -> None:

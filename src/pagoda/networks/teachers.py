@@ -59,13 +59,15 @@ class ForeignTeacher:
         denoiser: In evaluation mode; its network is a `DiffusersNetwork`.
         size: Side of its images, in pixels.
         channels: Of its images.
-        codec: Folder of the autoencoder whose latents its images are; None for pixels.
+        codec: Folder of the autoencoder whose latents its images are; None for pixels, or where it did not come along.
+        codec_fingerprint: Of that autoencoder, where a run of pagoda has written it down.
     """
 
     denoiser: PreconditionedDenoiser
     size: int
     channels: int
     codec: Path | None = None
+    codec_fingerprint: str | None = None
 
     @property
     def network(self) -> DiffusersNetwork:
@@ -163,7 +165,10 @@ def open_teacher(path: Path | str, *, null_condition: str = "") -> ForeignTeache
         denoiser = precondition(network, **preconditioning_of(own, str(path)))
     else:
         denoiser = precondition(network, scheduler=scheduler)
-    return ForeignTeacher(denoiser.eval(), size, network.in_channels, codec)
+    named = None if own is None else own.get("codec")
+    if named is not None and codec is None and (path.parent / "codec" / "config.json").is_file():
+        codec = path.parent / "codec"  # the run's own
+    return ForeignTeacher(denoiser.eval(), size, network.in_channels, codec, named)
 
 
 def preconditioning_of(facts: Mapping[str, Any], where: str) -> dict[str, Any]:

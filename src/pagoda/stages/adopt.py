@@ -53,6 +53,8 @@ def adopt(context: StageContext) -> None:
             "data": data.fingerprint,
             "source": teacher.fingerprint,
         }
+        if config.codec:
+            facts["codec"] = context.codec.fingerprint
         with run.artifact(run.teacher) as folder:
             digest = save_teacher(folder, teacher.denoiser, teacher.network, facts)
         context.say(f"teach: took the {type(teacher.network.model).__name__} in {config.teacher.path}")
@@ -115,18 +117,21 @@ def check_teacher(teacher: ForeignTeacher, config: RunConfig, *, channels: int) 
 
 
 def check_codec(teacher: ForeignTeacher, context: StageContext) -> None:
-    """Compare the autoencoder that a teacher was trained with, where it brings one, with the run's.
+    """Compare the autoencoder that a teacher was trained with, where it brings or names one, with the run's.
 
     Raises:
         ConfigError: they differ.
     """
-    if teacher.codec is None:
-        return
-    brought = open_codec(teacher.codec)
-    if brought.fingerprint != context.codec.fingerprint:
+    known = teacher.codec_fingerprint if teacher.codec is None else open_codec(teacher.codec).fingerprint
+    if known is not None and known != context.codec.fingerprint:
+        whose = (
+            "of another codec, or of one with another scale, than"
+            if context.config.codec
+            else "of a codec, and there is none in"
+        )
         raise ConfigError(
-            f"the teacher in {context.config.teacher.path} was trained on latents of {teacher.codec}, and the run's codec "
-            f"({context.run.codec}) is another one, or has another scale. Use --codec {teacher.codec}."
+            f"the teacher in {context.config.teacher.path} was trained on latents {whose} the run's ({context.run.codec}). Use "
+            f"--codec {teacher.codec or 'with the folder `codec/` of the run that it comes from'}."
         )
 
 

@@ -23,7 +23,7 @@ from pagoda.data import (
 )
 from pagoda.diffusion import Condition, Denoiser, precondition
 from pagoda.errors import ArtifactError, ConfigError
-from pagoda.networks import DiffusersNetwork, model_hash
+from pagoda.networks import DiffusersNetwork, ImageCodec, model_hash, open_codec
 from pagoda.networks.calling import null_of_zeros, takes_tokens, token_width
 from pagoda.networks.loading import load_model
 from pagoda.networks.teachers import read_scheduler
@@ -139,15 +139,34 @@ def _fill_null(denoiser: Denoiser) -> None:
 def _open_teacher(path: Path) -> ReadableModel:
     denoiser, facts = load_teacher(path)
     known: Any = facts
+    size, channels, encode = int(known["image_size"]), int(known["channels"]), None
+    if "codec" in known:
+        codec = _codec_beside(path)
+        size, channels, encode = size * codec.factor, codec.image_channels, partial(_encode, codec)
     return ReadableModel(
         denoiser,
-        size=int(known["image_size"]),
-        channels=int(known["channels"]),
+        size=size,
+        channels=channels,
         class_names=known.get("class_names"),
         source=SourceConfig(),
         downsampler=Downsampler().kind,
         sigma_max=float(known["sigma_max"]),
+        encode=encode,
     )
+
+
+def _codec_beside(path: Path) -> ImageCodec:
+    """The codec of the run that a teacher lies in.
+
+    Raises:
+        ConfigError: it is not there.
+    """
+    folder = path.parent / "codec"
+    if not folder.is_dir():
+        raise ConfigError(
+            f"the teacher in {path} works on latents of a codec, and {folder} is not there; give the run that it comes from."
+        )
+    return open_codec(folder)
 
 
 def _open_pipeline(path: Path) -> ReadableModel:
@@ -169,6 +188,12 @@ def _open_pipeline(path: Path) -> ReadableModel:
     return ReadableModel(
         denoiser, side * stride, channels, names, SourceConfig(), Downsampler().kind, encode=vae, embed=embed
     )
+
+
+def _encode(codec: ImageCodec, images: Tensor) -> Tensor:
+    """Latents of images, where these are."""
+    latents: Tensor = codec.to(images.device).encode(images)
+    return latents
 
 
 def _open_vae(path: Path) -> tuple[Callable[[Tensor], Tensor], int, int]:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from pagoda.data import Downsampler
+from pagoda.data import CodedDataset, Downsampler
 from pagoda.diffusion import Condition, EDMDenoiser
 from pagoda.errors import ConfigError, DataError
 from pagoda.networks import DiffusersNetwork, build_backbone
@@ -52,6 +52,8 @@ def teach(context: StageContext) -> None:
             "downsampler": Downsampler(config.downsampler).fingerprint,
             "data": data.fingerprint,
         }
+        if isinstance(data, CodedDataset):
+            facts["codec"] = data.codec.fingerprint
         if context.captions is not None:
             facts["text_encoder"] = context.captions.encoder
         if config.techniques:
