@@ -24,7 +24,8 @@ from benchmarks.theory.shapes_runs import (
 )
 from pagoda.files import hash_json
 from pagoda.stages.context import build_trainer, load_teacher
-from pagoda.stages.distill import STAGE, LatentInputs, build_objective, export_generator, open_latents
+from pagoda.stages.distill import STAGE, build_objective, export_generator
+from pagoda.stages.latent_inputs import LatentInputs, open_latents
 from pagoda.stages.objective import GeneratorBatch, GeneratorObjective
 from pagoda.stages.run_folder import stage_settings
 from pagoda.training import Losses, Objective, Runtime, StepRandom, Trainable, seeded_generator

@@ -16,7 +16,8 @@ from tests.conftest import tiny_config
 from benchmarks import price_512
 from pagoda.stages.config import override
 from pagoda.stages.context import load_teacher, open_context
-from pagoda.stages.distill import LatentInputs, build_objective, open_latents
+from pagoda.stages.distill import build_objective
+from pagoda.stages.latent_inputs import LatentInputs, open_latents
 from pagoda.stages.run_folder import RunFolder
 from pagoda.training import Runtime, StepRandom
 

@@ -16,12 +16,14 @@ from pagoda.diffusion import Condition, GaussianDenoiser
 from pagoda.errors import ArtifactError, ConfigError, ShapeError
 from pagoda.networks import DiffusersNetwork, LatentEncoder, build_backbone, model_hash
 from pagoda.networks.backbones import BackboneConfig
-from pagoda.stages.amortise import AmortiseObjective, amortise_run, build, held_out_rows, load_encoder
+from pagoda.stages.amortise import AmortisedInputs, AmortiseObjective, build, held_out_rows, load_encoder
+from pagoda.stages.amortise_run import amortise_run
 from pagoda.stages.config import override
 from pagoda.stages.context import load_teacher, open_context
-from pagoda.stages.distill import open_latents
 from pagoda.stages.encode import start_noise
+from pagoda.stages.latent_inputs import open_latents
 from pagoda.stages.run_folder import RunFolder, stage_settings
+from pagoda.stages.train import stages_of, train
 from pagoda.training import Runtime, StepRandom
 
 QUICK = {
@@ -168,3 +170,48 @@ def test_shares_that_leave_nothing_are_refused() -> None:
     for share in (0.0, 0.6):
         with pytest.raises(ConfigError, match=r"amortise\.held_out"):
             tiny_config(amortise__held_out=share)
+
+
+ONLINE = {**QUICK, "distill.latents": "amortised"}
+
+
+def test_a_distillation_reads_the_encoder_in_one_call_with_new_noise_in_every_step(amortised: RunFolder) -> None:
+    config = override(tiny_config(), ONLINE)
+    context = open_context(amortised, config, Runtime("cpu"), quiet=True)
+    store, encoder = LatentStore.open(amortised.latents), load_encoder(amortised)
+    inputs = AmortisedInputs(context, store, encoder)
+    rows, flips = torch.tensor([3, 0, 17]), torch.tensor([False, True, False])
+    draws = [StepRandom(0, step, 3, slice(0, 3), "distill") for step in (4, 5)]
+    (z,), (again,), (other,) = (inputs.encoded(rows, flips, random) for random in (draws[0], draws[0], draws[1]))
+    images, condition = context.load(8, rows, flips)
+    assert torch.equal(z, encoder(images, condition, noise=draws[0].normal("encoder", 3, 8, 8)))
+    assert torch.equal(z, again)
+    assert not torch.equal(z, other)
+    assert not z.requires_grad
+
+
+def test_a_run_trains_its_encoder_before_a_distillation_that_reads_it(tmp_path: Path) -> None:
+    config = override(tiny_config(), ONLINE)
+    assert stages_of(config) == ["teach", "encode", "amortise", "distill", "grow-16"]
+    whole = train(config, str(tmp_path / "whole"), quiet=True)
+    record = whole.record("amortise")
+    assert record is not None
+    assert "psnr" not in record["results"]["training"], "there was no generator yet"
+    assert "Encoding in one call" in (whole.path / "report.html").read_text(encoding="utf-8")
+    parts = str(tmp_path / "parts")
+    for until in ("encode", "distill", "grow"):
+        run = train(config, parts, until=until, quiet=True)
+    hashes = [r.record("grow-16")["results"]["hash"] for r in (whole, run)]  # type: ignore[index]
+    assert hashes[0] == hashes[1]
+    plain = train(override(tiny_config(), QUICK), str(tmp_path / "plain"), until="distill", quiet=True)
+    distilled = [r.record("distill")["results"]["hash"] for r in (whole, plain)]  # type: ignore[index]
+    assert distilled[0] != distilled[1]
+    with pytest.raises(ArtifactError, match=r"distill\.latents"):
+        train(override(config, {"distill.latents": "stored"}), str(whole.path), quiet=True)
+
+
+def test_amortised_latents_are_refused_where_nothing_reads_them() -> None:
+    with pytest.raises(ConfigError, match="mode=dstl"):
+        override(tiny_config(), {"distill.latents": "amortised", "distill.mode": "dstl"})
+    with pytest.raises(ConfigError, match="must be one of"):
+        override(tiny_config(), {"distill.latents": "online"})

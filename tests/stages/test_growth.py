@@ -14,8 +14,8 @@ from pagoda.errors import ConfigError
 from pagoda.networks import anatomy
 from pagoda.stages.config import RunConfig
 from pagoda.stages.context import StageContext, open_context
-from pagoda.stages.distill import LatentInputs, open_latents
 from pagoda.stages.grow import CachedInputs, add_octave, boundary_of, cache_inputs, octave_settings, octaves_of
+from pagoda.stages.latent_inputs import LatentInputs, open_latents
 from pagoda.stages.presets import preset_config
 from pagoda.stages.run_folder import RunFolder
 from pagoda.stages.sampling import load_generator
@@ -125,7 +125,11 @@ def test_a_boundary_at_a_lower_level_trains_that_level_on_and_is_cached_below_it
     rows, flips = torch.tensor([3, 17]), torch.tensor([False, True])
     _, condition = context.load(32, rows, flips)
     generator.eval()
-    made = [i.generate(generator, tuple(t.float() for t in i.encoded(rows, flips)), condition) for i in (inputs, plain)]
+    draws = StepRandom(0, 0, 2, slice(0, 2), "x")
+    made = [
+        i.generate(generator, tuple(t.float() for t in i.encoded(rows, flips, draws)), condition)
+        for i in (inputs, plain)
+    ]
     torch.testing.assert_close(made[0], made[1], atol=2e-2, rtol=0)  # kept in half precision
     fakes, fake_condition = inputs.prior(StepRandom(0, 0, 2, slice(0, 2), "x"), condition)
     assert inputs.generate(generator, tuple(t.float() for t in fakes), fake_condition).shape == (2, 3, 32, 32)

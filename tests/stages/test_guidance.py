@@ -20,9 +20,10 @@ from pagoda.pipelines import PagodaPipeline
 from pagoda.stages.assignment import GuidedInputs, IndependentWeights, MatchedWeights, TeacherImages, guided_inputs
 from pagoda.stages.comparison import run_scores
 from pagoda.stages.context import StageContext, load_teacher, open_context
-from pagoda.stages.distill import LatentInputs, build_objective, distill
+from pagoda.stages.distill import build_objective, distill
 from pagoda.stages.encode import inversion_grid, start_noise
 from pagoda.stages.guidance import pair_weights, stored_condition
+from pagoda.stages.latent_inputs import LatentInputs
 from pagoda.stages.plan_probe import encode_calls, pair_calls
 from pagoda.stages.planning import plan_run
 from pagoda.stages.provenance import compare_with_run

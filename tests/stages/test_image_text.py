@@ -13,9 +13,10 @@ from pagoda.errors import ConfigError
 from pagoda.networks import TokenDiscriminator
 from pagoda.stages.config import LossConfig, override
 from pagoda.stages.context import StageContext, load_teacher, open_context
-from pagoda.stages.distill import LatentInputs, build_objective, open_latents
+from pagoda.stages.distill import build_objective
 from pagoda.stages.grow import CachedInputs
 from pagoda.stages.image_text import ImageTextTerm, open_image_text
+from pagoda.stages.latent_inputs import LatentInputs, open_latents
 from pagoda.stages.presets import preset_config
 from pagoda.stages.run_folder import RunFolder, stage_settings
 from pagoda.stages.train import train

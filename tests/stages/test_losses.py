@@ -21,7 +21,8 @@ from pagoda.networks.mixing import mixing_state
 from pagoda.stages.config import LossConfig, RunConfig
 from pagoda.stages.context import StageContext, load_teacher, open_context
 from pagoda.stages.critics import build_critics, keep_critics, kept_pairs
-from pagoda.stages.distill import LatentInputs, build_objective, open_latents
+from pagoda.stages.distill import build_objective
+from pagoda.stages.latent_inputs import LatentInputs, open_latents
 from pagoda.stages.objective import GeneratorObjective, adaptive_weight
 from pagoda.stages.reconstruction import ReconstructionLoss
 from pagoda.stages.run_folder import RunFolder, stage_settings
@@ -326,7 +327,7 @@ def test_only_kept_images_are_reconstructed_and_all_are_judged(open_as: Callable
     batch = objective.batch(torch.arange(32), StepRandom(0, 0, 32, slice(0, 32), "distill"))
     allowed = torch.cat([context.load(8, kept, torch.full((len(kept),), flip))[0] for flip in (False, True)])
     store = LatentInputs(open_latents(context))
-    latents = torch.cat([store.encoded(kept, torch.full((len(kept),), flip))[0] for flip in (False, True)])
+    latents = torch.cat([store.encoded(kept, torch.full((len(kept),), flip), RANDOM)[0] for flip in (False, True)])
     for row in range(32):
         match = (allowed == batch.targets[row]).flatten(1).all(1).nonzero().flatten()
         assert any(torch.equal(latents[k], batch.inputs[0][row]) for k in match.tolist())

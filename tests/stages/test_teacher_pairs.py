@@ -15,7 +15,7 @@ from pagoda.errors import ArtifactError, ConfigError
 from pagoda.networks import model_hash
 from pagoda.stages.config import RunConfig
 from pagoda.stages.context import StageContext, load_teacher, open_context
-from pagoda.stages.distill import LatentInputs, open_latents
+from pagoda.stages.latent_inputs import LatentInputs, open_latents
 from pagoda.stages.objective import GeneratorObjective
 from pagoda.stages.run_folder import RunFolder, stage_settings
 from pagoda.stages.sampling import load_generator

@@ -240,7 +240,7 @@ class Amortise(_Continue):
 
     def run(self) -> None:
         """Run the stage."""
-        from pagoda.stages.amortise import amortise_run
+        from pagoda.stages.amortise_run import amortise_run
         from pagoda.stages.config import override
         from pagoda.stages.train import require_run
 

@@ -184,7 +184,13 @@ def _fill(data: CodedDataset, size: int, shape: tuple[int, ...], key: str, folde
     else:
         facts.unlink(missing_ok=True)  # an old description must not vouch for new latents
         array = np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=shape)
-    bar = tqdm(total=shape[0], initial=done, desc=f"encoding {size} px latents", unit=" images", disable=not progress)
+    bar = tqdm(
+        total=shape[0],
+        initial=done,
+        desc=f"encoding images of {data.picture_size(size)} px",
+        unit=" images",
+        disable=not progress,
+    )
     for number, rows in enumerate(torch.arange(done, shape[0]).split(_BATCH), 1):
         for column in range(shape[1]):
             flip = torch.full(rows.shape, bool(column))

@@ -10,7 +10,6 @@ Source: the mode `pgd_encoder` of the official code of PaGoDA (Kim et al. 2024, 
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -27,14 +26,12 @@ from pagoda.evaluation import psnr
 from pagoda.files import hash_json
 from pagoda.networks import DiffusersNetwork, LatentEncoder, model_hash
 from pagoda.stages.config import RunConfig
-from pagoda.stages.context import StageContext, build_trainer, load_teacher, open_context
-from pagoda.stages.distill import open_latents
+from pagoda.stages.context import StageContext, build_trainer, load_teacher
 from pagoda.stages.encode import start_noise
 from pagoda.stages.guidance import stored_condition
-from pagoda.stages.report import write_report
+from pagoda.stages.latent_inputs import LatentInputs, open_latents
 from pagoda.stages.run_folder import RunFolder, stage_settings
 from pagoda.stages.sampling import load_generator
-from pagoda.stages.train import check_stages, require_run, stages_of
 from pagoda.training import (
     Losses,
     Objective,
@@ -180,7 +177,7 @@ def amortise(context: StageContext) -> None:
         TrainingError: the training is no longer healthy.
     """
     run, config, runtime = context.run, context.config, context.runtime
-    run.require("distill", f"pagoda distill {run.path}")
+    run.require("encode", f"pagoda encode {run.path}")
     store = open_latents(context)
     inputs = {"data": context.data.fingerprint, "latents": hash_json(store.provenance)}
     fingerprint = run.begin(STAGE, stage_settings(config, STAGE), inputs, write=runtime.is_main)
@@ -205,10 +202,12 @@ def measure_encoder(context: StageContext, network: LatentEncoder, objective: Am
     """Accuracy on training images and on those held out: figures of the encoder beside those of the exact latents.
 
     `latent_rmse` is the error of the latents, `linear_rmse` that of the map that the encoder starts from; `psnr` is what the one-step
-    generator of base size makes of the encoder's latents against the images, `exact_psnr` the same of the exact ones.
+    generator of base size makes of the encoder's latents against the images, `exact_psnr` the same of the exact ones: absent where
+    there is no such generator yet.
     """
     config, device = context.config, context.runtime.device
-    generator = load_generator(context.run, config.base, device=device)
+    distilled = config.base in context.run.generator_sizes()
+    generator = load_generator(context.run, config.base, device=device) if distilled else None
     network.eval()
     found = {}
     for kind, every in zip(("training", "held_out"), held_out_rows(config, len(context.data)), strict=True):
@@ -216,11 +215,12 @@ def measure_encoder(context: StageContext, network: LatentEncoder, objective: Am
         batch = objective.pairs(rows, torch.zeros_like(rows))
         condition = batch.condition.to(device)
         z = network(batch.x.to(device), condition).float()
-        images = context.data.pictures(rows, config.base)
-        rebuilt, exact = (
-            generator.pictures(generator(latents.to(device), condition, resolution=config.base)).cpu()
-            for latents in (z, batch.z)
-        )
+        rebuilt = {}
+        if generator is not None:
+            images = context.data.pictures(rows, config.base)
+            for name, latents in (("psnr", z), ("exact_psnr", batch.z)):
+                made = generator(latents.to(device), condition, resolution=config.base)
+                rebuilt[name] = psnr(generator.pictures(made).cpu(), images)
         moments = []
         for latents in (z.cpu(), batch.z):
             sums = MomentSums(latents.shape[1])
@@ -230,8 +230,7 @@ def measure_encoder(context: StageContext, network: LatentEncoder, objective: Am
             "count": len(rows),
             "latent_rmse": float((z.cpu() - batch.z).square().mean().sqrt()),
             "linear_rmse": float((network.linear * batch.x - batch.z).square().mean().sqrt()),
-            "psnr": psnr(rebuilt, images),
-            "exact_psnr": psnr(exact, images),
+            **rebuilt,
             "std": moments[0].std,
             "exact_std": moments[1].std,
             "kurtosis": moments[0].kurtosis,
@@ -244,11 +243,34 @@ def measure_encoder(context: StageContext, network: LatentEncoder, objective: Am
 
 def accuracy_line(kind: str, facts: Mapping[str, float]) -> str:
     """A line for people: what the encoder does, and in brackets what the exact latents do."""
+    rebuilt = f"rebuilt at {facts['psnr']:.1f} dB ({facts['exact_psnr']:.1f}), " if "psnr" in facts else ""
     return (
-        f"{kind.replace('_', ' ')} images: latents off by {facts['latent_rmse']:.3f} (linear {facts['linear_rmse']:.3f}), rebuilt at "
-        f"{facts['psnr']:.1f} dB ({facts['exact_psnr']:.1f}), std {facts['std']:.3f} ({facts['exact_std']:.3f}), "
+        f"{kind.replace('_', ' ')} images: latents off by {facts['latent_rmse']:.3f} (linear {facts['linear_rmse']:.3f}), "
+        f"{rebuilt}std {facts['std']:.3f} ({facts['exact_std']:.3f}), "
         f"kurtosis {facts['kurtosis']:.2f} ({facts['exact_kurtosis']:.2f})"
     )
+
+
+class AmortisedInputs(LatentInputs):
+    """Latents of images from one call of the encoder in every step, instead of from the store: where a run adds noise before inversion,
+    each time with another draw of it, so that an image has a cloud of latents.
+
+    Args:
+        context: The run.
+        store: The exact latents, for their shape and their guidance weights.
+        encoder: In place of them.
+    """
+
+    def __init__(self, context: StageContext, store: LatentStore, encoder: AmortisedEncoder) -> None:
+        super().__init__(store)
+        self.context = context
+        self.encoder = encoder
+
+    def encoded(self, indices: Tensor, flips: Tensor, random: StepRandom) -> tuple[Tensor, ...]:
+        images, _ = self.context.load(self.context.config.base, indices, flips.bool())
+        noise = random.normal("encoder", *images.shape[1:]) if self.encoder.add_noise else None
+        condition = stored_condition(self.store, self.context.condition, indices, flips.long())
+        return (self.encoder(images, condition, noise=noise),)
 
 
 def load_encoder(run: RunFolder, *, device: torch.device | str = "cpu") -> AmortisedEncoder:
@@ -266,30 +288,3 @@ def load_encoder(run: RunFolder, *, device: torch.device | str = "cpu") -> Amort
         )
     nn.Module.to(network, device)
     return AmortisedEncoder(network.eval(), add_noise=run.config().encode.add_noise)
-
-
-def amortise_run(path: str, config: RunConfig | None = None, *, quiet: bool = False) -> RunFolder:
-    """Run the stage in a folder whose distillation is done, and write the run's report anew.
-
-    Args:
-        path: The run folder.
-        config: Its configuration, changed for this stage; its own when None.
-        quiet: Print nothing.
-
-    Raises:
-        PagodaError: as `amortise`, or the configuration does not fit the stages that are done.
-    """
-    run, own = require_run(path)
-    config = config or own
-    runtime = Runtime(config.device, config.precision)
-    with run.lock() if runtime.is_main else contextlib.nullcontext():
-        context = open_context(run, config, runtime, quiet=quiet)
-        check_stages(context, stages_of(config, "distill"))
-        run.check(STAGE, stage_settings(config, STAGE), {"data": context.data.fingerprint})
-        if runtime.is_main:
-            run.write_config(config)
-        runtime.barrier()
-        amortise(context)
-        if runtime.is_main:
-            write_report(run, config)
-    return run

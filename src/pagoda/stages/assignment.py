@@ -104,8 +104,8 @@ class GuidedInputs(GeneratorInputs):
         self.store = store
         self.assignment = assignment
 
-    def encoded(self, indices: Tensor, flips: Tensor) -> tuple[Tensor, ...]:
-        return self.inner.encoded(indices, flips)
+    def encoded(self, indices: Tensor, flips: Tensor, random: StepRandom) -> tuple[Tensor, ...]:
+        return self.inner.encoded(indices, flips, random)
 
     def paired(self, indices: Tensor, flips: Tensor, condition: Condition) -> Condition:
         return replace(condition, guidance=self.store.guidance(indices, flips))

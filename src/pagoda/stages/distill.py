@@ -3,54 +3,26 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from pagoda.data import LatentStore
-from pagoda.diffusion import Condition, PreconditionedDenoiser
+from pagoda.diffusion import PreconditionedDenoiser
 from pagoda.files import hash_json
 from pagoda.networks import DiffusersNetwork, OneStepGenerator, model_hash
 from pagoda.networks.extended import merge_switch_masks
+from pagoda.stages.amortise import STAGE as AMORTISE
+from pagoda.stages.amortise import AmortisedInputs, load_encoder
 from pagoda.stages.assignment import ImageGuidance, check_match, guided_inputs
 from pagoda.stages.context import StageContext, build_trainer, load_teacher
 from pagoda.stages.critics import build_critics, keep_critics, kept_pairs
 from pagoda.stages.image_text import ImageTextTerm, open_image_text
+from pagoda.stages.latent_inputs import LatentInputs, open_latents
 from pagoda.stages.objective import GeneratorBatch, GeneratorInputs, GeneratorObjective
 from pagoda.stages.run_folder import stage_settings
 from pagoda.stages.teacher_pairs import STAGE, TeacherPairs, make_teacher_pairs
 from pagoda.stages.watching import build_evaluation
-from pagoda.training import StepRandom, Trainer, derive_seed
+from pagoda.training import Trainer, derive_seed
 
-__all__ = ["STAGE", "LatentInputs", "build_objective", "distill", "export_generator", "open_latents"]
-
-
-class LatentInputs(GeneratorInputs):
-    """The generator runs from its latent: encoded ones from the store, fresh noise for the prior."""
-
-    def __init__(self, store: LatentStore) -> None:
-        self.store = store
-
-    def encoded(self, indices: Tensor, flips: Tensor) -> tuple[Tensor, ...]:
-        return (self.store.get(indices, flips.long()),)
-
-    def prior(self, random: StepRandom, condition: Condition) -> tuple[tuple[Tensor, ...], Condition]:
-        return (random.normal("prior", *self.store.shape),), condition
-
-    def generate(self, generator: OneStepGenerator, inputs: tuple[Tensor, ...], condition: Condition) -> Tensor:
-        return generator(inputs[0], condition)
-
-
-def open_latents(context: StageContext) -> LatentStore:
-    """The run's latents, checked against its teacher.
-
-    Raises:
-        ArtifactError: not finished, of another teacher, or with moments that are off.
-    """
-    run = context.run
-    run.require("encode", f"pagoda encode {run.path}")
-    _, facts = load_teacher(run.teacher)
-    store = LatentStore.open(run.latents, expect={"teacher": facts["hash"], "sigma_max": context.config.sigma_max})
-    store.check_moments()
-    return store
+__all__ = ["STAGE", "build_objective", "distill", "export_generator"]
 
 
 def build_objective(
@@ -134,6 +106,10 @@ def distill(context: StageContext, *, match: ImageGuidance | None = None) -> Non
         "latents": hash_json(store.provenance),
         **({} if match is None else {"match": match.fingerprint}),
     }
+    latents = LatentInputs(store)
+    if config.distill.latents == "amortised":
+        inputs["encoder"] = str(run.require(AMORTISE, f"pagoda amortise {run.path}")["results"]["hash"])
+        latents = AmortisedInputs(context, store, load_encoder(run, device=runtime.device))
     image_text = open_image_text(context, config.distill.loss)
     if image_text is not None:
         inputs["image_text"] = image_text.encoder.fingerprint
@@ -143,7 +119,7 @@ def distill(context: StageContext, *, match: ImageGuidance | None = None) -> Non
         return
     needed = config.distill.mode != "rec" or config.guidance.assignment == "teacher"
     pairs = make_teacher_pairs(context) if needed else None
-    sources = guided_inputs(config, LatentInputs(store), store, pairs, match)
+    sources = guided_inputs(config, latents, store, pairs, match)
     objective = build_objective(context, denoiser, sources, pairs, image_text)
     keep_critics(context, STAGE, objective.critics)
     evaluation = build_evaluation(context, config.base)

@@ -18,9 +18,10 @@ from pagoda.stages.assignment import ImageGuidance, check_match, guided_inputs
 from pagoda.stages.config import RunConfig, to_dict
 from pagoda.stages.context import StageContext, build_trainer
 from pagoda.stages.critics import build_critics, keep_critics, kept_pairs
-from pagoda.stages.distill import LatentInputs, export_generator, open_latents
+from pagoda.stages.distill import export_generator
 from pagoda.stages.guidance import drawn_weights, stored_condition
 from pagoda.stages.image_text import ImageTextTerm, open_image_text
+from pagoda.stages.latent_inputs import LatentInputs, open_latents
 from pagoda.stages.objective import GeneratorInputs, GeneratorObjective
 from pagoda.stages.run_folder import stage_settings, without_neutral
 from pagoda.stages.sampling import load_generator
@@ -60,7 +61,7 @@ class CachedInputs(GeneratorInputs):
         self.flips = flips
         self.size = size
 
-    def encoded(self, indices: Tensor, flips: Tensor) -> tuple[Tensor, ...]:
+    def encoded(self, indices: Tensor, flips: Tensor, random: StepRandom) -> tuple[Tensor, ...]:
         rows = indices * 2 + flips.long() if self.flips else indices
         return tuple(part[rows] for part in self.pairs)
 

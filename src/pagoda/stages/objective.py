@@ -59,8 +59,8 @@ class GeneratorInputs(ABC):
     """Where the generator's inputs come from, and how it is run on them."""
 
     @abstractmethod
-    def encoded(self, indices: Tensor, flips: Tensor) -> tuple[Tensor, ...]:
-        """Inputs that belong to images, on the CPU."""
+    def encoded(self, indices: Tensor, flips: Tensor, random: StepRandom) -> tuple[Tensor, ...]:
+        """Inputs that belong to images, on the CPU; `random` has the draws of those that are made anew in every step."""
 
     def paired(self, indices: Tensor, flips: Tensor, condition: Condition) -> Condition:
         """What the inputs of `encoded` were made under; `condition` is that of the images."""
@@ -192,12 +192,12 @@ class GeneratorObjective(Objective[GeneratorBatch]):
     ) -> tuple[tuple[Tensor, ...], Tensor, Condition]:
         """Inputs of the generator and what it shall make of them: encoded images, or what the teacher makes of noise."""
         if self.teacher_pairs is None:
-            return self.inputs.encoded(indices, flips), images, condition
+            return self.inputs.encoded(indices, flips, random), images, condition
         made = random.uniform("pairs") < self.pair_share  # (B,)
         noise, taught, pair_condition = self.teacher_pairs.get(random.integers("pair", len(self.teacher_pairs)))
         rows = torch.arange(len(images))
         choice = torch.where(made, rows + len(images), rows)
-        (encoded,) = self.inputs.encoded(indices, flips)
+        (encoded,) = self.inputs.encoded(indices, flips, random)
         both = Condition.cat([condition, pair_condition])
         return (torch.cat([encoded, noise])[choice],), torch.cat([images, taught])[choice], both[choice]
 

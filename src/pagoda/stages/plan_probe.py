@@ -19,11 +19,11 @@ from pagoda.networks import ImageCodec, MultiplyAdds, OneStepGenerator, num_para
 from pagoda.stages.assignment import guided_inputs
 from pagoda.stages.config import RunConfig
 from pagoda.stages.context import PREVIEWS, StageContext
-from pagoda.stages.distill import LatentInputs
 from pagoda.stages.distill import build_objective as build_distill
 from pagoda.stages.encode import encode_batch, inversion_grid
 from pagoda.stages.grow import add_octave, cache_inputs, cached_bytes
 from pagoda.stages.grow import build_objective as build_grow
+from pagoda.stages.latent_inputs import LatentInputs
 from pagoda.stages.objective import GeneratorObjective
 from pagoda.stages.plan_standin import drawn_latents, drawn_pairs, stand_in
 from pagoda.stages.teach import build_objective as build_teach

@@ -81,6 +81,8 @@ def plan_run(
             f"a run that brings its teacher ({config.teacher.path}) cannot be planned yet; leave teacher.path out to plan one that "
             "trains its own."
         )
+    if config.distill.latents == "amortised":
+        raise ConfigError("a run with distill.latents=amortised cannot be planned yet; plan one with stored latents.")
     if config.condition == "text":
         raise ConfigError(
             "a run with condition=text cannot be priced yet; plan it with condition=label, which costs about as much."

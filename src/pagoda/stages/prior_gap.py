@@ -38,9 +38,9 @@ from pagoda.evaluation import (
 from pagoda.files import write_text_atomic
 from pagoda.networks import OneStepGenerator, model_hash
 from pagoda.stages.context import StageContext
-from pagoda.stages.distill import open_latents
 from pagoda.stages.guidance import stored_condition
 from pagoda.stages.judging import RealImages, open_judge
+from pagoda.stages.latent_inputs import open_latents
 from pagoda.stages.run_folder import RunFolder
 from pagoda.stages.sampling import load_generator
 from pagoda.stages.unseen_images import Walk, unseen_walk

@@ -47,7 +47,8 @@ def write_report(run: RunFolder, config: RunConfig | None = None) -> Path:
         ArtifactError: a record or a file of scores in the folder is damaged.
     """
     config = run.config() if config is None else config
-    stages = [*stage_names(config), *(["amortise"] if run.record("amortise") else [])]
+    stages = stage_names(config)
+    stages += ["amortise"] if run.record("amortise") and "amortise" not in stages else []
     records = {stage: run.record(stage) for stage in stages}
     log = read_log(run.metrics)
     scores = run_scores(run)
@@ -122,7 +123,8 @@ def write_report(run: RunFolder, config: RunConfig | None = None) -> Path:
 
 def stage_names(config: RunConfig) -> list[str]:
     """Names of all stages of a run, in order."""
-    return ["teach", "encode", "distill", *(f"grow-{size}" for size in config.growth)]
+    amortised = ["amortise"] if config.distill.latents == "amortised" else []
+    return ["teach", "encode", *amortised, "distill", *(f"grow-{size}" for size in config.growth)]
 
 
 def _data_name(config: RunConfig) -> str:

@@ -116,7 +116,9 @@ def encoder_card(record: Mapping[str, Any] | None) -> str:
     for kind, told in (("training", "training images"), ("held_out", "images held out")):
         facts = found[kind]
         pairs = [("psnr", ".1f"), ("std", ".3f"), ("kurtosis", ".2f"), ("gaussian_distance", ".3f")]
-        cells = [f"{facts[name]:{form}} ({facts[f'exact_{name}']:{form}})" for name, form in pairs]
+        cells = [
+            f"{facts[name]:{form}} ({facts[f'exact_{name}']:{form}})" if name in facts else "" for name, form in pairs
+        ]
         rows.append([told, f"{facts['latent_rmse']:.3f} ({facts['linear_rmse']:.3f})", *cells])
     heads = ["", ">error", ">rebuilt, dB", ">std", ">~kurtosis", ">~from Gaussian"]
     note = (

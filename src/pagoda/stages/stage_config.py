@@ -205,6 +205,9 @@ class DistillConfig:
     mode: str = "rec"
     """rec: rebuild real images from their own latents; dstl: learn the teacher's images of fresh noise; both."""
     teacher_pairs: TeacherPairsConfig = TeacherPairsConfig()
+    latents: Literal["stored", "amortised"] = "stored"
+    """stored: the exact latents of the stage `encode`. amortised: those of the encoder in one call, which is then trained before, made
+    anew in every step; octaves grow on the stored ones."""
     loop: LoopConfig = LoopConfig()
     optimizer: OptimizerConfig = GAN_GENERATOR
     discriminator: OptimizerConfig = GAN_DISCRIMINATOR
@@ -218,11 +221,16 @@ class DistillConfig:
     def __post_init__(self) -> None:
         if self.mode not in DISTILL_MODES:
             raise ConfigError(f"unknown distill.mode {self.mode!r}. {did_you_mean(self.mode, DISTILL_MODES)}")
+        if self.latents == "amortised" and self.mode == "dstl":
+            raise ConfigError(
+                "distill.mode=dstl reads no latents of images, so distill.latents=amortised changes nothing."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
 class AmortiseConfig:
-    """The stage `amortise`: a network that does in one call what the encoder does in many; no other stage waits for it."""
+    """The stage `amortise`: a network that does in one call what the encoder does in many; no stage waits for it but a distillation with
+    `latents=amortised`."""
 
     loop: LoopConfig = LoopConfig()
     optimizer: OptimizerConfig = OptimizerConfig(lr=5e-4)

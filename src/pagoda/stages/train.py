@@ -17,6 +17,8 @@ from pagoda.files import check_disk
 from pagoda.images import make_grid, save_image
 from pagoda.networks import OneStepGenerator, model_hash
 from pagoda.stages.adopt import adopt, check_brought
+from pagoda.stages.amortise import STAGE as AMORTISE
+from pagoda.stages.amortise import amortise
 from pagoda.stages.captions import STAGE as TEXT_STAGE
 from pagoda.stages.captions import caption_prompts
 from pagoda.stages.config import RunConfig
@@ -181,7 +183,10 @@ def stages_of(config: RunConfig, until: str = "grow") -> list[str]:
     """Names of the stages of a run up to and including `until`, in order; `grow` is one stage an octave, or every few of them."""
     octaves = [stage_name(size) for size in config.growth]
     texts = [TEXT_STAGE] if config.condition == "text" else []
-    return [*texts, *STAGES[: min(STAGES.index(until) + 1, 3)], *(octaves if until == "grow" else [])]
+    found = [*texts, *STAGES[: min(STAGES.index(until) + 1, 3)], *(octaves if until == "grow" else [])]
+    if config.distill.latents == "amortised" and "distill" in found:
+        found.insert(found.index("distill"), AMORTISE)
+    return found
 
 
 def run_stage(context: StageContext, stage: str) -> None:
@@ -191,6 +196,7 @@ def run_stage(context: StageContext, stage: str) -> None:
         TEXT_STAGE: embed_text,
         "teach": first,
         "encode": encode,
+        AMORTISE: amortise,
         "distill": distill,
     }
     if stage in alone:
@@ -214,6 +220,8 @@ def check_stages(context: StageContext, stages: Sequence[str]) -> None:
             settings = stage_settings(config, stage)
             # The latents are not among these: `encode` checks them, and makes them again, shard by shard.
             made = {"teach": run.teacher, "distill": run.generator(config.base)}.get(stage)
+        elif stage == AMORTISE:
+            settings, made = stage_settings(config, stage), run.encoder
         else:
             size = int(stage.removeprefix("grow-"))
             settings, made = octave_settings(config, size), run.generator(size)
