@@ -139,7 +139,7 @@ def test_calls_of_the_solvers_are_the_papers() -> None:
 
 def test_teacher_pairs_are_a_stage_where_the_distillation_asks_for_them(plan: RunPlan) -> None:
     both = counted(distill__mode="both", distill__teacher_pairs__count=24)
-    (pairs,) = [stage for stage in both.stages if stage.name == "teacher pairs"]
+    (pairs,) = [stage for stage in both.stages if stage.name == "teacher-pairs"]
     assert pairs.images == 24
     assert both.multiply_adds > plan.multiply_adds
     assert both.kept_bytes == plan.kept_bytes + pairs.disk_bytes
@@ -224,7 +224,7 @@ def test_the_command_prints_a_table_and_writes_json(tmp_path: Path, capsys: pyte
     target = tmp_path / "plan.json"
     assert main(["plan", *options, "--gpu", "H100", "--json", str(target)]) == 0
     printed = capsys.readouterr().out
-    assert "teacher pairs" in printed
+    assert "teacher-pairs" in printed
     assert "H100" in printed
     facts = json.loads(target.read_text())
     assert facts["images"] == 20

@@ -17,6 +17,7 @@ from pagoda.stages.config import RunConfig
 from pagoda.stages.context import StageContext, load_teacher, open_context
 from pagoda.stages.latent_inputs import LatentInputs, open_latents
 from pagoda.stages.objective import GeneratorObjective
+from pagoda.stages.report import write_report
 from pagoda.stages.run_folder import RunFolder, stage_settings
 from pagoda.stages.sampling import load_generator
 from pagoda.stages.teacher_pairs import make_teacher_pairs, pair_noise, sampling_grid
@@ -171,3 +172,19 @@ def test_conditions_of_a_set_without_labels_stay_empty(tmp_path: Path) -> None:
     run = train(config_of("both", data=str(folder)), str(tmp_path / "run"), quiet=True, until="distill")
     pairs = make_teacher_pairs(open_context(run, run.config(), Runtime("cpu"), quiet=True))
     assert pairs.get(torch.tensor([1]))[2] == Condition()
+
+
+def test_what_pairs_cost_is_written_down_and_adds_up_over_interruptions(
+    finished_run: RunFolder, tmp_path: Path
+) -> None:
+    context = context_of(finished_run, tmp_path / "run", config_of("both"))
+    make_teacher_pairs(context)
+    first = context.run.require("teacher-pairs", "")["results"]["seconds"]
+    assert first > 0
+    make_teacher_pairs(context)
+    assert context.run.require("teacher-pairs", "")["results"]["seconds"] == first, "nothing was made"
+    LatentStore.open(context.run.teacher_pairs).shard_path(0).unlink()
+    make_teacher_pairs(context)
+    assert context.run.require("teacher-pairs", "")["results"]["seconds"] > first
+    page = write_report(context.run, context.config).read_text(encoding="utf-8")
+    assert "teacher-pairs" in page

@@ -15,7 +15,7 @@ class StagePlan:
     """One stage.
 
     Attributes:
-        name: As in the run folder; "teacher pairs" is a part of `distill`.
+        name: As in the run folder; "teacher-pairs" is a part of `distill`.
         images: Images that pass, over all steps.
         parameters: Of every network in it.
         trained: Of these, the trained ones.
@@ -127,7 +127,7 @@ class RunPlan:
             )
         largest = max(self.stages, key=lambda stage: stage.memory_bytes)
         if largest.memory_bytes > self.limits.memory_bytes:
-            stage = "grow" if largest.name.startswith("grow") else largest.name.split()[0].replace("teacher", "distill")
+            stage = "grow" if largest.name.startswith("grow") else largest.name.replace("teacher-pairs", "distill")
             raise ResourceError(
                 f"stage `{largest.name}` needs {gib(largest.memory_bytes)} of memory, and {gib(self.limits.memory_bytes)} "
                 f"are free. Raise {stage}.loop.micro_batches, lower the batch size, or choose a smaller backbone."

@@ -179,11 +179,11 @@ class _Planner:
             )
         )  # fmt: skip
         if self.pair_bytes:
-            say("teacher pairs")
+            say("teacher-pairs")
             pairs = config.distill.teacher_pairs
             found.append(
                 self._solving(
-                    "teacher pairs", taught, pairs.count, pair_calls(config), self.pair_bytes, pairs.batch_size,
+                    "teacher-pairs", taught, pairs.count, pair_calls(config), self.pair_bytes, pairs.batch_size,
                     prober.pair_seconds(denoiser),
                 )
             )  # fmt: skip

@@ -27,6 +27,7 @@ from pagoda.stages.report_parts import encoder_card, film_strips, latent_cards, 
 from pagoda.stages.report_probes import probe_lines
 from pagoda.stages.run_codec import codec_factor
 from pagoda.stages.run_folder import RunFolder
+from pagoda.stages.teacher_pairs import RECORD as PAIRS
 from pagoda.training import clock
 from pagoda.version import __version__
 
@@ -49,6 +50,8 @@ def write_report(run: RunFolder, config: RunConfig | None = None) -> Path:
     config = run.config() if config is None else config
     stages = stage_names(config)
     stages += ["amortise"] if run.record("amortise") and "amortise" not in stages else []
+    if run.record(PAIRS) is not None:
+        stages.insert(stages.index("distill"), PAIRS)
     records = {stage: run.record(stage) for stage in stages}
     log = read_log(run.metrics)
     scores = run_scores(run)

@@ -9,8 +9,9 @@ Source: the distillation loss L_dstl of Kim et al. 2024, PaGoDA, arXiv:2405.1482
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,9 +21,13 @@ from pagoda.diffusion import Condition, PreconditionedDenoiser, build_solver, ka
 from pagoda.stages.config import RunConfig
 from pagoda.stages.context import StageContext, load_teacher
 from pagoda.stages.guidance import drawn_weights, guided
+from pagoda.stages.run_folder import RunFolder
 from pagoda.training import clock, seeded_generator
+from pagoda.version import __version__
 
 STAGE = "distill"
+RECORD = "teacher-pairs"
+"""Name of what is written down of the making of the pairs."""
 
 
 class TeacherPairs:
@@ -114,6 +119,7 @@ def make_teacher_pairs(context: StageContext) -> TeacherPairs:
     mine = [shard for shard in store.missing_shards() if shard % runtime.world_size == runtime.rank]
     total, done = sum(len(store.shard_rows(shard)[0]) for shard in mine), 0
     status, started = context.status(), time.monotonic()
+    before = _seconds_so_far(run) if runtime.is_main else 0.0
     for shard in mine:
         parts = []
         for rows in store.shard_rows(shard)[0].split(settings.batch_size):
@@ -126,10 +132,26 @@ def make_teacher_pairs(context: StageContext) -> TeacherPairs:
                 f"distill  {done}/{total} teacher's pairs  {rate:.0f} img/s  {clock((total - done) / rate)} left"
             )
         store.write_shard(shard, torch.cat(parts))
+        if runtime.is_main:
+            _write_record(run, provenance, before + time.monotonic() - started, done=False)
     status.done()
     runtime.barrier()
+    if runtime.is_main and mine:
+        _write_record(run, provenance, before + time.monotonic() - started, done=True)
     made = LatentStore.open(run.teacher_pairs, expect=provenance)
     return TeacherPairs(made, conditions, config.seed, config.guidance.scale_max)
+
+
+def _seconds_so_far(run: RunFolder) -> float:
+    """What pairs that are there already took; 0 where nothing is known."""
+    record = run.record(RECORD)
+    return 0.0 if record is None else float(record["results"]["seconds"])
+
+
+def _write_record(run: RunFolder, provenance: Mapping[str, Any], seconds: float, *, done: bool) -> None:
+    """What the pairs cost, beside the records of the stages: `distill` counts its own steps alone."""
+    facts = {"settings": {"teacher_pairs": dict(provenance)}, "inputs": {"teacher": provenance["teacher"]}, "done": done}
+    run.write_record(RECORD, {**facts, "version": __version__, "results": {"seconds": seconds}})
 
 
 def teacher_images(
