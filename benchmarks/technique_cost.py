@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -111,26 +113,37 @@ def make_step(config: TechniqueConfig | None, folder: Path, seed: int) -> Callab
 
 
 def compare(name: str, steps: int, rounds: int) -> Arm:
-    """Median over rounds of the ratio of a technique's step and the plain one's right beside it."""
+    """Ratio of a technique's step and the plain one's right beside it: the geometric mean of two medians over rounds.
+
+    Of two equal networks the one that was made later took 1.8 % longer (where its memory lies decides). So each is made first once.
+    """
 
     def measure(seed: int) -> dict[str, float]:
-        with TemporaryDirectory() as folder:
-            plain = make_step(None, Path(folder) / "plain", seed)
-            other = make_step(CONFIGS[name], Path(folder) / name, seed)
-            plain(1), other(1)
-            pairs = []
-            for index in range(rounds):  # in turn, the other one first every second time
-                first, second = (plain, other) if index % 2 == 0 else (other, plain)
-                a, b = first(steps), second(steps)
-                pairs.append((a, b) if index % 2 == 0 else (b, a))
-        ratios = sorted(b / a for a, b in pairs)
+        pairs, medians = [], []
+        for turn in (0, 1):
+            with TemporaryDirectory() as folder:
+                made = [None, name] if turn == 0 else [name, None]
+                found = {
+                    key: make_step(None if key is None else CONFIGS[key], Path(folder) / (key or "plain"), seed)
+                    for key in made
+                }
+                plain, other = found[None], found[name]
+                plain(1), other(1)
+                timed = []
+                for index in range(rounds):  # in turn, the other one first every second time
+                    first, second = (plain, other) if index % 2 == 0 else (other, plain)
+                    a, b = first(steps), second(steps)
+                    timed.append((a, b) if index % 2 == 0 else (b, a))
+            medians.append(statistics.median(b / a for a, b in timed))
+            pairs += timed
+        ratio = math.sqrt(medians[0] * medians[1])
         work = multiply_adds(name) / multiply_adds()
         return {
             "ms_plain": 1e3 * min(a for a, _ in pairs),
             "ms": 1e3 * min(b for _, b in pairs),
-            "ratio": ratios[len(ratios) // 2],
+            "ratio": ratio,
             "work": work,
-            "over_work": ratios[len(ratios) // 2] / work,
+            "over_work": ratio / work,
         }
 
     return measure

@@ -12,7 +12,7 @@ import torch
 from tests.pretraining.tiny import make_network, make_trainer
 
 from pagoda.errors import ConfigError
-from pagoda.networks import DiffusersNetwork
+from pagoda.networks import DiffusersNetwork, switch_masks
 from pagoda.networks.extended import extend_model, extension_of, merge_switch_masks
 from pagoda.networks.parts import Context
 from pagoda.networks.switch_masks import SwitchMasks
@@ -158,3 +158,16 @@ def test_bad_counts_are_refused() -> None:
         SwitchDitConfig(top_k=0)
     with pytest.raises(ConfigError, match="num_tasks must be >= 2"):
         SwitchDitConfig(num_tasks=1)
+
+
+def test_experts_merged_a_sample_are_the_experts_run_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, masks = switch()
+    hidden, gates = torch.randn(5, 7, DIM, requires_grad=True), torch.randn(5, 3).softmax(1).requires_grad_()
+    found = []
+    for limit in (10**9, 0):
+        monkeypatch.setattr(switch_masks, "MERGED_UP_TO", limit)
+        made = masks.mix(hidden, gates, 0)
+        leaves = [hidden, gates, masks.weight, masks.bias]
+        found.append([made.detach(), *torch.autograd.grad(made.square().sum(), leaves)])
+    for merged, separate in zip(*found, strict=True):
+        torch.testing.assert_close(merged, separate, atol=1e-5, rtol=1e-5)

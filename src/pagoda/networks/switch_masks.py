@@ -21,6 +21,10 @@ from pagoda.errors import ConfigError
 from pagoda.networks.extension import Extension
 from pagoda.networks.parts import Context
 
+MERGED_UP_TO = 4
+"""Experts are merged into one layer a sample where the width is at most this many times the number of tokens: half of the
+multiply-adds, for weights (B, D, D) that the backward pass keeps."""
+
 
 class SwitchMasks(Extension):
     """Gates by noise level and experts of one linear layer each, in every block of a DiT.
@@ -76,7 +80,10 @@ class SwitchMasks(Extension):
             self._frozen = None
 
     def mix(self, hidden: Tensor, probabilities: Tensor, block: int) -> Tensor:
-        """Sum of the chosen experts' outputs (B, N, D), each expert run on the samples that chose it.
+        """Sum of the chosen experts' outputs (B, N, D).
+
+        All tokens of a sample choose the same experts, so that these are one linear layer for it: sum of p_e W_e. Where that would take
+        much memory (`MERGED_UP_TO`), each expert runs on the samples that chose it.
 
         Args:
             hidden: (B, N, D).
@@ -84,6 +91,10 @@ class SwitchMasks(Extension):
             block: Which block's experts.
         """
         chosen = torch.zeros_like(probabilities).scatter(1, probabilities.topk(self.top_k, dim=1).indices, 1.0)
+        if hidden.shape[2] <= MERGED_UP_TO * hidden.shape[1]:
+            gates = (probabilities * chosen).to(self.weight.dtype)
+            weight = torch.einsum("bm,mij->bij", gates, self.weight[block])
+            return torch.baddbmm((gates @ self.bias[block])[:, None], hidden, weight.transpose(1, 2))
         total = torch.zeros_like(hidden)
         for expert in range(self.num_experts):
             rows = chosen[:, expert].nonzero().flatten()
