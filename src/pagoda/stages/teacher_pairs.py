@@ -150,7 +150,11 @@ def _seconds_so_far(run: RunFolder) -> float:
 
 def _write_record(run: RunFolder, provenance: Mapping[str, Any], seconds: float, *, done: bool) -> None:
     """What the pairs cost, beside the records of the stages: `distill` counts its own steps alone."""
-    facts = {"settings": {"teacher_pairs": dict(provenance)}, "inputs": {"teacher": provenance["teacher"]}, "done": done}
+    facts = {
+        "settings": {"teacher_pairs": dict(provenance)},
+        "inputs": {"teacher": provenance["teacher"]},
+        "done": done,
+    }
     run.write_record(RECORD, {**facts, "version": __version__, "results": {"seconds": seconds}})
 
 
