@@ -287,12 +287,15 @@ def test_the_pipeline_makes_the_same_pixels_from_run_and_export(latent_run: RunF
 
 
 def test_graphs_decode(latent_run: RunFolder, tmp_path: Path) -> None:
-    from pagoda.export import export_onnx, export_web
+    from pagoda.export import export_onnx, export_program, export_web
 
     pytest.importorskip("onnxruntime")
     made = export_onnx(load_generator(latent_run), tmp_path / "g.onnx")
     assert made.difference is not None
     assert made.difference <= 1e-4
+    program = export_program(load_generator(latent_run), tmp_path / "g.pt2")
+    assert program.difference is not None
+    assert program.difference <= 1e-4
     with pytest.raises(ConfigError, match="latents"):
         export_web(load_generator(latent_run), tmp_path / "web")
 

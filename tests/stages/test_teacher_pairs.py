@@ -188,3 +188,12 @@ def test_what_pairs_cost_is_written_down_and_adds_up_over_interruptions(
     assert context.run.require("teacher-pairs", "")["results"]["seconds"] > first
     page = write_report(context.run, context.config).read_text(encoding="utf-8")
     assert "teacher-pairs" in page
+
+
+def test_a_record_that_a_kill_left_open_is_closed(finished_run: RunFolder, tmp_path: Path) -> None:
+    context = context_of(finished_run, tmp_path / "run", config_of("both"))
+    make_teacher_pairs(context)
+    record = context.run.require("teacher-pairs", "")
+    context.run.write_record("teacher-pairs", {**record, "done": False})
+    make_teacher_pairs(context)
+    assert context.run.is_done("teacher-pairs")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pagoda.data import (
     Downsampler,
@@ -183,7 +183,8 @@ def _open_pipeline(path: Path) -> ReadableModel:
         raise ConfigError(f"{path / part} does not say its `sample_size`; add it to its config.json.")
     vae, stride, channels = None, 1, network.in_channels
     if index.get("vae"):
-        vae, stride, channels = _open_vae(path / "vae")
+        codec = open_codec(path / "vae")
+        vae, stride, channels = partial(_encode, codec), codec.factor, codec.image_channels
     names = [str(k) for k in range(network.num_classes)] if network.num_classes else None
     return ReadableModel(
         denoiser, side * stride, channels, names, SourceConfig(), Downsampler().kind, encode=vae, embed=embed
@@ -194,19 +195,3 @@ def _encode(codec: ImageCodec, images: Tensor) -> Tensor:
     """Latents of images, where these are."""
     latents: Tensor = codec.to(images.device).encode(images)
     return latents
-
-
-def _open_vae(path: Path) -> tuple[Callable[[Tensor], Tensor], int, int]:
-    """The mean of the posterior times the scale, the factor by which latents are smaller, and the channels of the images."""
-    from diffusers.models import AutoencoderKL
-
-    vae: Any = AutoencoderKL.from_pretrained(path, use_safetensors=True, local_files_only=True)
-    vae.eval().requires_grad_(False)
-    config = vae.config
-
-    def encode(images: Tensor) -> Tensor:
-        nn.Module.to(vae, images.device)
-        mean: Tensor = vae.encode(images).latent_dist.mean
-        return (mean - (config.shift_factor or 0.0)) * config.scaling_factor
-
-    return encode, 2 ** (len(config.block_out_channels) - 1), int(config.in_channels)

@@ -136,7 +136,8 @@ def make_teacher_pairs(context: StageContext) -> TeacherPairs:
             _write_record(run, provenance, before + time.monotonic() - started, done=False)
     status.done()
     runtime.barrier()
-    if runtime.is_main and mine:
+    begun = run.record(RECORD) if runtime.is_main else None
+    if begun is not None and not begun["done"]:  # also where a kill came between the last shard and this line
         _write_record(run, provenance, before + time.monotonic() - started, done=True)
     made = LatentStore.open(run.teacher_pairs, expect=provenance)
     return TeacherPairs(made, conditions, config.seed, config.guidance.scale_max)
