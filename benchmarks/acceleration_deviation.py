@@ -87,10 +87,16 @@ def draw(kind: str, denoiser: Denoiser, steps: int, seed: int, images: int) -> T
 
 
 @cache
+def full_run(kind: str, train_steps: int, seed: int, images: int) -> Tensor:
+    """What every plan is held against."""
+    return draw(kind, teacher(kind, train_steps), STEPS, seed, images)
+
+
+@cache
 def fewer_steps(kind: str, train_steps: int, seed: int, images: int) -> tuple[tuple[float, float], ...]:
     """(cost, deviation) of the plain sampler with fewer steps."""
     denoiser = teacher(kind, train_steps)
-    full = draw(kind, denoiser, STEPS, seed, images)
+    full = full_run(kind, train_steps, seed, images)
     found = [(n / STEPS, draw(kind, denoiser, n, seed, images)) for n in FEWER]
     return tuple((cost, float((x - full).norm() / full.norm())) for cost, x in found)
 
@@ -108,7 +114,7 @@ def interpolated(curve: tuple[tuple[float, float], ...], cost: float) -> float:
 def deviate(kind: str, plan: Plan, train_steps: int, images: int, seed: int) -> dict[str, float]:
     """One plan on one model."""
     denoiser = teacher(kind, train_steps)
-    plain = draw(kind, denoiser, STEPS, seed, images)
+    plain = full_run(kind, train_steps, seed, images)
     with pagoda.accelerate(denoiser, plan) as run:
         found = draw(kind, denoiser, STEPS, seed, images)
     facts = run.ledgers[0].facts()

@@ -92,19 +92,18 @@ def timed(function: Callable[[], Tensor]) -> tuple[Tensor, float]:
 def against_plain(plan: Plan, steps: int, share: float, rounds: int, seed: int) -> dict[str, float]:
     """Share of time saved over the share of multiply-adds saved, plain and accelerated runs in turn after a warm-up of both."""
     pipe, plain, fast, facts = pipeline(share), [], [], {}
-    for number in range(rounds + 1):
+    short = max(
+        6, steps // 4
+    )  # enough for a call of each sort, of which the first is also counted, which costs a little
+    run_once(pipe, short, seed)
+    for _ in range(rounds):
         expected, seconds = timed(partial(run_once, pipe, steps, seed))
         plain.append(seconds)
         with pagoda.accelerate(pipe, plan) as run:
-            run_once(
-                pipe, max(6, steps // 4), seed
-            )  # the first call of each sort is also counted, which costs a little
+            run_once(pipe, short, seed)
             found, seconds = timed(partial(run_once, pipe, steps, seed))
         fast.append(seconds)
         facts = run.ledgers[0].facts()
-        if number == 0:
-            plain.clear()
-            fast.clear()
     before, after = statistics.median(plain), statistics.median(fast)
     saved = facts["multiply_adds_saved"]
     return {
@@ -126,7 +125,8 @@ def beside_package(interval: int, branch: int, steps: int, share: float, rounds:
     pipe, ours, theirs = pipeline(share), [], []
     held_theirs = held_ours = 0
     plan = DeepCache(interval=interval, branch=branch)
-    for number in range(rounds + 1):
+    run_once(pipe, interval + 1, seed)
+    for _ in range(rounds):
         with pagoda.accelerate(pipe, plan) as run:
             run_once(pipe, max(6, interval + 1), seed)
             mine, seconds = timed(partial(run_once, pipe, steps, seed))
@@ -141,9 +141,6 @@ def beside_package(interval: int, branch: int, steps: int, share: float, rounds:
         held_theirs = storage_bytes(helper.cached_output)
         helper.disable()
         theirs.append(seconds)
-        if number == 0:
-            ours.clear()
-            theirs.clear()
     return {
         "seconds_ours": statistics.median(ours),
         "seconds_package": statistics.median(theirs),
