@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
 import pytest
 import torch
 from diffusers import DPMSolverMultistepScheduler
+from tests.acceleration import make_golden_ras as golden
 from tests.tiny_diffusers import NATIVE, normal
 from tests.tiny_pipelines import sample_3, stable_diffusion_3
 
 import pagoda
 from pagoda.acceleration import RAS, DeepCache, longest_streak, select_tokens, token_scores
-from pagoda.acceleration.ras import expected_streak
+from pagoda.acceleration.ras import count_left_out, expected_streak, official_ends
+from pagoda.acceleration.sparse import TokenChoice
 from pagoda.errors import ConfigError
 
 
@@ -57,9 +64,7 @@ def simulate(plan: RAS, scores: torch.Tensor, ratio: float, steps: int) -> list[
     dropped, history = torch.zeros_like(scores), []
     for _ in range(steps):
         index = select_tokens(scores, dropped, round(ratio * scores.shape[1]), plan)
-        dropped = (dropped + 1).scatter(1, index, 0.0) if not plan.official_compat else dropped + 1
-        if plan.official_compat:  # the official count is not cleared when a token is computed
-            dropped = dropped.scatter_add(1, index, -torch.ones_like(index, dtype=dropped.dtype))
+        dropped = count_left_out(dropped, index, plan)
         history.append(index)
     return history
 
@@ -85,9 +90,53 @@ def test_the_official_rule_starves_tokens_and_is_there_to_compare() -> None:
     assert longest_streak(official, 64) == 24  # those that were left out first are never computed
     low_end = simulate(RAS(starvation=1.0, official_compat=True, high_ratio=0.0), scores, 0.5, 24)
     assert longest_streak(low_end, 64) < 24
-    mixed = select_tokens(scores, torch.zeros(1, 64), 32, RAS(official_compat=True, high_ratio=0.3))
+    mixed = select_tokens(scores, torch.zeros(1, 64), 33, RAS(official_compat=True, high_ratio=0.3))
     ranked = scores.argsort(dim=1)[0].tolist()
-    assert mixed[0].tolist() == sorted(ranked[22 : 64 - 10])  # 10 of 32 from the high end, 22 from the low
+    assert mixed[0].tolist() == sorted(
+        ranked[22 : 64 - 9]
+    )  # of 32: 9.6 from the high end, 22.4 from the low, both cut off
+
+
+GOLDEN = json.loads((Path(__file__).parent / "golden" / "ras.json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("name", golden.CASES)
+def test_the_official_rule_chooses_the_tokens_that_the_official_scheduler_does(name: str) -> None:
+    case, expected = golden.CASES[name], GOLDEN["chosen"][name]["tokens"]
+    plan = RAS(
+        sample_ratio=case["sample_ratio"],
+        reset_steps=golden.RESETS,
+        metric={"std": "std", "l2norm": "l2"}[case["metric"]],
+        official_compat=True,
+        high_ratio=case["high_ratio"],
+    )
+    choice = TokenChoice(plan, golden.STEPS, cast(Any, SimpleNamespace(stride=golden.PATCH)))
+    kept, found = torch.zeros(()), {}
+    for step, output in enumerate(golden.dummy_outputs()):
+        if str(step) in found:  # the others keep the output of the step before
+            grid = torch.zeros(1, (golden.SIDE // golden.PATCH) ** 2).scatter_(1, choice.history[-1], 1.0)
+            active = grid.reshape(1, 1, golden.SIDE // golden.PATCH, -1).repeat_interleave(golden.PATCH, 2)
+            output = torch.where(active.repeat_interleave(golden.PATCH, 3) > 0, output, kept)
+        kept = output
+        before = len(choice.history)
+        choice.observe(step, output)
+        if len(choice.history) > before:
+            found[str(step + 1)] = choice.history[-1][0].tolist()
+    assert found == expected
+
+
+@pytest.mark.parametrize("name", golden.RAMPS)
+def test_a_ramp_leaves_out_what_the_official_one_does(name: str) -> None:
+    budget = RAS(reset_steps=golden.RESETS, ramp=golden.RAMPS[name]).token_budget(golden.STEPS, 4096)
+    assert [4096 - count for count in budget] == GOLDEN["left_out"][name]
+
+
+def test_the_official_rule_can_leave_out_some_numbers_only() -> None:
+    plan = RAS(official_compat=True, high_ratio=0.5, start_step=1, reset_steps=())
+    assert official_ends(3, 0.5) == (1, 1)
+    assert plan.token_budget(3, 7) == [7, 5, 5]  # 3 of 7 are asked for, and 1 from each end comes of it
+    with pytest.raises(ConfigError, match="can't leave out 1 of 7 tokens; it leaves out 0 or 2"):
+        select_tokens(torch.ones(1, 7), torch.zeros(1, 7), 6, plan)
 
 
 def test_scores_are_those_of_the_tokens_pixels() -> None:

@@ -143,6 +143,8 @@ class RAS(Plan):
             middle = ((num_steps + self.start_step) // length) // 2
             dropped += tokens * (index // length - middle)
             dropped = max(0, dropped // 64 * 64 if total >= 64 else dropped)
+        if self.official_compat:
+            dropped = sum(official_ends(dropped, self.high_ratio))
         if dropped >= total:
             raise ConfigError(
                 f"RAS: step {index} would leave out all of {total} tokens; use a flatter ramp or a larger share."
@@ -184,12 +186,15 @@ def select_tokens(scores: Tensor, dropped: Tensor, count: int, plan: RAS, *, dra
         count: How many.
         plan: `focus`, `starvation`, `official_compat`, `high_ratio`.
         draw: Number of the draw, for `focus="random"`.
+
+    Raises:
+        ConfigError: the official rule, which rounds both of its ends down, can't leave out just so many.
     """
     total = scores.shape[1]
     if count == total:
         return torch.arange(total, device=scores.device).expand(len(scores), -1)
     if plan.official_compat:
-        return _official(scores, dropped, total - count, plan)
+        return _official(scores, dropped, count, plan)
     if plan.focus == "random":
         generator = torch.Generator().manual_seed(plan.seed * 1_000_003 + draw)
         priority = torch.rand(scores.shape, generator=generator).to(scores.device)
@@ -199,12 +204,39 @@ def select_tokens(scores: Tensor, dropped: Tensor, count: int, plan: RAS, *, dra
     return priority.topk(count, dim=1).indices.sort(dim=1).values
 
 
-def _official(scores: Tensor, dropped: Tensor, num_dropped: int, plan: RAS) -> Tensor:
+def count_left_out(dropped: Tensor, index: Tensor, plan: RAS) -> Tensor:
+    """How often each token was left out (B, N), after a step that computed the tokens `index` (B, m).
+
+    Computing a token clears its count. The official code never clears one within a run.
+    """
+    if plan.official_compat:
+        return dropped + 1 - torch.zeros_like(dropped).scatter_(1, index, 1.0)
+    return (dropped + 1).scatter(1, index, 0.0)
+
+
+def official_ends(asked: int, high_ratio: float) -> tuple[int, int]:
+    """How many tokens the official rule leaves out from the low end of the ranking and from the high, where `asked` are to be left out.
+
+    Both are rounded down, so that often one token more is computed than was asked for. (Where none is to come from the high end, the
+    official code leaves out all; here, none.)
+    """
+    return int(asked * (1 - high_ratio)), int(asked * high_ratio)
+
+
+def _official(scores: Tensor, dropped: Tensor, count: int, plan: RAS) -> Tensor:
     """The official rule: rank by score x exp(k D), leave out a share from the high end and the rest from the low."""
+    total = scores.shape[1]
+    left_out = total - count
+    ends = [official_ends(asked, plan.high_ratio) for asked in (left_out, left_out + 1)]
+    found = [pair for pair in ends if sum(pair) == left_out]
+    if not found:
+        raise ConfigError(
+            f"RAS: the official rule with high_ratio={plan.high_ratio} can't leave out {left_out} of {total} tokens; "
+            f"it leaves out {sum(ends[0])} or {sum(ends[1])}. Take a `count` of `token_budget`."
+        )
+    low, high = found[0]
     ranked = (scores * torch.exp(plan.starvation * dropped)).argsort(dim=1)
-    high = round(plan.high_ratio * num_dropped)
-    low = num_dropped - high
-    return ranked[:, low : ranked.shape[1] - high].sort(dim=1).values
+    return ranked[:, low : total - high].sort(dim=1).values
 
 
 def longest_streak(history: Sequence[Tensor], total: int) -> int:

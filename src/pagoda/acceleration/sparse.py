@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pagoda.acceleration.plan import PlannedStep
-from pagoda.acceleration.ras import RAS, select_tokens, token_scores
+from pagoda.acceleration.ras import RAS, count_left_out, select_tokens, token_scores
 from pagoda.acceleration.split import Compile, Kept
 from pagoda.errors import ConfigError, ShapeError
 from pagoda.networks import Anatomy, KeptAttention, TokenRows, TransformerAnatomy
@@ -55,18 +55,16 @@ class TokenChoice:
         following = index + 1
         if following not in self._sparse:
             self._index = None
-            if self._dropped is not None:  # a full step has computed every token
-                self._dropped = torch.zeros_like(self._dropped)
             return
         scores = token_scores(prediction, self._parts.stride, self._plan.metric)
         total = scores.shape[1]
         if not self._budget:
             self._budget = self._plan.token_budget(self._num_steps, total)
-        if self._dropped is None or index not in self._sparse:
+        cleared = index not in self._sparse and not self._plan.official_compat  # a full step has computed every token
+        if self._dropped is None or cleared:
             self._dropped = torch.zeros_like(scores)
         self._index = select_tokens(scores, self._dropped, self._budget[following], self._plan, draw=following)
-        self._dropped = self._dropped + 1
-        self._dropped.scatter_(1, self._index, 0.0)
+        self._dropped = count_left_out(self._dropped, self._index, self._plan)
         self.history.append(self._index)
 
     def run(
