@@ -14,6 +14,7 @@ from pagoda.errors import ConfigError, TrainingError
 from pagoda.networks import DiffusersNetwork
 from pagoda.networks.experts import (
     ExpertOptions,
+    Experts,
     SparseExperts,
     choose,
     count_parameters,
@@ -36,6 +37,16 @@ def layer(**options: Any) -> SparseExperts:
     return SparseExperts(DIM, ExpertOptions(**{"num_experts": 4, "width": 2.0, **options}))
 
 
+def of_expert(experts: Experts, number: int, tokens: torch.Tensor) -> torch.Tensor:
+    """One feed-forward network by its formula."""
+    inner = tokens @ experts.up[number].T
+    if experts.kind == "gelu":
+        inner = torch.nn.functional.gelu(inner + experts.up_bias[number], approximate="tanh")
+        return inner @ experts.down[number].T + experts.down_bias[number]
+    gate, value = inner.chunk(2, dim=-1)
+    return (gate * gate.sigmoid() * value) @ experts.down[number].T
+
+
 def dense(experts: SparseExperts, hidden: torch.Tensor) -> torch.Tensor:
     """Every expert on every token, then the weighted sum: the definition."""
     tokens = hidden.reshape(-1, DIM)
@@ -43,10 +54,10 @@ def dense(experts: SparseExperts, hidden: torch.Tensor) -> torch.Tensor:
     weights, chosen = scores.topk(experts.options.top_k)
     if experts.options.norm_topk:
         weights = weights / weights.sum(1, keepdim=True)
-    made = torch.stack([experts.experts.run(e, tokens) for e in range(experts.options.num_experts)], 1)
+    made = torch.stack([of_expert(experts.experts, e, tokens) for e in range(experts.options.num_experts)], 1)
     total = (weights[..., None] * made.gather(1, chosen[..., None].expand(-1, -1, DIM))).sum(1)
     if experts.shared is not None:
-        total = total + experts.shared.run(0, tokens)
+        total = total + of_expert(experts.shared, 0, tokens)
     return total.reshape(hidden.shape)
 
 
@@ -55,7 +66,15 @@ def dense(experts: SparseExperts, hidden: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("num_shared", [0, 2])
 def test_grouped_runs_equal_the_definition(kind: str, norm_topk: bool, num_shared: int) -> None:
     experts, hidden = layer(kind=kind, norm_topk=norm_topk, num_shared=num_shared), torch.randn(3, 7, DIM)
-    torch.testing.assert_close(experts(hidden), dense(experts, hidden), atol=1e-5, rtol=0)
+    output, expected = experts(hidden), dense(experts, hidden)
+    torch.testing.assert_close(output, expected, atol=1e-5, rtol=0)
+    parameters = list(experts.parameters())
+    for mine, theirs in zip(
+        torch.autograd.grad(output.square().sum(), parameters),
+        torch.autograd.grad(expected.square().sum(), parameters),
+        strict=True,
+    ):
+        torch.testing.assert_close(mine, theirs, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -83,7 +102,7 @@ def test_experts_that_choose_are_used_alike() -> None:
     for b in range(2):
         for e in range(4):
             for row in scores[b, :, e].topk(4).indices:  # 8 tokens * 2 / 4 experts
-                expected[b, row] += scores[b, row, e] * experts.experts.run(e, hidden[b, row][None])[0]
+                expected[b, row] += scores[b, row, e] * of_expert(experts.experts, e, hidden[b, row][None])[0]
     torch.testing.assert_close(experts(hidden), expected, atol=1e-5, rtol=0)
 
 

@@ -44,13 +44,21 @@ class Experts(nn.Module):
             self.up_bias = nn.Parameter(torch.zeros(num, inner))
             self.down_bias = nn.Parameter(torch.zeros(num, dim))
 
-    def run(self, expert: int, tokens: Tensor) -> Tensor:
-        """One expert on tokens (n, D)."""
-        if self.kind == "gelu":
-            inner = F.gelu(F.linear(tokens, self.up[expert], self.up_bias[expert]), approximate="tanh")
-            return F.linear(inner, self.down[expert], self.down_bias[expert])
-        gate, up = F.linear(tokens, self.up[expert]).chunk(2, dim=-1)
-        return F.linear(F.silu(gate) * up, self.down[expert])
+    def run_each(self, tokens: Sequence[Tensor]) -> list[Tensor]:
+        """Every expert on tokens of its own, n of (..., D); an expert without tokens does nothing."""
+        # One `unbind` for all: the gradient of `up[expert]` would be as large as `up`, once for each expert.
+        weights = zip(
+            *(parameter.unbind(0) for parameter in self._parameters.values() if parameter is not None), strict=True
+        )
+        return [self._run(mine, *own) if mine.numel() else mine for mine, own in zip(tokens, weights, strict=True)]
+
+    def _run(self, tokens: Tensor, up: Tensor, down: Tensor, *biases: Tensor) -> Tensor:
+        """One expert."""
+        if biases:
+            inner = F.gelu(F.linear(tokens, up, biases[0]), approximate="tanh")
+            return F.linear(inner, down, biases[1])
+        gate, value = F.linear(tokens, up).chunk(2, dim=-1)
+        return F.linear(F.silu(gate) * value, down)
 
     def run_all(self, tokens: Tensor) -> Tensor:
         """Every expert on as many tokens of its own (num, n, D), in two batched products."""
@@ -83,22 +91,19 @@ class SparseExperts(nn.Module):
             scores = scores_of(self.router(hidden.to(self.router.weight.dtype)))
         by_expert = self.options.routing == "expert" and not self.soft
         output = self._by_expert(hidden, scores) if by_expert else self._by_token(hidden, scores)
-        return output if self.shared is None else output + self.shared.run(0, hidden)
+        return output if self.shared is None else output + self.shared.run_each([hidden])[0]
 
     def _by_token(self, hidden: Tensor, scores: Tensor) -> Tensor:
         """Tokens sorted by expert, one slice an expert."""
         tokens = hidden.reshape(-1, hidden.shape[-1])
         weights, chosen = choose(scores.reshape(len(tokens), -1), self.options, soft=self.soft)
         order = chosen.flatten().argsort(stable=True)
-        rows, weight = order // chosen.shape[1], weights.flatten()[order]
         counts = chosen.flatten().bincount(minlength=self.options.num_experts).tolist()
-        output = torch.zeros_like(tokens)
-        slices = zip(rows.split(counts), weight.split(counts), strict=True)
-        for expert, (mine, factor) in enumerate(slices):
-            if len(mine):
-                made = self.experts.run(expert, tokens[mine])
-                output = output.index_add(0, mine, (factor[:, None] * made).to(output.dtype))
-        return output.reshape(hidden.shape)
+        # A copy of the token for each of its experts: sorting those there and back has one order of sums on every device.
+        copies = tokens.repeat_interleave(chosen.shape[1], dim=0).index_select(0, order)
+        made = torch.cat(self.experts.run_each(copies.split(counts))).index_select(0, order.argsort())
+        output = (weights[..., None] * made.reshape(*chosen.shape, -1)).sum(1)
+        return output.to(hidden.dtype).reshape(hidden.shape)
 
     def _by_expert(self, hidden: Tensor, scores: Tensor) -> Tensor:
         """Every expert takes the same number of tokens of each sample, those that score highest for it."""
