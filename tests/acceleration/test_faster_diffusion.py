@@ -11,7 +11,7 @@ from torch import Tensor
 
 import pagoda
 from pagoda.acceleration import RAS, DeepCache, FasterDiffusion, keys_by_change, lay_out
-from pagoda.diffusion import EDMDenoiser, Euler, karras_sigmas, sample
+from pagoda.diffusion import EDMDenoiser, Euler, Step, karras_sigmas, sample, solve
 from pagoda.errors import ConfigError
 from pagoda.networks import DiffusersNetwork
 
@@ -116,6 +116,20 @@ def test_our_solvers_get_the_noise_at_the_scale_of_their_states() -> None:
             )
     assert all(torch.equal(a, b) for a, b in zip(states[0.0][:3], states[0.1][:3], strict=True))
     assert not torch.equal(states[0.0][3], states[0.1][3])
+
+
+@torch.no_grad()
+def test_outputs_that_are_kept_mean_the_same_image_at_every_noise_level() -> None:
+    denoiser = EDMDenoiser(DiffusersNetwork(NATIVE["unet"]().model), noise_scale=25.0)
+    z = torch.randn(2, denoiser.network.model.config.in_channels, 16, 16, generator=torch.Generator().manual_seed(0))
+    steps: list[Step] = []
+    with pagoda.accelerate(denoiser, FasterDiffusion(keys=[0, 3], propagate="output", inject_scale=0.0)):
+        solve(denoiser, 20 * z, [20.0, 9.0, 4.0, 2.0, 1.0, 0.5, 0.2], solver=Euler(), callback=steps.append)
+    for group in ((0, 1, 2), (3, 4, 5)):
+        first, *others = (steps[index].denoised for index in group)
+        for other in others:
+            torch.testing.assert_close(other, first, atol=2e-5, rtol=0)
+    assert not torch.allclose(steps[0].denoised, steps[3].denoised, atol=1e-2)
 
 
 @torch.no_grad()

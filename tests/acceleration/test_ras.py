@@ -18,7 +18,19 @@ import pagoda
 from pagoda.acceleration import RAS, DeepCache, longest_streak, select_tokens, token_scores
 from pagoda.acceleration.ras import count_left_out, expected_streak, official_ends
 from pagoda.acceleration.sparse import TokenChoice
+from pagoda.diffusion import (
+    Condition,
+    CosineVPSchedule,
+    Denoiser,
+    EDMDenoiser,
+    Euler,
+    FlowMatchingSchedule,
+    GuidedDenoiser,
+    ScheduledDenoiser,
+    solve,
+)
 from pagoda.errors import ConfigError
+from pagoda.networks import DiffusersNetwork
 
 
 def test_steps_and_budgets() -> None:
@@ -167,6 +179,42 @@ def test_outputs_of_tokens_that_are_left_out_are_those_of_the_step_before() -> N
     assert tokens.sum(1).tolist() == [24, 24]  # half of 6 x 8
     inner = torch.nn.functional.avg_pool2d(moved.float()[:, None], 2).flatten(1)
     assert bool(((inner == 1) == (tokens == 1)).all())  # whole patches
+
+
+def denoisers() -> dict[str, Denoiser]:
+    network = DiffusersNetwork(NATIVE["dit"]().model)
+    flow, vp = FlowMatchingSchedule(), CosineVPSchedule()
+    return {
+        "edm": EDMDenoiser(network, noise_scale=25.0),
+        "velocity": ScheduledDenoiser(network, flow, "velocity"),
+        "v": ScheduledDenoiser(network, vp, "v"),
+        "eps": ScheduledDenoiser(network, vp, "eps"),
+    }
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("guided", [False, True])
+@pytest.mark.parametrize("prediction", ["edm", "velocity", "v", "eps"])
+def test_tokens_that_are_left_out_keep_their_estimate_of_the_clean_image(prediction: str, guided: bool) -> None:
+    """Whatever the network predicts: the target of EDM and of v turns along the way, the estimate need not."""
+    denoiser = denoisers()[prediction]
+    sampled = GuidedDenoiser(denoiser, 2.0) if guided else denoiser
+    z, steps = normal(2, denoiser.network.model.config.in_channels, 16, 16), []
+    with pagoda.accelerate(sampled, RAS(start_step=1, reset_steps=(3,))):
+        solve(
+            sampled,
+            20 * z,
+            [20.0, 9.0, 4.0, 2.0, 1.0, 0.5],
+            condition=Condition.of_labels([1, 3]),
+            solver=Euler(),
+            callback=steps.append,
+        )
+    estimates = [step.denoised for step in steps]
+    for index, expected in ((1, 0.5), (2, 0.5), (3, 0.0), (4, 0.5)):
+        moved = (estimates[index] - estimates[index - 1]).abs().amax(1, keepdim=True)
+        tokens = torch.nn.functional.max_pool2d(moved, denoiser.network.model.config.patch_size).flatten(1)
+        stayed = (tokens < 2e-5 * estimates[index].abs().max()).float().mean(1)
+        assert stayed.tolist() == [expected, expected]
 
 
 @torch.no_grad()

@@ -16,6 +16,7 @@ from pagoda.acceleration.clock import Clock, PipelineSource, SolverSource, repla
 from pagoda.acceleration.control import ControlRun
 from pagoda.acceleration.network_run import NetworkRun
 from pagoda.acceleration.plan import Layout, Plan, check_combination
+from pagoda.acceleration.reading import Preconditioning
 from pagoda.acceleration.saving import load_plans
 from pagoda.acceleration.split import Compile
 from pagoda.diffusion import Denoiser, listening
@@ -167,7 +168,7 @@ def accelerate(
                 stack.enter_context(replaced(control, "forward", ControlRun(control, networks[0], clock)))
             stack.enter_context(source.attached())
         elif isinstance(target, Denoiser):
-            stack.enter_context(listening(target, SolverSource(clock, _time_of_sigma(target))))
+            stack.enter_context(listening(target, SolverSource(clock, Preconditioning.of(target))))
         stack.callback(clock.end)
         yield Run(clock, networks)
 
@@ -226,17 +227,3 @@ def _compiler(owner: nn.Module, model: nn.Module, given: Compile | None) -> Comp
         return None
     context: Compile = owner.dynamo_ctx  # type: ignore[assignment]
     return context
-
-
-def _time_of_sigma(denoiser: nn.Module) -> Any:
-    """How the denoiser that holds the network turns a noise level into the network's time input."""
-    owner: Any = next((m for m in denoiser.modules() if hasattr(m, "network_input") and hasattr(m, "network")), None)
-    if owner is None:
-        return None
-    like = next(iter(owner.parameters()))
-
-    def time_of_sigma(sigma: float) -> Tensor:
-        x = like.new_zeros(1, 1, 1, 1)
-        return owner.network_input(x, torch.tensor([sigma], dtype=x.dtype, device=x.device))[1]
-
-    return time_of_sigma

@@ -16,6 +16,7 @@ from pagoda.acceleration.clock import Clock
 from pagoda.acceleration.faster_diffusion import FasterDiffusion
 from pagoda.acceleration.plan import Layout, Plan, PlannedStep, lay_out
 from pagoda.acceleration.ras import RAS
+from pagoda.acceleration.reading import Reading
 from pagoda.acceleration.sparse import SparseNetwork, TokenChoice
 from pagoda.acceleration.split import Compile, Kept, Reads, SplitNetwork, later_reads, run_split
 from pagoda.errors import ConfigError
@@ -207,19 +208,21 @@ class NetworkRun:
             step = PlannedStep(step.index, "reused", skips=0)
         if step.kind == "reused" and kept.forced and not self._available(step, kept):
             step, forced = PlannedStep(step.index), True
-        device = arguments["sample" if "sample" in arguments else "hidden_states"].device
+        device = image_input(arguments).device
+        reading = None if self._clock.reading_of is None else self._clock.reading_of(step.index)
         call = Call(step.index, step.kind, None, forced=forced, tokens=step.tokens)
         key = (step.kind, step.skips, step.branch, len(step.decodes), step.tokens, reads.anything, forced, signature)
         with self._counting(key) as counter, self.ledger.timed(call, device):
             if step.kind == "batched":
                 output, share = self._batched(step, arguments, kept), 0.0
             elif step.kind == "skipped":
-                assert kept.output is not None
-                output, share = kept.output, 0.0
+                output, share = self._kept_output(reading, arguments, kept), 0.0
             elif self._choice is not None and self._sparse is not None:
-                output, share = self._choice.run(self._sparse, step, arguments, kept, self._plain), 1.0
+                output, share = self._choice.run(self._sparse, step, arguments, kept, self._plain, reading), 1.0
             else:
                 output, share = self._split_or_plain(step, reads, arguments, kept, counter)
+                if reads.output and reading is not None:
+                    kept.estimate = reading.estimate(image_input(arguments), output)
         if counter is not None:
             self._costs[key] = (counter.total, share)
         if not self._compiled:
@@ -227,6 +230,14 @@ class NetworkRun:
         if self._watch:
             self._record_change(kept)
         return output
+
+    @staticmethod
+    def _kept_output(reading: Reading | None, arguments: Mapping[str, Any], kept: Kept) -> Tensor:
+        """The output of the last step that computed one, or what means the same here."""
+        assert kept.output is not None
+        if reading is None or kept.estimate is None:
+            return kept.output
+        return reading.output(kept.estimate, image_input(arguments), kept.output)
 
     @staticmethod
     def _available(step: PlannedStep, kept: Kept) -> bool:
@@ -296,6 +307,12 @@ class NetworkRun:
             pairs = zip(now, self._watched, strict=True)
             self.changes.append(sum(float((a - b).square().mean()) for a, b in pairs) / len(now))
         self._watched = now
+
+
+def image_input(arguments: Mapping[str, Any]) -> Tensor:
+    """What a network is given for a state, and whatever is concatenated to it."""
+    given: Tensor = arguments["sample" if "sample" in arguments else "hidden_states"]
+    return given
 
 
 def shapes(value: Any) -> Any:

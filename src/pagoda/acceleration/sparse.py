@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pagoda.acceleration.plan import PlannedStep
 from pagoda.acceleration.ras import RAS, count_left_out, select_tokens, token_scores
+from pagoda.acceleration.reading import Reading
 from pagoda.acceleration.split import Compile, Kept
 from pagoda.errors import ConfigError, ShapeError
 from pagoda.networks import Anatomy, KeptAttention, TokenRows, TransformerAnatomy
@@ -32,6 +33,11 @@ class SparseNetwork:
     def images(self, patches: Tensor, arguments: dict[str, Any]) -> Tensor:
         """Patches of all tokens as images."""
         return self._parts.to_images(patches, self._parts.grid_of(arguments["hidden_states"]))
+
+    def active_pixels(self, rows: TokenRows, patches: Tensor, arguments: dict[str, Any]) -> Tensor:
+        """Where the pixels of active tokens are, shaped as the images of `patches`."""
+        active = patches.new_zeros(len(patches), rows.total).scatter_(1, rows.index, 1.0)
+        return self.images(active[..., None].expand_as(patches), arguments) > 0
 
 
 class TokenChoice:
@@ -74,8 +80,27 @@ class TokenChoice:
         arguments: dict[str, Any],
         kept: Kept,
         plain: Callable[[dict[str, Any]], Tensor],
+        reading: Reading | None,
     ) -> Tensor:
-        """One call of the network: full, or over the active tokens with the rest as it was."""
+        """One call of the network: full, or over the active tokens with the rest as it was.
+
+        With a `reading` it is the estimate of the clean image that stays, not the output.
+        """
+        output = self._full_or_sparse(network, step, arguments, kept, plain, reading)
+        if reading is not None:
+            following = step.index + 1 in self._sparse
+            kept.estimate = reading.estimate(arguments["hidden_states"], output) if following else None
+        return output
+
+    def _full_or_sparse(
+        self,
+        network: SparseNetwork,
+        step: PlannedStep,
+        arguments: dict[str, Any],
+        kept: Kept,
+        plain: Callable[[dict[str, Any]], Tensor],
+        reading: Reading | None,
+    ) -> Tensor:
         following = step.index + 1 in self._sparse
         if step.kind == "full":
             if not following:
@@ -101,6 +126,9 @@ class TokenChoice:
             kept.middle = kept.middle.clone()
         rows.write(fresh, kept.middle)
         output = network.images(kept.middle, arguments)
+        if reading is not None and kept.estimate is not None:
+            stays = reading.output(kept.estimate, arguments["hidden_states"], output)
+            output = torch.where(network.active_pixels(rows, kept.middle, arguments), output, stays)
         if not following:
             self._attention.pop(id(kept), None)
         return output

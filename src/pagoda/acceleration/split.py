@@ -26,6 +26,8 @@ class Kept:
     feature: Tensor | None = None
     """What the decoder had before it took the skip of the branch."""
     output: Tensor | None = None
+    estimate: Tensor | None = None
+    """The clean image that the last output means, where that is known."""
     outputs: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
     """Of steps to come: their time and their output."""
     forced: bool = False
@@ -33,11 +35,12 @@ class Kept:
 
     def held(self) -> list[Any]:
         """Everything that is held."""
-        return [self.skips, self.middle, self.feature, self.output, [output for _, output in self.outputs.values()]]
+        steps_to_come = [output for _, output in self.outputs.values()]
+        return [self.skips, self.middle, self.feature, self.output, self.estimate, steps_to_come]
 
     def clear(self) -> None:
         """Let everything go."""
-        self.skips, self.middle, self.feature, self.output = (), None, None, None
+        self.skips, self.middle, self.feature, self.output, self.estimate = (), None, None, None, None
         self.outputs.clear()
 
 
