@@ -73,6 +73,13 @@ def parser() -> argparse.ArgumentParser:
     )
     one.add_argument("--budget", type=float, default=1.0, metavar="SHARE", help="share of the full run (default 1)")
     one.add_argument("--fresh", action="store_true", help="start over instead of continuing FILE")
+    one.add_argument(
+        "--jobs",
+        type=int,
+        default=1,
+        metavar="N",
+        help="arms that run at once, each with its share of the cores (default 1). Not where speed is what is measured.",
+    )
     every = commands.add_parser(
         "all", help="run every benchmark into FOLDER/NAME.json; the same command again continues"
     )
@@ -121,6 +128,7 @@ def main(arguments: list[str] | None = None) -> int:
                 json_path=options.json,
                 budget=options.budget,
                 fresh=options.fresh,
+                jobs=options.jobs,
                 command=command,
             )
             for line in record["passes"]:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-import time
 from collections.abc import Callable
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 from benchmarks.harness import provenance
+from benchmarks.harness.measuring import in_turn, side_by_side, threads_of
 from benchmarks.harness.model import Benchmark, Results
 from benchmarks.harness.report import render
 from pagoda.errors import ArtifactError, ConfigError, DataError
@@ -27,6 +27,7 @@ def run(
     json_path: Path,
     budget: float = 1.0,
     fresh: bool = False,
+    jobs: int = 1,
     command: str = "",
     report: Callable[[str], None] = print,
 ) -> dict[str, Any]:
@@ -39,6 +40,7 @@ def run(
             these are kept and only the rest is run.
         budget: Share of the full steps or samples, in (0, 1]; results at less than 1 are marked as not for publication.
         fresh: Start over, whatever the file holds.
+        jobs: Arms that run at once, each in a process with its share of the cores; not for benchmarks of speed.
         command: The command line, for the record.
         report: Receives one line after each arm.
 
@@ -46,7 +48,7 @@ def run(
         The content of the JSON file.
 
     Raises:
-        ConfigError: `seeds`, `budget` or the file's name is out of range.
+        ConfigError: `seeds`, `budget`, `jobs` or the file's name is out of range.
         ArtifactError: the file holds results of another benchmark, commit, code, machine or budget, or is damaged.
         DataError: an arm returned something that is not a finite number; what was measured before is kept.
     """
@@ -54,12 +56,14 @@ def run(
         raise ConfigError(f"seeds must be at least 1, got {seeds}.")
     if not 0 < budget <= 1:
         raise ConfigError(f"budget is a share of the full run in (0, 1], got {budget}.")
+    if jobs < 1:
+        raise ConfigError(f"jobs must be at least 1, got {jobs}.")
     if json_path.suffix != ".json":
         raise ConfigError(f"the result file must end in .json, got `{json_path}`.")
     arms = bench.arms(budget)
     origin: dict[str, Any] = {
         "name": bench.name,
-        "machine": provenance.machine(),
+        "machine": provenance.machine() | ({"torch_threads": threads_of(jobs)} if jobs > 1 else {}),
         "versions": provenance.versions(),
         "commit": provenance.commit(),
         "code": provenance.code_hash(),
@@ -70,17 +74,22 @@ def run(
         runs |= _earlier_runs(json_path, origin, arms=list(arms))
     # Values that were paid for are never dropped: a file with more seeds keeps them, and they count as asked for.
     seeds = max([seeds, *(row["seed"] + 1 for rows in runs.values() for row in rows)])
-    for seed in range(seeds):
-        for name, arm in arms.items():
-            if any(row["seed"] == seed for row in runs[name]):
-                report(f"{bench.name}: {name}, seed {seed}: kept from {json_path}")
-                continue
-            start = time.perf_counter()
-            metrics = _checked(arm(seed), f"{bench.name}: {name}, seed {seed}")
-            runs[name].append({"seed": seed, "wall_s": time.perf_counter() - start, "metrics": metrics})
-            _write(bench, origin, runs, seeds, command, json_path)
-            shown = ", ".join(f"{key} {value:.4g}" for key, value in metrics.items())
-            report(f"{bench.name}: {name}, seed {seed}: {shown} ({runs[name][-1]['wall_s']:.1f} s)")
+    missing = []
+    for pair in [(seed, name) for seed in range(seeds) for name in arms]:
+        if any(row["seed"] == pair[0] for row in runs[pair[1]]):
+            report(f"{bench.name}: {pair[1]}, seed {pair[0]}: kept from {json_path}")
+        else:
+            missing.append(pair)
+    one_by_one = jobs == 1 or len(missing) < 2
+    measured = in_turn(arms, missing) if one_by_one else side_by_side(bench, missing, budget=budget, jobs=jobs)
+    for name, seed, found, wall_s in measured:
+        metrics = _checked(found, f"{bench.name}: {name}, seed {seed}")
+        runs[name] = sorted(
+            [*runs[name], {"seed": seed, "wall_s": wall_s, "metrics": metrics}], key=lambda row: int(row["seed"])
+        )
+        _write(bench, origin, runs, seeds, command, json_path)
+        shown = ", ".join(f"{key} {value:.4g}" for key, value in metrics.items())
+        report(f"{bench.name}: {name}, seed {seed}: {shown} ({wall_s:.1f} s)")
     return _write(bench, origin, runs, seeds, command, json_path)
 
 

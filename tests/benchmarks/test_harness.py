@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -266,3 +267,34 @@ def test_commit_says_whether_anything_but_results_has_changed(tmp_path: Path) ->
 def test_outside_of_a_repository_there_is_no_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
     assert provenance.commit(tmp_path) == {"hash": None, "dirty": None}
+
+
+@benchmark("side_by_side", question="Do processes of their own find the same?", passes=[])
+def side_by_side(budget: float) -> dict[str, Arm]:
+    """For `test_arms_side_by_side...`, whose processes import this module by its name."""
+    return {"half": lambda seed: {"value": seed * budget / 2}, "late": late}
+
+
+def late(seed: int) -> dict[str, float]:
+    """Ends last for the first seed; fails for the fourth."""
+    if seed == 3:
+        raise ValueError("planted")
+    time.sleep(0.5 if seed == 0 else 0.0)
+    return {"value": -float(seed)}
+
+
+def test_arms_side_by_side_give_the_same_file_and_one_that_fails_loses_no_other(path: Path) -> None:
+    bench = REGISTRY["side_by_side"]
+    alone = run(bench, seeds=3, json_path=path, report=silent, budget=0.5)
+    together = run(bench, seeds=3, json_path=path.with_name("both.json"), report=silent, budget=0.5, jobs=2)
+    values = [
+        {name: [(row["seed"], row["metrics"]) for row in rows] for name, rows in record["arms"].items()}
+        for record in (alone, together)
+    ]
+    assert values[0] == values[1]
+    with pytest.raises(ValueError, match="planted"):
+        run(bench, seeds=5, json_path=path.with_name("both.json"), report=silent, budget=0.5, jobs=2)
+    kept = json.loads(path.with_name("both.json").read_text(encoding="utf-8"))["arms"]
+    assert [row["seed"] for row in kept["half"]][:4] == [0, 1, 2, 3]
+    with pytest.raises(ConfigError, match="jobs must be at least 1, got 0"):
+        run(bench, seeds=1, json_path=path, report=silent, jobs=0)

@@ -1,0 +1,70 @@
+"""How arms are measured: one after the other, or some side by side in processes of their own."""
+
+from __future__ import annotations
+
+import importlib
+import multiprocessing
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from typing import NamedTuple
+
+from benchmarks.harness.model import REGISTRY, Arm, Benchmark
+
+
+class Measured(NamedTuple):
+    """What an arm returned for a seed, and the seconds that it took."""
+
+    arm: str
+    seed: int
+    metrics: Mapping[str, float]
+    wall_s: float
+
+
+def in_turn(arms: Mapping[str, Arm], missing: Sequence[tuple[int, str]]) -> Iterator[Measured]:
+    """Arms by (seed, name) in this process, in the order given."""
+    for seed, name in missing:
+        yield _measure(arms[name], name, seed)
+
+
+def side_by_side(
+    bench: Benchmark, missing: Sequence[tuple[int, str]], *, budget: float, jobs: int
+) -> Iterator[Measured]:
+    """Arms in `jobs` processes with their share of the cores each, in the order in which they end.
+
+    An arm that fails keeps no other from ending: what is running is still yielded, then the first failure is raised.
+    """
+    os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(threads_of(jobs))
+    failed: BaseException | None = None
+    with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+        running = [pool.submit(_measure_here, bench.arms.__module__, bench.name, budget, *pair) for pair in missing]
+        for done in as_completed(running):
+            if done.cancelled():
+                continue
+            if (error := done.exception()) is None:
+                yield done.result()
+            elif failed is None:
+                failed = error
+                for waiting in running:
+                    waiting.cancel()
+    if failed is not None:
+        raise failed
+
+
+def threads_of(jobs: int) -> int:
+    """Threads of each of some processes on the cores of this one."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // jobs)
+
+
+def _measure_here(module: str, benchmark: str, budget: float, seed: int, name: str) -> Measured:
+    """One arm in a process of the pool, which finds the benchmark by its module and name."""
+    importlib.import_module(module)
+    return _measure(REGISTRY[benchmark].arms(budget)[name], name, seed)
+
+
+def _measure(arm: Arm, name: str, seed: int) -> Measured:
+    start = time.perf_counter()
+    metrics = arm(seed)
+    return Measured(name, seed, metrics, time.perf_counter() - start)
