@@ -212,12 +212,12 @@ def storage_bytes(value: Any) -> int:
 )
 def acceleration_speed(budget: float) -> dict[str, Arm]:
     """Every plan at 20 and 50 steps, and the package at 20; a smaller budget takes a narrower network."""
-    share, rounds = (1.0, 2) if budget >= 1 else (max(0.25, budget**0.5), 1)
+    share, rounds = (1.0, {20: 2, 50: 1}) if budget >= 1 else (max(0.25, budget**0.5), {20: 1, 50: 1})
     arms: dict[str, Arm] = {
-        f"{name}-{steps}": partial(against_plain, plan, steps, share, rounds)
+        f"{name}-{steps}": partial(against_plain, plan, steps, share, rounds[steps])
         for steps in STEPS
         for name, plan in PLANS.items()
     }
     for interval, branch in SIDE_BY_SIDE:
-        arms[f"package-n{interval}-b{branch}"] = partial(beside_package, interval, branch, 20, share, rounds)
+        arms[f"package-n{interval}-b{branch}"] = partial(beside_package, interval, branch, 20, share, rounds[20])
     return arms
