@@ -21,6 +21,7 @@ from pagoda.files import write_text_atomic
 
 _HELPERS = (
     "__main__",
+    "dit_steps",
     "heart",
     "metrics",
     "peer_loops",

@@ -4,18 +4,13 @@ from __future__ import annotations
 
 import math
 import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import torch
-from torch import Tensor
-
+from benchmarks.dit_steps import trained_steps
 from benchmarks.harness import Arm, PassLine, Results, benchmark
-from pagoda.data.order import batch_indices
-from pagoda.diffusion import Condition, EDMDenoiser
-from pagoda.networks import BackboneConfig, DiffusersNetwork, build_backbone
+from pagoda.networks import BackboneConfig
 from pagoda.pretraining import (
     CepConfig,
     DdaePlusConfig,
@@ -24,14 +19,10 @@ from pagoda.pretraining import (
     RepaConfig,
     SwitchDitConfig,
     TechniqueConfig,
-    build_techniques,
 )
-from pagoda.training import LoopConfig, NoiseLaw, OptimizerConfig, Runtime, Setup, Trainable, Trainer
-from pagoda.training.denoising import DenoisingObjective
 
-WIDTH, DEPTH, SIZE, BATCH, COUNT, ROUNDS = 192, 12, 16, 8, 128, 8
+WIDTH, DEPTH, SIZE, BATCH, ROUNDS = 192, 12, 16, 8, 8
 TOKENS = (SIZE // 2) ** 2
-LAW = NoiseLaw()
 CONFIGS: dict[str, TechniqueConfig] = {
     "repa": RepaConfig(encoders=("random",)),
     "dtr": DtrConfig(),
@@ -55,61 +46,8 @@ def multiply_adds(name: str = "plain") -> float:
 
 def make_step(config: TechniqueConfig | None, folder: Path, seed: int) -> Callable[[int], float]:
     """A function that trains some steps and returns the seconds that one took."""
-    generator = torch.Generator().manual_seed(seed)
-    images = torch.rand(COUNT, 3, SIZE, SIZE, generator=generator) * 2 - 1
-
-    def load(indices: Tensor, flips: Tensor) -> tuple[Tensor, Condition]:
-        return images[indices], Condition.of_labels(indices % 10)
-
-    runtime = Runtime("cpu")
-    setup = Setup(
-        image_size=SIZE,
-        channels=3,
-        num_classes=10,
-        steps=10**6,
-        seed=seed,
-        noise=LAW,
-        noise_scale=25.0,
-        sigma_data=0.5,
-        count=COUNT,
-        load=load,
-        mirror=False,
-        runtime=runtime,
-    )
-    torch.manual_seed(seed)
     backbone = BackboneConfig(kind="dit", patch_size=2, hidden_size=WIDTH, depth=DEPTH, head_dim=64)
-    network = DiffusersNetwork(build_backbone(backbone, image_size=SIZE, num_classes=10))
-    techniques = build_techniques([] if config is None else [config])
-    network = techniques.prepare(network, setup)
-    objective = DenoisingObjective(
-        EDMDenoiser(network, noise_scale=25.0),
-        Trainable(techniques.together(network), OptimizerConfig(lr=1e-4), 0.99),
-        load,
-        noise=LAW,
-        mirror=False,
-        techniques=techniques,
-    )
-    trainer = Trainer(
-        objective,
-        LoopConfig(steps=1, batch_size=BATCH, preview_every=0, checkpoint_every=10**9, log_every=10**9),
-        runtime=runtime,
-        folder=folder,
-        stage="cost",
-        seed=seed,
-        order=lambda step, count: batch_indices(seed, step, count, COUNT),
-    )
-    trainer.save = lambda: None  # type: ignore[method-assign]  # a checkpoint every few hundred steps is not a step's cost
-
-    def run(steps: int) -> float:
-        trainer.step = 0
-        trainer.config = LoopConfig(
-            steps=steps, batch_size=BATCH, preview_every=0, checkpoint_every=10**9, log_every=10**9
-        )
-        start = time.perf_counter()
-        trainer._train()
-        return (time.perf_counter() - start) / steps
-
-    return run
+    return trained_steps(backbone, config, size=SIZE, channels=3, num_classes=10, batch=BATCH, folder=folder, seed=seed)
 
 
 def compare(name: str, steps: int, rounds: int) -> Arm:
