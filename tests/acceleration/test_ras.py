@@ -217,6 +217,36 @@ def test_tokens_that_are_left_out_keep_their_estimate_of_the_clean_image(predict
         assert stayed.tolist() == [expected, expected]
 
 
+class Mean(Denoiser):
+    """Of two denoisers."""
+
+    def __init__(self, *denoisers: Denoiser) -> None:
+        super().__init__()
+        self.denoisers = torch.nn.ModuleList(denoisers)
+
+    def denoise(self, x: torch.Tensor, sigma: torch.Tensor, condition: Condition) -> torch.Tensor:
+        return torch.stack([denoiser(x, sigma, condition) for denoiser in self.denoisers]).mean(0)
+
+
+@torch.no_grad()
+def test_each_network_of_a_denoiser_is_read_as_its_own_preconditioning_says() -> None:
+    made = [denoisers()["edm"], denoisers()["v"]]
+    z, steps = normal(1, made[0].network.model.config.in_channels, 16, 16), []
+    both = Mean(*made)
+    with pagoda.accelerate(both, RAS(start_step=1, reset_steps=())):
+        solve(
+            both,
+            20 * z,
+            [20.0, 9.0, 4.0, 2.0],
+            condition=Condition.of_labels([1]),
+            solver=Euler(),
+            callback=steps.append,
+        )
+    moved = (steps[2].denoised - steps[1].denoised).abs().amax(1, keepdim=True)
+    tokens = torch.nn.functional.max_pool2d(moved, made[0].network.model.config.patch_size)
+    assert (tokens < 2e-5 * steps[2].denoised.abs().max()).float().mean().item() == 0.5
+
+
 @torch.no_grad()
 def test_keeping_keys_and_values_reaches_the_output() -> None:
     pipeline = stable_diffusion_3()

@@ -154,6 +154,7 @@ def accelerate(
                 chosen,
                 clock,
                 locate=None if source is None else source.locate,
+                preconditioning=Preconditioning.of(model, within=target) if isinstance(target, Denoiser) else None,
                 compile=_compiler(owner, model, compile),
                 differentiable=differentiable,
                 watch=watch,
@@ -168,7 +169,7 @@ def accelerate(
                 stack.enter_context(replaced(control, "forward", ControlRun(control, networks[0], clock)))
             stack.enter_context(source.attached())
         elif isinstance(target, Denoiser):
-            stack.enter_context(listening(target, SolverSource(clock, Preconditioning.of(target))))
+            stack.enter_context(listening(target, SolverSource(clock)))
         stack.callback(clock.end)
         yield Run(clock, networks)
 

@@ -14,7 +14,6 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from pagoda.acceleration.reading import Preconditioning, Reading
 from pagoda.diffusion import RunStart
 from pagoda.errors import ConfigError
 
@@ -58,8 +57,8 @@ class Clock:
     """Size of a state of unit data and noise of the step's level: 1 where states are kept at unit variance."""
     time_of: Callable[[int], Tensor] | None = None
     """The time input of the network at a step to come, one number; None where it is not known beforehand."""
-    reading_of: Callable[[int], Reading] | None = None
-    """How the network's output is read at a step; None where nobody says."""
+    sigma_of: Callable[[int], float] | None = None
+    """The noise level that a step starts from, where a solver of ours with one call a step says it."""
 
     def begin(self, num_steps: int, *, calls_per_step: int, solver: str, first_order: bool) -> None:
         """Start a run; one that was left in the middle is forgotten."""
@@ -91,7 +90,7 @@ class Clock:
         """The run is over; features that were kept for it are let go."""
         if self.running:
             self.running, self.start_state = False, None
-            self.time_of, self.scale_of, self.reading_of = None, None, None
+            self.time_of, self.scale_of, self.sigma_of = None, None, None
             for follower in self.followers:
                 follower.end()
 
@@ -99,19 +98,16 @@ class Clock:
 class SolverSource:
     """Listens to `diffusion.solve` (see `diffusion.listening`)."""
 
-    def __init__(self, clock: Clock, preconditioning: Preconditioning | None) -> None:
+    def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self._preconditioning = preconditioning
 
     def begin_run(self, start: RunStart, x: Tensor) -> None:
         """Lay the plan out."""
         clock, name = self._clock, f"a solver of order {start.order} with {start.calls_per_step} calls a step"
         clock.begin(start.num_steps, calls_per_step=start.calls_per_step, solver=name, first_order=start.order == 1)
         clock.start_state, clock.scale_of = x, lambda index: math.hypot(1.0, start.sigmas[index])
-        known = self._preconditioning
-        if known is not None and start.calls_per_step == 1:
-            clock.time_of = lambda index: known.time(start.sigmas[index])
-            clock.reading_of = lambda index: known.reading(start.sigmas[index], x.shape[1])
+        if start.calls_per_step == 1:
+            clock.sigma_of = lambda index: start.sigmas[index]
 
     def begin_step(self, index: int, x: Tensor) -> Tensor:
         """Noise is added before the step: its first call sees it."""

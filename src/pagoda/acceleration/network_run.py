@@ -16,7 +16,7 @@ from pagoda.acceleration.clock import Clock
 from pagoda.acceleration.faster_diffusion import FasterDiffusion
 from pagoda.acceleration.plan import Layout, Plan, PlannedStep, lay_out
 from pagoda.acceleration.ras import RAS
-from pagoda.acceleration.reading import Reading
+from pagoda.acceleration.reading import Preconditioning, Reading
 from pagoda.acceleration.sparse import SparseNetwork, TokenChoice
 from pagoda.acceleration.split import Compile, Kept, Reads, SplitNetwork, later_reads, run_split
 from pagoda.errors import ConfigError
@@ -39,6 +39,7 @@ class NetworkRun:
         clock: Clock,
         *,
         locate: Callable[[Any], None] | None,
+        preconditioning: Preconditioning | None,
         compile: Compile | None,
         differentiable: bool,
         watch: bool,
@@ -48,6 +49,7 @@ class NetworkRun:
         for plan in plans:
             plan.check(self.parts)
         self._plans, self._clock, self._locate = tuple(plans), clock, locate
+        self._preconditioning = preconditioning
         self._compiled, self._differentiable, self._watch = compile is not None, differentiable, watch
         self._signature = inspect.signature(type(model).forward)
         self._original = model.forward
@@ -209,7 +211,7 @@ class NetworkRun:
         if step.kind == "reused" and kept.forced and not self._available(step, kept):
             step, forced = PlannedStep(step.index), True
         device = image_input(arguments).device
-        reading = None if self._clock.reading_of is None else self._clock.reading_of(step.index)
+        reading = self._reading(step.index)
         call = Call(step.index, step.kind, None, forced=forced, tokens=step.tokens)
         key = (step.kind, step.skips, step.branch, len(step.decodes), step.tokens, reads.anything, forced, signature)
         with self._counting(key) as counter, self.ledger.timed(call, device):
@@ -230,6 +232,21 @@ class NetworkRun:
         if self._watch:
             self._record_change(kept)
         return output
+
+    def _time_of(self) -> Callable[[int], Tensor] | None:
+        """Time inputs of steps to come, where they are known."""
+        sigma_of, known = self._clock.sigma_of, self._preconditioning
+        if sigma_of is None or known is None:
+            return self._clock.time_of
+        return lambda index: known.time(sigma_of(index))
+
+    def _reading(self, index: int) -> Reading | None:
+        """How the output of a step is read, where that is known."""
+        clock, known = self._clock, self._preconditioning
+        if clock.sigma_of is None or known is None:
+            return None
+        assert clock.start_state is not None
+        return known.reading(clock.sigma_of(index), clock.start_state.shape[1])
 
     @staticmethod
     def _kept_output(reading: Reading | None, arguments: Mapping[str, Any], kept: Kept) -> Tensor:
@@ -255,7 +272,8 @@ class NetworkRun:
         if reads.output and not (reads.skips or reads.middle or reads.feature):
             kept.output = self._plain(arguments)
             return kept.output, 1.0
-        if len(step.decodes) > 1 and self._clock.time_of is None:
+        time_of = self._time_of()
+        if len(step.decodes) > 1 and time_of is None:
             raise ConfigError(
                 "decoders of several steps in one batch need the times of steps to come, which are not known here; "
                 "use FasterDiffusion(parallel=False), or announce the run by its timesteps: `run.steps(timesteps)`."
@@ -269,7 +287,7 @@ class NetworkRun:
             branches[0] if branches else None,
             {name: value for name, value in arguments.items() if name != "return_dict"},
             kept,
-            self._clock.time_of,
+            time_of,
             (lambda: 0) if counter is None else (lambda: counter.total),
         )
 

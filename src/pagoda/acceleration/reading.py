@@ -45,7 +45,7 @@ def wide(values: Tensor) -> Tensor:
 
 
 class Preconditioning:
-    """How the denoiser inside a module that holds a network speaks to it.
+    """How a denoiser speaks to its network.
 
     Args:
         owner: A `PreconditionedDenoiser`.
@@ -56,10 +56,13 @@ class Preconditioning:
         self._like = next(iter(owner.parameters()))
 
     @classmethod
-    def of(cls, module: nn.Module) -> Preconditioning | None:
-        """That of the first preconditioned denoiser in a module; None where there is none."""
-        owner = next((m for m in module.modules() if hasattr(m, "network_input") and hasattr(m, "network")), None)
-        return None if owner is None else cls(owner)
+    def of(cls, model: nn.Module, *, within: nn.Module) -> Preconditioning | None:
+        """That of the preconditioned denoiser that holds a model, somewhere within a module; None where none does."""
+        for owner in within.modules():
+            network = getattr(owner, "network", None)
+            if hasattr(owner, "network_input") and isinstance(network, nn.Module) and model in set(network.modules()):
+                return cls(owner)
+        return None
 
     def time(self, sigma: float) -> Tensor:
         """What the network is told of a noise level (1,)."""
