@@ -5,6 +5,8 @@ The package is not installed by pagoda: pip install --no-deps DeepCache==0.1.1
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import statistics
 from collections.abc import Callable
 from functools import partial
@@ -16,7 +18,7 @@ import pagoda
 from benchmarks.acceleration_speed import pipeline, run_once, timed
 from benchmarks.harness import Arm, PassLine, benchmark
 from pagoda.acceleration import DeepCache
-from pagoda.errors import import_extra
+from pagoda.errors import DataError
 
 SIDE_BY_SIDE = ((5, 0), (5, 1), (3, 0))
 """Intervals and branches."""
@@ -25,7 +27,9 @@ STEPS, ROUNDS = 20, 6
 
 def beside_package(interval: int, branch: int, steps: int, share: float, rounds: int, seed: int) -> dict[str, float]:
     """Both in turn, the other one first every second time; the median over rounds of the ratio of runs next to each other."""
-    helper_class: Any = import_extra("DeepCache", "dev").DeepCacheSDHelper
+    if importlib.util.find_spec("DeepCache") is None:
+        raise DataError("the package to compare with is missing. Run: pip install --no-deps DeepCache==0.1.1")
+    helper_class: Any = importlib.import_module("DeepCache").DeepCacheSDHelper
     pipe, short = pipeline(share), interval + 1
 
     def ours() -> tuple[Tensor, float, int]:

@@ -89,9 +89,7 @@ def timed(function: Callable[[], Tensor]) -> tuple[Tensor, float]:
 def against_plain(plan: Plan, steps: int, share: float, rounds: int, seed: int) -> dict[str, float]:
     """Share of time saved over the share of multiply-adds saved, plain and accelerated runs in turn after a warm-up of both."""
     pipe, plain, fast, facts = pipeline(share), [], [], {}
-    short = max(
-        6, steps // 4
-    )  # enough for a call of each sort, of which the first is also counted, which costs a little
+    short = max(6, steps // 4)  # a call of each sort; the first of each is counted, which takes a little time
     run_once(pipe, short, seed)
     for _ in range(rounds):
         expected, seconds = timed(partial(run_once, pipe, steps, seed))

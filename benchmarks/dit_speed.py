@@ -15,7 +15,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import ModuleType
@@ -75,10 +75,20 @@ def official(batch: int, seed: int, folder: Path) -> Callable[[int], float]:
     return run
 
 
+@cache
 def official_module() -> Any:
-    """Its `models.py`."""
-    if "official_dit" in sys.modules:
-        return sys.modules["official_dit"]
+    """Its `models.py`. What stands in for torchvision and timm while it is loaded is gone afterwards."""
+    before = dict(sys.modules)
+    try:
+        return load_official()
+    finally:
+        for name in set(sys.modules) - set(before):
+            if name.split(".")[0] in ("timm", "torchvision"):
+                del sys.modules[name]
+
+
+def load_official() -> Any:
+    """See `official_module`."""
     found = importlib.util.find_spec("timm")
     if found is None or found.submodule_search_locations is None:
         raise DataError("the official DiT needs timm: pip install --no-deps timm.")
@@ -101,7 +111,6 @@ def official_module() -> Any:
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    sys.modules["official_dit"] = module
     return module
 
 

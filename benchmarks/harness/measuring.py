@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import multiprocessing
 import os
 import time
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from typing import NamedTuple
@@ -33,11 +35,11 @@ def side_by_side(
 ) -> Iterator[Measured]:
     """Arms in `jobs` processes with their share of the cores each, in the order in which they end.
 
-    An arm that fails keeps no other from ending: what is running is still yielded, then the first failure is raised.
+    An arm that fails keeps no other from ending: what is running is still yielded, then the first failure is raised. Tracebacks
+    of further ones go to standard error.
     """
-    os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(threads_of(jobs))
     failed: BaseException | None = None
-    with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+    with _threads(threads_of(jobs)), ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
         running = [pool.submit(_measure_here, bench.arms.__module__, bench.name, budget, *pair) for pair in missing]
         for done in as_completed(running):
             if done.cancelled():
@@ -48,6 +50,8 @@ def side_by_side(
                 failed = error
                 for waiting in running:
                     waiting.cancel()
+            else:
+                traceback.print_exception(error)
     if failed is not None:
         raise failed
 
@@ -56,6 +60,21 @@ def threads_of(jobs: int) -> int:
     """Threads of each of some processes on the cores of this one."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, cores // jobs)
+
+
+@contextlib.contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """What processes that start inside are told of their threads."""
+    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
+    before = {name: os.environ.get(name) for name in names}
+    os.environ.update(dict.fromkeys(names, str(count)))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
 
 
 def _measure_here(module: str, benchmark: str, budget: float, seed: int, name: str) -> Measured:

@@ -104,9 +104,8 @@ def test_the_official_rule_starves_tokens_and_is_there_to_compare() -> None:
     assert longest_streak(low_end, 64) < 24
     mixed = select_tokens(scores, torch.zeros(1, 64), 33, RAS(official_compat=True, high_ratio=0.3))
     ranked = scores.argsort(dim=1)[0].tolist()
-    assert mixed[0].tolist() == sorted(
-        ranked[22 : 64 - 9]
-    )  # of 32: 9.6 from the high end, 22.4 from the low, both cut off
+    # Of 32 that are asked for, 9.6 are from the high end and 22.4 from the low; both are cut off.
+    assert mixed[0].tolist() == sorted(ranked[22 : 64 - 9])
 
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "ras.json").read_text(encoding="utf-8"))

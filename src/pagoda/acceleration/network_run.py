@@ -211,7 +211,8 @@ class NetworkRun:
         if step.kind == "reused" and kept.forced and not self._available(step, kept):
             step, forced = PlannedStep(step.index), True
         device = image_input(arguments).device
-        reading = self._reading(step.index)
+        reads_output = step.kind == "skipped" or reads.output or self._choice is not None
+        reading = self._reading(step.index) if reads_output else None
         call = Call(step.index, step.kind, None, forced=forced, tokens=step.tokens)
         key = (step.kind, step.skips, step.branch, len(step.decodes), step.tokens, reads.anything, forced, signature)
         with self._counting(key) as counter, self.ledger.timed(call, device):
@@ -223,8 +224,7 @@ class NetworkRun:
                 output, share = self._choice.run(self._sparse, step, arguments, kept, self._plain, reading), 1.0
             else:
                 output, share = self._split_or_plain(step, reads, arguments, kept, counter)
-                if reads.output and reading is not None:
-                    kept.estimate = reading.estimate(image_input(arguments), output)
+                kept.estimate = None if reading is None else reading.estimate(image_input(arguments), output)
         if counter is not None:
             self._costs[key] = (counter.total, share)
         if not self._compiled:

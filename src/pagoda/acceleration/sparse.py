@@ -86,32 +86,29 @@ class TokenChoice:
 
         With a `reading` it is the estimate of the clean image that stays, not the output.
         """
-        output = self._full_or_sparse(network, step, arguments, kept, plain, reading)
+        following = step.index + 1 in self._sparse
+        if step.kind != "full":
+            output = self._part(network, arguments, kept, reading)
+        elif following:
+            output = self._whole(network, arguments, kept)
+        else:
+            kept.middle, output = None, plain(arguments)
+        if not following:
+            self._attention.pop(id(kept), None)
         if reading is not None:
-            following = step.index + 1 in self._sparse
             kept.estimate = reading.estimate(arguments["hidden_states"], output) if following else None
         return output
 
-    def _full_or_sparse(
-        self,
-        network: SparseNetwork,
-        step: PlannedStep,
-        arguments: dict[str, Any],
-        kept: Kept,
-        plain: Callable[[dict[str, Any]], Tensor],
-        reading: Reading | None,
-    ) -> Tensor:
-        following = step.index + 1 in self._sparse
-        if step.kind == "full":
-            if not following:
-                kept.middle = None
-                self._attention.pop(id(kept), None)
-                return plain(arguments)
-            attention = KeptAttention() if self._plan.kv_cache else None
-            kept.middle = network.run(arguments, attention, None)
-            if attention is not None:
-                self._attention[id(kept)] = attention
-            return network.images(kept.middle, arguments)
+    def _whole(self, network: SparseNetwork, arguments: dict[str, Any], kept: Kept) -> Tensor:
+        """All tokens, with keys and values kept."""
+        attention = KeptAttention() if self._plan.kv_cache else None
+        kept.middle = network.run(arguments, attention, None)
+        if attention is not None:
+            self._attention[id(kept)] = attention
+        return network.images(kept.middle, arguments)
+
+    def _part(self, network: SparseNetwork, arguments: dict[str, Any], kept: Kept, reading: Reading | None) -> Tensor:
+        """The active tokens, with the rest as it was."""
         if self._index is None:
             raise ConfigError(
                 "no prediction was seen to choose tokens by: the pipeline must step its own scheduler, a loop of your own "
@@ -129,6 +126,4 @@ class TokenChoice:
         if reading is not None and kept.estimate is not None:
             stays = reading.output(kept.estimate, arguments["hidden_states"], output)
             output = torch.where(network.active_pixels(rows, kept.middle, arguments), output, stays)
-        if not following:
-            self._attention.pop(id(kept), None)
         return output
