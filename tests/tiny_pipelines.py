@@ -61,10 +61,10 @@ def stable_diffusion_control(pipeline: StableDiffusionPipeline) -> StableDiffusi
     )
 
 
-def text_inputs(batch: int = 1, guidance: float = 3.0) -> dict[str, Any]:
+def text_inputs(batch: int = 1, guidance: float = 3.0, dtype: torch.dtype = torch.float32) -> dict[str, Any]:
     return {
-        "prompt_embeds": normal(batch, TOKENS, WIDTH, seed=5),
-        "negative_prompt_embeds": normal(batch, TOKENS, WIDTH, seed=6),
+        "prompt_embeds": normal(batch, TOKENS, WIDTH, seed=5).to(dtype),
+        "negative_prompt_embeds": normal(batch, TOKENS, WIDTH, seed=6).to(dtype),
         "guidance_scale": guidance,
     }
 

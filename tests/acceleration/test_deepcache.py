@@ -13,6 +13,7 @@ from tests.tiny_pipelines import (
     stable_diffusion,
     stable_diffusion_control,
     stable_diffusion_image_to_image,
+    text_inputs,
 )
 
 from pagoda.acceleration import DeepCache, accelerate, center_power, center_power_official
@@ -25,10 +26,10 @@ GOLDEN = load_file(Path(__file__).parent / "golden" / "deepcache.safetensors")
 @pytest.mark.parametrize("name", sorted(GOLDEN))
 def test_outputs_are_those_of_the_released_package(name: str) -> None:
     branch, interval = (int(part.lstrip("branchitevl")) for part in name.split("-"))
-    pipeline = stable_diffusion()
-    plain = sample_text(pipeline)
+    pipeline, inputs = stable_diffusion().to(torch.float64), text_inputs(dtype=torch.float64)
+    plain = sample_text(pipeline, **inputs)
     with accelerate(pipeline, DeepCache(interval=interval, branch=branch)):
-        found = sample_text(pipeline)
+        found = sample_text(pipeline, **inputs)
     torch.testing.assert_close(found, GOLDEN[name], atol=1e-5, rtol=1e-5)
     assert float((GOLDEN[name] - plain).norm()) > 100 * float((found - GOLDEN[name]).norm())
 

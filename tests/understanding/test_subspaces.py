@@ -155,8 +155,11 @@ def test_more_starts_never_fit_worse_and_leave_the_others_alone() -> None:
         return float((x.flatten(1).square().sum(1) - held).mean())
 
     residuals = [left_out(starts) for starts in (1, 2, 6)]
-    assert residuals == sorted(residuals, reverse=True)
-    assert residuals[2] < residuals[0]
+    # Products of more starts at once are summed in another order on some processors: the same start ends a few roundings away.
+    rounding = 1e-12
+    assert residuals[1] <= residuals[0] * (1 + rounding)
+    assert residuals[2] <= residuals[1] * (1 + rounding)
+    assert residuals[2] < residuals[0] * (1 - rounding)
     with pytest.raises(ConfigError, match="restarts must be at least 1"):
         train_low_rank(x, LowRankConfig(num_subspaces=2, rank=4, restarts=0))
 

@@ -97,9 +97,13 @@ def subspace_error(found: Sequence[Tensor], true: Sequence[Tensor]) -> float:
 
 
 def projector_distance(u: Tensor, v: Tensor) -> float:
-    """|U U^T - V V^T|_F of two orthonormal bases: sqrt(d_u + d_v - 2 |U^T V|_F^2)."""
-    overlap = float((u.T @ v).square().sum())
-    return max(0.0, u.shape[1] + v.shape[1] - 2 * overlap) ** 0.5
+    """|U U^T - V V^T|_F of two orthonormal bases.
+
+    Summed from what each basis has outside of the other: the textbook's d_u + d_v - 2 |U^T V|_F^2 cancels, and tells equal subspaces
+    apart by the root of the rounding error.
+    """
+    outside = (u - v @ (v.T @ u)).square().sum() + (v - u @ (u.T @ v)).square().sum()
+    return float(outside) ** 0.5
 
 
 def match(cost: Tensor) -> list[int]:
