@@ -10,7 +10,6 @@ import pagoda
 from benchmarks.acceleration_deviation import (
     DIT_PLANS,
     EMOJI_PLANS,
-    FEWER,
     STEPS,
     UNET_PLANS,
     draw,
@@ -21,7 +20,10 @@ from benchmarks.harness import Arm, PassLine, benchmark
 from pagoda.acceleration import Plan
 from pagoda.diffusion import GuidedDenoiser
 
-WEIGHTS = {"unet": (1.0, 3.0, 5.0, 8.0), "dit": (1.0, 3.0, 5.0, 8.0), "emoji": (1.0, 5.0, 8.0)}
+WEIGHTS = {"unet": (1.0, 3.0, 5.0, 8.0), "dit": (1.0, 5.0, 8.0), "emoji": (1.0, 5.0)}
+IMAGES = {"unet": 32, "dit": 32, "emoji": 8}
+FEWER = (33, 24, 20, 16, 13, 10)
+"""Steps of the plain sampler, around the costs of all plans."""
 PLANS: dict[str, dict[str, Plan]] = {
     "unet": {name: UNET_PLANS[name] for name in (f"deepcache-n{n}-b{b}" for b in (0, 1) for n in (2, 3, 5))},
     "dit": {name: DIT_PLANS[name] for name in ("ras-75", "ras-50", "ras-25", "faster-dit-2", "faster-dit-3")},
@@ -82,11 +84,9 @@ def deviate(kind: str, weight: float, train_steps: int, images: int, seed: int) 
 )
 def acceleration_region(budget: float) -> dict[str, Arm]:
     """One arm a model and weight; a smaller budget trains less and compares fewer images."""
-    train_steps, images = max(20, round(1500 * budget)), max(4, round(32 * budget))
+    train_steps = max(20, round(1500 * budget))
     return {
-        f"{kind} w{weight:g}": partial(
-            deviate, kind, weight, train_steps, max(4, images // 2) if kind == "emoji" else images
-        )
+        f"{kind} w{weight:g}": partial(deviate, kind, weight, train_steps, max(4, round(IMAGES[kind] * budget)))
         for kind, weights in WEIGHTS.items()
         for weight in weights
     }
