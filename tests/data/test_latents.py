@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 from pathlib import Path
 from typing import Any
@@ -251,3 +252,38 @@ def test_wrong_arguments_are_refused(tmp_path: Path) -> None:
         start(tmp_path / "b", dtype="bfloat16")
     with pytest.raises(ShapeError, match=r"\(C, H, W\)"):
         start(tmp_path / "c", shape=(0, 3, 4))
+
+
+def test_a_store_of_some_images_knows_them_by_their_places_in_the_data_set(tmp_path: Path) -> None:
+    images = torch.tensor([2, 5, 6, 11])
+    store = start(tmp_path, count=12, images=images, shard_size=3)
+    assert len(store) == 4
+    fill(store, [2, 0])
+    again = start(tmp_path, count=12, images=images, shard_size=3)  # continues
+    assert again.missing_shards() == [1]
+    with pytest.raises(ArtifactError, match="1 of 3 shards are missing"):
+        LatentStore.open(tmp_path)
+    fill(again, [1])
+    opened = LatentStore.open(tmp_path)
+    assert torch.equal(opened.images, images)
+    indices, flips = torch.tensor([11, 2, 6]), torch.tensor([True, False, True])
+    wanted = torch.stack([latent(i, f) for i, f in zip(indices.tolist(), flips.tolist(), strict=True)])
+    assert torch.equal(opened.get(indices, flips), wanted)
+    assert opened.rows(indices, flips).tolist() == [7, 0, 5]
+    with pytest.raises(DataError, match=r"image 3 has no latent .* 4 of 12 images were encoded.*encode\.share"):
+        opened.get(torch.tensor([2, 3]))
+    with pytest.raises(DataError, match=r"lie in \[0, 12\)"):
+        opened.get(torch.tensor([12]))
+    with pytest.raises(ArtifactError, match="count"):
+        start(tmp_path, count=12, images=images[:3], shard_size=3)
+
+
+def test_a_store_of_all_images_is_written_as_before_there_were_others(tmp_path: Path) -> None:
+    start(tmp_path)
+    assert "of" not in json.loads((tmp_path / "store.json").read_text())
+
+
+@pytest.mark.parametrize("images", [[], [0, 0], [3, 1], [-1, 2], [2, 5]])
+def test_places_that_are_not_rising_ones_of_the_data_set_are_refused(tmp_path: Path, images: list[int]) -> None:
+    with pytest.raises(DataError, match=r"rising, and lie in \[0, 5\)"):
+        start(tmp_path, images=torch.tensor(images, dtype=torch.int64))

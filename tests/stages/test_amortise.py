@@ -76,7 +76,7 @@ def test_accuracy_is_told_beside_the_exact_latents_on_trained_and_held_out_image
     results = record["results"]
     assert (results["training"]["count"], results["held_out"]["count"]) == (38, 2)
     store = LatentStore.open(amortised.latents)
-    trained, held = held_out_rows(tiny_config(), 40)
+    trained, held = held_out_rows(tiny_config(), store)
     assert sorted([*trained.tolist(), *held.tolist()]) == list(range(40))
     assert results["held_out"]["exact_std"] == pytest.approx(float(store.get(held).std(correction=0)), rel=1e-3)
     encoder = load_encoder(amortised)

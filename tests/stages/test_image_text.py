@@ -105,7 +105,9 @@ def test_weight_zero_is_the_run_without_it_and_the_gradient_grows_with_the_weigh
 
 def test_the_pool_of_prior_samples_knows_whose_captions_it_was_made_with() -> None:
     chosen = torch.tensor([4, 2, 9])
-    inputs = CachedInputs([torch.zeros(1)], [torch.arange(3.0)], chosen, lambda rows: tiny_condition(rows), flips=False)
+    inputs = CachedInputs(
+        [torch.zeros(1)], [torch.arange(3.0)], chosen, lambda rows: tiny_condition(rows), rows=lambda i, f: i
+    )
     random = StepRandom(0, 0, 6, slice(0, 6))
     (rows,), condition = inputs.prior(random, tiny_condition(torch.zeros(6)))
     assert condition.label is not None

@@ -20,8 +20,9 @@ from pagoda.networks import LPIPS, FeatureConfig, RandomFeatures, model_hash
 from pagoda.networks.mixing import mixing_state
 from pagoda.stages.config import LossConfig, RunConfig
 from pagoda.stages.context import StageContext, load_teacher, open_context
-from pagoda.stages.critics import build_critics, keep_critics, kept_pairs
+from pagoda.stages.critics import build_critics, keep_critics
 from pagoda.stages.distill import build_objective
+from pagoda.stages.image_shares import share_of_images
 from pagoda.stages.latent_inputs import LatentInputs, open_latents
 from pagoda.stages.objective import GeneratorObjective, adaptive_weight
 from pagoda.stages.reconstruction import ReconstructionLoss
@@ -312,8 +313,8 @@ def test_smaller_shares_of_pairs_are_parts_of_larger_ones_and_leave_out_no_class
     context = open_as()
     labels = context.data.labels(torch.arange(40))
     assert labels is not None
-    found = [kept_pairs(context, share) for share in (0.01, 0.25, 0.5)]
-    assert kept_pairs(context, 1.0) is None
+    found = [share_of_images(context, share) for share in (0.01, 0.25, 0.5)]
+    assert share_of_images(context, 1.0) is None
     assert [len(torch.bincount(labels[kept], minlength=10).nonzero()) for kept in found] == [10] * 3
     assert [len(kept) for kept in found] == [10, 10, 20]
     assert set(found[1].tolist()) <= set(found[2].tolist())
@@ -322,7 +323,7 @@ def test_smaller_shares_of_pairs_are_parts_of_larger_ones_and_leave_out_no_class
 def test_only_kept_images_are_reconstructed_and_all_are_judged(open_as: Callable[..., StageContext]) -> None:
     context = open_as(distill__loss__pairs=0.25, distill__loss__adversarial_from=0.0)
     objective = objective_of(context)
-    kept = kept_pairs(context, 0.25)
+    kept = share_of_images(context, 0.25)
     assert kept is not None
     batch = objective.batch(torch.arange(32), StepRandom(0, 0, 32, slice(0, 32), "distill"))
     allowed = torch.cat([context.load(8, kept, torch.full((len(kept),), flip))[0] for flip in (False, True)])

@@ -27,12 +27,14 @@ class StoreLayout:
     shape: tuple[int, int, int]
     """(C, H, W) of one latent."""
     count: int
-    """Number of images."""
+    """Number of images that have latents."""
     flips: bool
     """Whether each image's mirror image is encoded too."""
     shard_size: int
     """Rows per shard; the last one may hold fewer."""
     dtype: LatentDtype
+    of: int | None = None
+    """Number of images in the data set, where only `count` of them have latents; None where all have."""
 
     def __post_init__(self) -> None:
         if len(self.shape) != 3 or min(self.shape) < 1:
@@ -41,6 +43,8 @@ class StoreLayout:
             raise ConfigError(
                 f"a store needs count >= 1 and shard_size >= 1, got count={self.count}, shard_size={self.shard_size}."
             )
+        if self.of is not None and self.of < self.count:
+            raise ConfigError(f"{self.count} of {self.of} images cannot have latents.")
         if self.dtype not in get_args(LatentDtype):
             raise ConfigError(f"latents are stored as {' or '.join(get_args(LatentDtype))}, got {self.dtype!r}.")
 
@@ -62,6 +66,8 @@ class StoreLayout:
     def to_text(self) -> str:
         """The layout as JSON with sorted keys."""
         fields = dict(vars(self), shape=list(self.shape))
+        if self.of is None:  # absent, as in stores of earlier versions
+            del fields["of"]
         return json.dumps(fields, sort_keys=True)
 
     @staticmethod

@@ -1,7 +1,8 @@
 """The store of encoded images: one unit-scale latent for each image and, when asked for, for its mirror image.
 
 A folder of safetensors shards beside a `store.json`. Each shard is whole or absent and carries the provenance of the
-store, so that encoding can stop anywhere and go on, and latents of two teachers can never be mixed:
+store, so that encoding can stop anywhere and go on, and latents of two teachers can never be mixed. A store can hold the latents of
+some images of a data set only; images are then still asked for by their place in the data set:
 
     store.json                              provenance, shape, count, flips, shard size, dtype
     latents-00001-of-00012.safetensors      z (R, C, H, W), index (R,), flip (R,), guidance (R,) when there is one
@@ -41,13 +42,14 @@ _FOREIGN_SUFFIXES = {".pt", ".pth", ".pkl", ".pickle", ".bin", ".ckpt", ".npz", 
 class LatentStore:
     """Latents by (image, mirrored or not). Made by `create` and filled, or opened whole and verified by `open`.
 
-    Row `r` of the store is image `r // 2`, mirrored when `r % 2` is 1; without flips it is image `r`.
+    Row `r` of the store is image `images[r // 2]`, mirrored when `r % 2` is 1; without flips it is image `images[r]`.
     """
 
-    def __init__(self, path: Path | str, layout: StoreLayout) -> None:
+    def __init__(self, path: Path | str, layout: StoreLayout, images: Tensor | None = None) -> None:
         """Use `create` or `open`."""
         self.path = Path(path)
         self.layout = layout
+        self._images = images
         self._latents: list[Tensor] | None = None  # in one piece, or a mapped file for each shard
         self._guidance: Tensor | None = None
         self._moments: LatentMoments | None = None
@@ -63,29 +65,34 @@ class LatentStore:
         flips: bool,
         shard_size: int = 2048,
         dtype: LatentDtype = "float16",
+        images: Tensor | None = None,
     ) -> LatentStore:
         """Start a store in the folder `path`, or continue the one that is there.
 
         Args:
             provenance: What the latents are made with; plain JSON values. Must be equal to continue.
             shape: (C, H, W) of one latent.
-            count: Number of images.
+            count: Number of images in the data set.
             flips: Whether mirrored images are encoded too.
+            images: Rising int64 (K,), the images that get latents; None for all.
 
         Raises:
             ArtifactError: the folder holds a store of something else (the keys that differ are named), or other files.
             ResourceError: the whole store does not fit on the disk.
             ConfigError, ShapeError: an argument is out of range.
         """
+        if images is not None:
+            _check_images(images, count)
         layout = StoreLayout(
             provenance=json.loads(json.dumps(dict(provenance), allow_nan=False)),  # tuples become lists, as when read
             shape=(int(shape[0]), int(shape[1]), int(shape[2])),
-            count=count,
+            count=count if images is None else len(images),
             flips=flips,
             shard_size=shard_size,
             dtype=dtype,
+            of=None if images is None else count,
         )
-        store = cls(path, layout)
+        store = cls(path, layout, images)
         if (store.path / STORE_FILE).is_file():
             require_equal_layouts(read_layout(store.path), layout, str(store.path))
         store._refuse_foreign_files()
@@ -144,8 +151,15 @@ class LatentStore:
         """Number of files."""
         return self.layout.num_shards
 
+    @property
+    def images(self) -> Tensor:
+        """Places in the data set of the images that have latents, rising int64 (len,)."""
+        if self._images is None:
+            self._images = torch.arange(len(self)) if self.layout.of is None else self._read_images()
+        return self._images
+
     def __len__(self) -> int:
-        """Number of images, not counting mirror images."""
+        """Number of images that have latents, not counting mirror images."""
         return self.layout.count
 
     def shard_path(self, shard: int) -> Path:
@@ -160,11 +174,14 @@ class LatentStore:
 
     def shard_rows(self, shard: int) -> tuple[Tensor, Tensor]:
         """Which (image, mirrored) each row of a shard holds: int64 (R,), uint8 (R,)."""
-        start = shard * self.layout.shard_size
-        rows = torch.arange(start, min(start + self.layout.shard_size, self.layout.num_rows))
+        rows = shard * self.layout.shard_size + torch.arange(self.num_rows(shard))
         if not self.flips:
-            return rows, torch.zeros(len(rows), dtype=torch.uint8)
-        return rows // 2, (rows % 2).to(torch.uint8)
+            return self.images[rows], torch.zeros(len(rows), dtype=torch.uint8)
+        return self.images[rows // 2], (rows % 2).to(torch.uint8)
+
+    def num_rows(self, shard: int) -> int:
+        """Number of latents in a shard."""
+        return min(self.layout.shard_size, self.layout.num_rows - shard * self.layout.shard_size)
 
     def missing_shards(self) -> list[int]:
         """Shards that are still to be written.
@@ -218,16 +235,16 @@ class LatentStore:
         """Latents of images.
 
         Args:
-            indices: int64 (B,), in [0, len).
+            indices: int64 (B,), places in the data set.
             flips: bool or integer (B,), True for the mirror image; None for none.
 
         Returns:
             (B, C, H, W) float32 of unit scale.
 
         Raises:
-            DataError: an index is out of range, or mirror images were not encoded.
+            DataError: an index is out of range, or an image, or mirror images, were not encoded.
         """
-        latents, rows = self._opened(), self._row_numbers(indices, flips)
+        latents, rows = self._opened(), self.rows(indices, flips)
         if len(latents) == 1:
             return latents[0][rows].float()
         found = torch.empty((len(rows), *self.shape), dtype=torch.float32)
@@ -240,7 +257,7 @@ class LatentStore:
     def guidance(self, indices: Tensor, flips: Tensor | None = None) -> Tensor | None:
         """Guidance weights (B,) float32 that the latents were made with, or None when the encoder was not guided."""
         self._opened()
-        return None if self._guidance is None else self._guidance[self._row_numbers(indices, flips)]
+        return None if self._guidance is None else self._guidance[self.rows(indices, flips)]
 
     def moments(self) -> LatentMoments:
         """Statistics over the whole store."""
@@ -267,12 +284,25 @@ class LatentStore:
             raise ArtifactError(f"`{self.path}` is being written. Read it with LatentStore.open, once it is complete.")
         return self._latents
 
-    def _row_numbers(self, indices: Tensor, flips: Tensor | None) -> Tensor:
+    def rows(self, indices: Tensor, flips: Tensor | None = None) -> Tensor:
+        """Rows of the store, int64 (B,), that hold images and their mirrors.
+
+        Raises:
+            DataError: as `get`.
+        """
         indices = indices.to("cpu", torch.int64)
-        if len(indices) and not 0 <= int(indices.min()) <= int(indices.max()) < len(self):
-            raise DataError(
-                f"image indices must lie in [0, {len(self)}), got {int(indices.min())}..{int(indices.max())}."
-            )
+        total = len(self) if self.layout.of is None else self.layout.of
+        if len(indices) and not 0 <= int(indices.min()) <= int(indices.max()) < total:
+            raise DataError(f"image indices must lie in [0, {total}), got {int(indices.min())}..{int(indices.max())}.")
+        if self.layout.of is not None:
+            found = torch.searchsorted(self.images, indices).clamp(max=len(self) - 1)
+            missing = indices[self.images[found] != indices]
+            if len(missing):
+                raise DataError(
+                    f"image {int(missing[0])} has no latent in `{self.path}`: {len(self)} of {total} images were encoded. Raise "
+                    "encode.share, or ask for others (`images`)."
+                )
+            indices = found
         if not self.flips:
             if flips is not None and bool(flips.any()):
                 raise DataError(
@@ -280,6 +310,21 @@ class LatentStore:
                 )
             return indices
         return 2 * indices if flips is None else 2 * indices + flips.to("cpu").bool().long()
+
+    def _read_images(self) -> Tensor:
+        """What the shards say of which images they hold.
+
+        Raises:
+            ArtifactError: not rising places in the data set.
+        """
+        parts = [load_tensors(self.shard_path(shard))[0]["index"] for shard in range(self.num_shards)]
+        images = torch.cat(parts)[:: 2 if self.flips else 1].clone()  # not a view of a mapped file
+        try:
+            assert self.layout.of is not None
+            _check_images(images, self.layout.of)
+        except DataError as error:
+            raise ArtifactError(f"the shards in `{self.path}` do not fit together ({error}). Encode again.") from error
+        return images
 
     def _load(self) -> None:
         """Read and check every shard, and keep it or where it lies."""
@@ -317,7 +362,7 @@ class LatentStore:
         """A shard's file is whole, of this store, and of the right shapes; its values are not read."""
         path = self.shard_path(shard)
         refuse_foreign(path)
-        rows = len(self.shard_rows(shard)[0])
+        rows = self.num_rows(shard)  # which images these are is known once all shards are there
         try:
             with safe_open(path, framework="pt") as file:
                 text = (file.metadata() or {}).get(_METADATA_KEY)
@@ -345,6 +390,12 @@ class LatentStore:
                     f"`{entry}` does not belong to the store of latents in its folder, which has {self.num_shards} shards. "
                     "Move it away."
                 )
+
+
+def _check_images(images: Tensor, count: int) -> None:
+    """Raise a DataError unless these are rising places in a data set of `count` images, one at least."""
+    if not len(images) or int(images[0]) < 0 or int(images[-1]) >= count or not bool((images.diff() > 0).all()):
+        raise DataError(f"the images that get latents must be different, rising, and lie in [0, {count}).")
 
 
 def refuse_pickles(path: Path) -> None:

@@ -138,11 +138,12 @@ class AmortiseObjective(Objective[_Batch]):
         return Losses((named["square"] + named["absolute"]).mean(), named)
 
 
-def held_out_rows(config: RunConfig, count: int) -> tuple[Tensor, Tensor]:
-    """Images that are trained on, and images that are held out, in the order of the data."""
+def held_out_rows(config: RunConfig, store: LatentStore) -> tuple[Tensor, Tensor]:
+    """Images that are trained on, and images that are held out, in the order of the data; all of them have latents."""
+    count = len(store)
     order = torch.randperm(count, generator=torch.Generator().manual_seed(derive_seed(config.seed, STAGE, "held out")))
     held = max(1, round(count * config.amortise.held_out))
-    return order[held:].sort().values, order[:held].sort().values
+    return store.images[order[held:].sort().values], store.images[order[:held].sort().values]
 
 
 def build(context: StageContext, fingerprint: str, store: LatentStore) -> tuple[AmortiseObjective, Trainer[_Batch]]:
@@ -163,7 +164,7 @@ def build(context: StageContext, fingerprint: str, store: LatentStore) -> tuple[
     network.requires_grad_(True).train()
     objective = AmortiseObjective(context, network, store)
     trainer = build_trainer(context, STAGE, objective, config.amortise.loop, fingerprint)
-    rows, _ = held_out_rows(config, len(context.data))
+    rows, _ = held_out_rows(config, store)
     seed = derive_seed(config.seed, "order", STAGE)
     trainer.order = lambda step, batch_size: rows[batch_indices(seed, step, batch_size, len(rows))]
     return objective, trainer
@@ -210,7 +211,7 @@ def measure_encoder(context: StageContext, network: LatentEncoder, objective: Am
     generator = load_generator(context.run, config.base, device=device) if distilled else None
     network.eval()
     found = {}
-    for kind, every in zip(("training", "held_out"), held_out_rows(config, len(context.data)), strict=True):
+    for kind, every in zip(("training", "held_out"), held_out_rows(config, objective.store), strict=True):
         rows = every[torch.linspace(0, len(every) - 1, min(CHECKED, len(every))).long()]
         batch = objective.pairs(rows, torch.zeros_like(rows))
         condition = batch.condition.to(device)

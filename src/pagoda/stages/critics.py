@@ -7,12 +7,11 @@ the stacks lie beside it: a discriminator is of no use on other features than th
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from pagoda.diffusion import PreconditionedDenoiser
 from pagoda.errors import ArtifactError
@@ -22,7 +21,7 @@ from pagoda.networks.mixing import load_mixing, mixing_state
 from pagoda.networks.published import check_published
 from pagoda.stages.config import LossConfig, RunConfig
 from pagoda.stages.context import StageContext, load_teacher
-from pagoda.training import derive_seed, seeded_generator
+from pagoda.training import derive_seed
 
 LPIPS_TRUNK = "vgg16"
 
@@ -169,23 +168,3 @@ def _take_over(stage: str, facts_path: Path, mixing_path: Path, critics: Critics
                 f"{facts_path}, and now through {stack.fingerprint[:16]}. Put the weights back that it was started with, or remove "
                 f"`critics/{stage}.*`, `stages/{stage}.json` and `checkpoints/{stage}` to start the stage anew."
             )
-
-
-def kept_pairs(context: StageContext, share: float) -> Tensor | None:
-    """Indices (N,) of the images that are reconstructed, of each class as large a share; None for all.
-
-    Smaller shares are part of larger ones, and every class keeps one image at least.
-    """
-    if share == 1:
-        return None
-    count = len(context.data)
-    labels = context.data.labels(torch.arange(count))
-    order = torch.randperm(count, generator=seeded_generator(context.config.seed, "kept pairs"))
-    if labels is None:
-        return order[: math.ceil(share * count)].sort().values
-    shuffled = labels[order]
-    parts = []
-    for label in shuffled.unique():
-        own = order[shuffled == label]
-        parts.append(own[: math.ceil(share * len(own))])
-    return torch.cat(parts).sort().values

@@ -13,7 +13,8 @@ from pagoda.stages.amortise import STAGE as AMORTISE
 from pagoda.stages.amortise import AmortisedInputs, load_encoder
 from pagoda.stages.assignment import ImageGuidance, check_match, guided_inputs
 from pagoda.stages.context import StageContext, build_trainer, load_teacher
-from pagoda.stages.critics import build_critics, keep_critics, kept_pairs
+from pagoda.stages.critics import build_critics, keep_critics
+from pagoda.stages.image_shares import rebuilt_images
 from pagoda.stages.image_text import ImageTextTerm, open_image_text
 from pagoda.stages.latent_inputs import LatentInputs, open_latents
 from pagoda.stages.objective import GeneratorBatch, GeneratorInputs, GeneratorObjective
@@ -69,7 +70,7 @@ def build_objective(
         pair_share=1.0 if config.distill.mode == "dstl" else config.distill.teacher_pairs.share,
         lpips=critics.lpips,
         second=critics.reconstruction,
-        kept=kept_pairs(context, config.distill.loss.pairs),
+        kept=rebuilt_images(context, config.distill.loss.pairs),
         image_text=image_text,
     )
 

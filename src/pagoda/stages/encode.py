@@ -16,6 +16,7 @@ from pagoda.networks.experts import soft_routing
 from pagoda.stages.config import EncodeConfig, RunConfig
 from pagoda.stages.context import StageContext, load_teacher
 from pagoda.stages.guidance import guided, pair_weights, std_by_weight, stored_condition
+from pagoda.stages.image_shares import encoded_images, num_drawn
 from pagoda.stages.run_folder import LATER_SWITCHES, stage_settings
 from pagoda.training import Runtime, clock, seeded_generator
 
@@ -56,9 +57,12 @@ def encode(context: StageContext) -> None:
         "sigma_max": config.sigma_max,
         "seed": config.seed,
         **{
-            k: v for k, v in asdict(settings).items() if k not in ("batch_size", "shard_size", "dtype", *LATER_SWITCHES)
+            k: v
+            for k, v in asdict(settings).items()
+            if k not in ("batch_size", "shard_size", "dtype", "share", *LATER_SWITCHES)
         },
         **{name: True for name in LATER_SWITCHES if getattr(settings, name)},
+        **({"share": settings.share} if settings.share < 1 else {}),
         **({"guidance": config.guidance.scale_max} if config.guidance.active else {}),
     }
     if context.captions is not None:
@@ -71,16 +75,23 @@ def encode(context: StageContext) -> None:
         flips=config.mirror,
         shard_size=settings.shard_size,
         dtype=settings.dtype,  # type: ignore[arg-type]
+        images=encoded_images(context),
     )
     if run.is_done(STAGE) and store.complete:
         context.say("encode: done already")
         return
+    drawn = num_drawn(config)
+    if total_rows(store) > drawn:
+        context.say(
+            f"encode: {total_rows(store):,} latents are made, and the steps after this draw {drawn:,} of them, with repetition. "
+            f"encode.share={max(0.01, drawn / total_rows(store) * settings.share):.2f} would make as many."
+        )
     denoiser, _ = load_teacher(run.teacher)
     denoiser.to(runtime.device)
     runtime.barrier()
     mine = [shard for shard in store.missing_shards() if shard % runtime.world_size == runtime.rank]
     status, started, done = context.status(), time.monotonic(), 0
-    total = sum(len(store.shard_rows(shard)[0]) for shard in mine)
+    total = sum(store.num_rows(shard) for shard in mine)
     for shard in mine:
         indices, flips = store.shard_rows(shard)
         parts, weights = [], pair_weights(config, indices, flips) if config.guidance.active else None
@@ -124,6 +135,11 @@ def encode(context: StageContext) -> None:
         told = {"std_by_guidance": by_weight} if by_weight else {}
         run.finish(STAGE, {**results, **told, "seconds": seconds, "count": len(store)})
     runtime.barrier()
+
+
+def some_encoded(store: LatentStore, count: int) -> Tensor:
+    """Up to `count` of the images that have latents, evenly over the data set."""
+    return store.images[torch.linspace(0, len(store) - 1, min(count, len(store))).long()]
 
 
 def total_rows(store: LatentStore) -> int:
@@ -198,7 +214,7 @@ def renormalise(z: Tensor) -> Tensor:
 def round_trip_psnr(context: StageContext, denoiser: PreconditionedDenoiser, store: LatentStore) -> float:
     """PSNR in dB of images that went to their latents and back, over up to `CHECKED` of them."""
     config, device = context.config, context.runtime.device
-    indices = torch.linspace(0, len(context.data) - 1, min(CHECKED, len(context.data))).long()
+    indices = some_encoded(store, CHECKED)
     flips = torch.zeros_like(indices)
     images, _ = context.load(config.base, indices, flips.bool())
     condition = stored_condition(store, context.condition, indices, flips)

@@ -17,9 +17,10 @@ from pagoda.networks import OneStepGenerator, anatomy, build_backbone
 from pagoda.stages.assignment import ImageGuidance, check_match, guided_inputs
 from pagoda.stages.config import RunConfig, to_dict
 from pagoda.stages.context import StageContext, build_trainer
-from pagoda.stages.critics import build_critics, keep_critics, kept_pairs
+from pagoda.stages.critics import build_critics, keep_critics
 from pagoda.stages.distill import export_generator
 from pagoda.stages.guidance import drawn_weights, stored_condition
+from pagoda.stages.image_shares import rebuilt_images
 from pagoda.stages.image_text import ImageTextTerm, open_image_text
 from pagoda.stages.latent_inputs import LatentInputs, open_latents
 from pagoda.stages.objective import GeneratorInputs, GeneratorObjective
@@ -34,10 +35,10 @@ class CachedInputs(GeneratorInputs):
 
     Args:
         pairs: Features, image and embedding of each (image, mirror), rows as in the latent store.
+        rows: Images (B,) and mirrors (B,) -> rows of `pairs`.
         fakes: The same for a pool of prior samples.
         fake_images: Images of the data (F,) int64 whose conditions the pool was made with.
         condition: Images of the data -> their conditions.
-        flips: Whether mirrors have rows of their own.
         size: Side of the lowest level that is not frozen, where the generator goes on; None = the top one.
         fake_guidance: Guidance weights (F,) that the pool was made with; None for none.
     """
@@ -49,7 +50,7 @@ class CachedInputs(GeneratorInputs):
         fake_images: Tensor,
         condition: Callable[[Tensor], Condition],
         *,
-        flips: bool,
+        rows: Callable[[Tensor, Tensor], Tensor],
         size: int | None = None,
         fake_guidance: Tensor | None = None,
     ) -> None:
@@ -58,11 +59,11 @@ class CachedInputs(GeneratorInputs):
         self.fake_images = fake_images
         self.fake_guidance = fake_guidance
         self.condition = condition
-        self.flips = flips
+        self.rows = rows
         self.size = size
 
     def encoded(self, indices: Tensor, flips: Tensor, random: StepRandom) -> tuple[Tensor, ...]:
-        rows = indices * 2 + flips.long() if self.flips else indices
+        rows = self.rows(indices, flips)
         return tuple(part[rows] for part in self.pairs)
 
     def prior(self, random: StepRandom, condition: Condition) -> tuple[tuple[Tensor, ...], Condition]:
@@ -216,7 +217,7 @@ def build_objective(
         preview=context.preview_inputs(),
         lpips=critics.lpips,
         second=critics.reconstruction,
-        kept=kept_pairs(context, loss.pairs),
+        kept=rebuilt_images(context, loss.pairs),
         image_text=image_text,
     )
 
@@ -242,7 +243,7 @@ def cache_inputs(
             f"{stage}: grow.train_from={config.grow.train_from} trains a part of the base, so nothing is cached"
         )
         return guided_inputs(config, LatentInputs(store), store, match=match)
-    rows = len(data) * (2 if config.mirror else 1)
+    rows = len(store) * (2 if store.flips else 1)
     pool = prior_pool(config, generator.size)
     needed = (rows + pool) * cached_bytes(context, generator)
     if needed > config.grow.cache_gib * 2**30:
@@ -252,8 +253,8 @@ def cache_inputs(
         )
         return guided_inputs(config, LatentInputs(store), store, match=match)
     context.say(f"{stage}: caching the frozen levels' outputs, {needed / 2**20:.0f} MiB")
-    every = torch.arange(rows)
-    indices, flips = (every // 2, every % 2) if config.mirror else (every, torch.zeros_like(every))
+    every = [store.shard_rows(shard) for shard in range(store.num_shards)]
+    indices, flips = (torch.cat(parts).long() for parts in zip(*every, strict=True))
 
     def of_pairs(part: Tensor) -> Condition:
         return stored_condition(store, context.condition, indices[part], flips[part])
@@ -271,9 +272,7 @@ def cache_inputs(
         return told if weights is None else dataclasses.replace(told, guidance=weights[part])
 
     fakes = _cache(context, generator, lambda part: noise[part], of_fakes, pool) if pool else pairs
-    cached = CachedInputs(
-        pairs, fakes, chosen, context.condition, flips=config.mirror, size=size, fake_guidance=weights
-    )
+    cached = CachedInputs(pairs, fakes, chosen, context.condition, rows=store.rows, size=size, fake_guidance=weights)
     return guided_inputs(config, cached, store, match=match)
 
 

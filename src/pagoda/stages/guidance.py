@@ -48,7 +48,7 @@ def std_by_weight(store: LatentStore, parts: int = 3) -> list[dict[str, float]]:
 
     Strong guidance carries latents off the shell of unit noise: this says from which weight on.
     """
-    rows = torch.arange(len(store))
+    rows = store.images
     flips = [torch.zeros_like(rows), torch.ones_like(rows)][: 2 if store.flips else 1]
     found = [store.guidance(rows, flip) for flip in flips]
     weights = torch.cat([w for w in found if w is not None])

@@ -153,7 +153,7 @@ class _Planner:
 
     def __init__(self, config: RunConfig, count: int, channels: int, prober: Prober, *, timed: bool) -> None:
         self.config, self.count, self.prober, self.timed = config, count, prober, timed
-        self.rows = count * (2 if config.mirror else 1)
+        self.rows = math.ceil(count * config.encode.share) * (2 if config.mirror else 1)
         self.pixels = channels * config.base**2  # numbers in one latent
         sizes = {size: count * channels * size**2 for size in config.sizes}
         self.data_bytes = sum(sizes.values()) + _HEADER * len(sizes)

@@ -135,9 +135,16 @@ def measure_gap(context: StageContext, size: int) -> dict[str, Any] | None:
     if real is None or len(real.stand_in) < LEAST:
         context.say(f"no prior gap measured: {len(context.data)} images are too few for two sets of {LEAST}")
         return None
-    started = time.monotonic()
+    started, store = time.monotonic(), open_latents(context)
+    if store.layout.of is not None:  # the walk begins at latents, which not all images have
+        whole = RealImages.split(context.data, size, count=None, seed=0)
+        stand_in = whole.stand_in[torch.isin(whole.stand_in, store.images)][: settings.count]
+        real = replace(whole, stand_in=stand_in)
+        if len(stand_in) < LEAST:
+            context.say(f"no prior gap measured: {len(stand_in)} encoded images are fewer than {LEAST}")
+            return None
     with torch.random.fork_rng(devices=[]):
-        facts = _measure(context, generator, real, open_latents(context))
+        facts = _measure(context, generator, real, store)
     facts = {"size": size, **made_from, **facts, "seconds": time.monotonic() - started}
     write_text_atomic(path, json.dumps(facts, indent=1))
     context.say(f"{context.data.picture_size(size)} px: " + "; ".join(gap_lines(facts)[:1]))

@@ -369,6 +369,7 @@ def stage_settings(config: RunConfig, stage: str) -> dict[str, Any]:
         settings["distill"] = {k: v for k, v in settings["distill"].items() if k != "latents"}
     if stage == "encode":  # absent where they are off, as in earlier versions
         off = [name for name in LATER_SWITCHES if not values["encode"][name]]
+        off += ["share"] if config.encode.share == 1 else []
         settings["encode"] = {k: v for k, v in values["encode"].items() if k not in off}
     if stage != "teach" and config.guidance.active:
         decides = ("scale_max",) if stage in ("encode", "amortise") else ("scale_max", "assignment")

@@ -73,12 +73,18 @@ class EncodeConfig:
     """Clamp every denoised estimate to [-1, 1], as the official code does."""
     soft_routing: bool = False
     """Let every token use all experts by their scores on the way, for a teacher with `dit_moe`: its path then has no jumps."""
+    share: float = 1.0
+    """Share of the images of each class that is encoded; the generator rebuilds those alone. Teacher and discriminator see all."""
     batch_size: int = 256
     """Images a network call."""
     shard_size: int = 1024
     """Latents a file."""
     dtype: str = "float16"
     """Precision of the stored latents: float16 or float32."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.share <= 1:
+            raise ConfigError(f"encode.share must lie in (0, 1], got {self.share}; 1 encodes all images.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,7 +124,7 @@ class LossConfig:
     reconstruction_judge: float = 0.0
     """Weight of a second discriminator, of reconstructions against their images; 0 trains none."""
     pairs: float = 1.0
-    """Share of the images of each class that are reconstructed; the discriminator sees all."""
+    """Share of the images of each class that are reconstructed, at most `encode.share`; the discriminator sees all."""
     heads: Literal["maps", "tokens"] = "maps"
     """Heads of the discriminators: maps reduces each feature map to a few logits, tokens judges every place of it."""
     image_text: float = 0.0

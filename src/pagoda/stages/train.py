@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -25,7 +26,7 @@ from pagoda.stages.config import RunConfig
 from pagoda.stages.context import StageContext, open_context
 from pagoda.stages.critics import check_critics
 from pagoda.stages.distill import distill
-from pagoda.stages.encode import encode
+from pagoda.stages.encode import encode, some_encoded
 from pagoda.stages.grow import check_boundary, grow, octave_settings, stage_name
 from pagoda.stages.guidance import check_guidance, stored_condition
 from pagoda.stages.prior_gap import measure_gap
@@ -161,7 +162,7 @@ def draw_reconstructions(context: StageContext, generator: OneStepGenerator, cou
         context.say(f"no reconstructions drawn: {run.latents} is gone")
         return
     store = LatentStore.open(run.latents)
-    indices = torch.linspace(0, len(data) - 1, min(count, len(data))).long()
+    indices = some_encoded(store, count)
     flips = torch.zeros_like(indices)
     device = next(generator.parameters()).device
     latents = store.get(indices, flips).to(device)
@@ -238,7 +239,7 @@ def _disk_needed(context: StageContext) -> int:
     config, data = context.config, context.data
     if context.run.is_done("encode"):
         return 0
-    rows = len(data) * (2 if config.mirror else 1)
+    rows = math.ceil(len(data) * config.encode.share) * (2 if config.mirror else 1)
     return rows * data.channels * config.base**2 * (2 if config.encode.dtype == "float16" else 4)
 
 
