@@ -74,24 +74,26 @@ class PagodaEditPipeline:
 
     @classmethod
     def from_pretrained(
-        cls, run: RunFolder | Path | str, *, encoder: ImageEncoder | None = None, device: torch.device | str = "cpu"
+        cls, run: RunFolder | Path | str, *, encoder: ImageEncoder | str = "teacher", device: torch.device | str = "cpu"
     ) -> PagodaEditPipeline:
         """The pipeline of a run folder.
 
         Args:
             run: The folder.
-            encoder: In place of the inversion by the run's teacher, which then need not be there.
+            encoder: "teacher", the exact inversion; "amortised", the encoder of `pagoda amortise` in one call; or your own, and the run
+                then needs neither.
             device: Where to compute.
 
         Raises:
-            ArtifactError: the folder is no run, has no generator yet, or has no teacher.
+            ArtifactError: the folder is no run, has no generator yet, or has not the encoder that is asked for.
+            ConfigError: an unknown encoder.
         """
         folder = run if isinstance(run, RunFolder) else RunFolder.open(run)
         generator = load_generator(folder, device=device)
         config = folder.config()
         names = None
-        if encoder is None:
-            encoder = load_encoder(folder, device=device)
+        if isinstance(encoder, str):
+            encoder = load_encoder(folder, encoder, device=device)
         if (folder.teacher / "denoiser.json").is_file():
             names = teacher_facts(folder.teacher).get("class_names")
         editor = Editor(generator, encoder, Downsampler(config.downsampler))

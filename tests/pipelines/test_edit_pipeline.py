@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tests.conftest import tiny_config
 from torch import Tensor
 
 from pagoda import PagodaEditPipeline
@@ -18,11 +19,15 @@ from pagoda.cli.main import main
 from pagoda.diffusion import Condition
 from pagoda.errors import ArtifactError, ConfigError, DataError, ShapeError
 from pagoda.images import read_metadata, to_pil, to_uint8
+from pagoda.networks import model_hash
+from pagoda.stages.amortise import load_encoder
+from pagoda.stages.amortise_run import amortise_run
 from pagoda.stages.editing import TeacherEncoder
 from pagoda.stages.provenance import compare_with_run
 from pagoda.stages.run_folder import RunFolder
 from pagoda.stages.sampling import sample_images
 from pagoda.steering import MaskOperator, box_blur
+from pagoda.training import seeded_generator
 
 Capture = pytest.CaptureFixture[str]
 
@@ -228,6 +233,32 @@ def test_an_encoder_may_be_handed_in_and_the_teacher_is_then_not_needed(
     assert edited.facts["encoder"] == "function"
     with pytest.raises(ConfigError, match=r"no class 'square'; classes are 0\.\.9\."):
         pipeline.reconstruct(photo(16, 16), label="square")
+
+
+def test_the_encoder_in_one_call_reads_images_with_the_noise_that_the_inversion_gives_them(
+    finished_run: RunFolder, tmp_path: Path, capsys: Capture
+) -> None:
+    copy = Path(shutil.copytree(finished_run.path, tmp_path / "run"))
+    with pytest.raises(ArtifactError, match=r"pagoda amortise"):
+        PagodaEditPipeline.from_pretrained(copy, encoder="amortised")
+    with pytest.raises(ConfigError, match=r"unknown encoder 'amortized'.*amortised"):
+        PagodaEditPipeline.from_pretrained(copy, encoder="amortized")
+    quick = {"amortise__loop__steps": 2, "amortise__loop__batch_size": 4, "amortise__loop__preview_every": 0}
+    run = amortise_run(str(copy), tiny_config(**quick), quiet=True)
+    pipeline = PagodaEditPipeline.from_pretrained(run, encoder="amortised")
+    images = torch.rand(3, 3, 8, 8) * 2 - 1
+    labels = Condition.of_labels([1, 2, 3])
+    noise = torch.randn(3, 8, 8, generator=seeded_generator(run.config().seed, "edit")).expand(3, 3, 8, 8)
+    found = pipeline.editor.encode(images, labels)
+    torch.testing.assert_close(found, load_encoder(run)(images, labels, noise=noise))
+    alone = pipeline.editor.encode(images[1:2], labels[1:2])  # an image's latent depends on the image alone
+    torch.testing.assert_close(found[1:2], alone, atol=1e-5, rtol=1e-4)
+    photo(20, 16).save(tmp_path / "photo.png")
+    command = ["reconstruct", copy, tmp_path / "photo.png", "--label", 3, "--encoder", "amortised"]
+    assert edit(*command, "--out", tmp_path / "made.png") == 0, capsys.readouterr().err
+    facts = read_metadata(tmp_path / "made.png")
+    assert facts is not None
+    assert facts["encoder"] == f"OneCallEncoder {model_hash(load_encoder(run).network)}"
 
 
 def test_a_run_that_is_not_ready_is_refused(finished_run: RunFolder, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from pagoda.diffusion import Condition
 from pagoda.edit_pipeline import PagodaEditPipeline
 from pagoda.errors import ConfigError, DataError, PagodaError
 from pagoda.files import hash_json
-from pagoda.stages.editing import Edited, TeacherEncoder, load_encoder
+from pagoda.stages.editing import Edited, OneCallEncoder, TeacherEncoder, load_encoder
 
 EditKind = Literal["reconstruct", "inpaint", "upscale", "transfer"]
 KINDS: tuple[EditKind, ...] = ("reconstruct", "inpaint", "upscale", "transfer")
@@ -113,7 +113,7 @@ class EditDesk:
 class _WatchedEncoder:
     """An encoder that tells a job of each call before it is made."""
 
-    def __init__(self, inner: TeacherEncoder) -> None:
+    def __init__(self, inner: TeacherEncoder | OneCallEncoder) -> None:
         self._inner = inner
         self.fingerprint = inner.fingerprint
         self._job: Job | None = None

@@ -30,6 +30,8 @@ class _Edit:
     """Side of what the model makes, in pixels; its largest when not given."""
     out: Path | None = None
     """Image to write (.png, .webp, .jpg); `RUN/edits/<name>-<edit>.png` when not given."""
+    encoder: Literal["teacher", "amortised"] = "teacher"
+    """What reads the image: the teacher's inversion, exact; or the encoder that `pagoda amortise` trained, in one call."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to compute; a GPU when there is one."""
 
@@ -41,7 +43,9 @@ class _Edit:
         target = self.target(edit)
         if target.suffix.lower() not in endings:
             raise ConfigError(f"--out ends with {', '.join(endings)} here, got {target.name!r}.")
-        return PagodaEditPipeline.from_pretrained(self.run_dir, device=Runtime(self.device).device)
+        return PagodaEditPipeline.from_pretrained(
+            self.run_dir, encoder=self.encoder, device=Runtime(self.device).device
+        )
 
     def target(self, edit: str) -> Path:
         """The file to write."""

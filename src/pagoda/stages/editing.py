@@ -1,4 +1,4 @@
-"""What edits need of a run: its teacher as an encoder of any image, and the facts that go into what is written."""
+"""What edits need of a run: an encoder of any image, by its teacher or in one call, and the facts that go into what is written."""
 
 from __future__ import annotations
 
@@ -12,8 +12,11 @@ from PIL import Image
 from torch import Tensor, nn
 
 from pagoda.diffusion import Condition, PreconditionedDenoiser
+from pagoda.errors import ConfigError, did_you_mean
 from pagoda.images import make_grid, save_animation, save_image, to_pil
 from pagoda.networks import OneStepGenerator, model_hash
+from pagoda.stages.amortise import AmortisedEncoder
+from pagoda.stages.amortise import load_encoder as load_amortised
 from pagoda.stages.config import RunConfig
 from pagoda.stages.context import load_teacher
 from pagoda.stages.encode import invert_images
@@ -96,19 +99,57 @@ class TeacherEncoder:
     @torch.no_grad()
     def __call__(self, images: Tensor, condition: Condition) -> Tensor:
         """Unit-scale noise (B, C, b, b) of what the networks see: images (B, C, b, b) in [-1, 1], or latents of the run's codec."""
-        noise = None
-        if self.config.encode.add_noise:
-            drawn = torch.randn(tuple(images.shape[1:]), generator=seeded_generator(self.config.seed, "edit"))
-            noise = drawn.to(images).expand_as(images)
-        return invert_images(self.config, self.denoiser, images, condition, noise)
+        return invert_images(self.config, self.denoiser, images, condition, edit_noise(self.config, images))
 
 
-def load_encoder(run: RunFolder, *, device: torch.device | str = "cpu") -> TeacherEncoder:
+class OneCallEncoder:
+    """The run's amortised encoder, with the draw of noise that `TeacherEncoder` gives every image.
+
+    Args:
+        encoder: Of the run.
+        config: Of the run.
+        fingerprint: The hash of its weights.
+    """
+
+    def __init__(self, encoder: AmortisedEncoder, config: RunConfig, fingerprint: str) -> None:
+        self.encoder = encoder
+        self.config = config
+        self.fingerprint = fingerprint
+
+    def __call__(self, images: Tensor, condition: Condition) -> Tensor:
+        """Unit-scale noise, as `TeacherEncoder` gives it, nearly; see the accuracy in the record of `pagoda amortise`."""
+        return self.encoder(images, condition, noise=edit_noise(self.config, images)).to(images.device)
+
+
+def edit_noise(config: RunConfig, images: Tensor) -> Tensor | None:
+    """Unit noise for images (B, C, b, b) before their inversion, the same for each; None where the run adds none."""
+    if not config.encode.add_noise:
+        return None
+    drawn = torch.randn(tuple(images.shape[1:]), generator=seeded_generator(config.seed, "edit"))
+    return drawn.to(images).expand_as(images)
+
+
+ENCODERS = ("teacher", "amortised")
+"""What reads an image: the exact inversion by the run's teacher, or the encoder of `pagoda amortise` in one call."""
+
+
+def load_encoder(
+    run: RunFolder, kind: str = "teacher", *, device: torch.device | str = "cpu"
+) -> TeacherEncoder | OneCallEncoder:
     """The encoder of a run.
 
+    Args:
+        kind: One of `ENCODERS`.
+
     Raises:
-        ArtifactError: the run has no teacher, or its weights are not those that were written.
+        ConfigError: an unknown kind.
+        ArtifactError: the run has no teacher, or `pagoda amortise` was not run; or the weights are not those that were written.
     """
+    if kind not in ENCODERS:
+        raise ConfigError(f"unknown encoder {kind!r}. {did_you_mean(kind, ENCODERS)}")
+    if kind == "amortised":
+        encoder = load_amortised(run, device=device)
+        return OneCallEncoder(encoder, run.config(), model_hash(encoder.network))
     denoiser, facts = load_teacher(run.teacher)
     nn.Module.to(denoiser, device)
     return TeacherEncoder(denoiser, run.config(), str(facts["hash"]))
