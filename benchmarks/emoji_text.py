@@ -78,9 +78,9 @@ def classifier(steps: int) -> SmallClassifier:
 
 
 @cache
-def real_images() -> tuple[Tensor, Tensor]:
-    """Training emoji as they are."""
-    return reduced(source(0), SIZE, range(len(source(0))))
+def real_images(size: int = SIZE) -> tuple[Tensor, Tensor]:
+    """Training emoji as they are, uint8 (N, 3, size, size), and their groups."""
+    return reduced(source(0), size, range(len(source(0))))
 
 
 def retrieval(images: Tensor, names: Sequence[str], rows: Tensor, steps: int) -> float:
@@ -127,6 +127,17 @@ def distance(run: RunFolder, steps: int, split_seed: int) -> dict[str, float]:
     return {"distance": found["distance"], "floor": found["floor"], "contrast": found["contrast_ratio"]}
 
 
+def made_run(condition: str, seed: int, budget: float) -> tuple[RunFolder, float]:
+    """The recipe's run of a seed, told names ("text") or groups ("label"): made, continued, or only opened; and its peak memory in MiB."""
+    archives()
+    name = f"emoji-{condition}-budget{budget:g}-seed{seed}"
+    out = runs_folder() / name
+    command = [sys.executable, "-m", "recipes.emoji_text", str(data_file("emoji_noto_128.zip")), "--out", str(out)]
+    command += ["--seed", str(seed), "--condition", condition, "--budget", str(budget)]
+    cost = measure_command(command, log=runs_folder() / f"{name}.log")
+    return RunFolder.open(out), cost["peak_mib"]
+
+
 def times_label(results: Results) -> float:
     """The largest ratio of both distances over the seeds."""
     pairs = zip(results.values("text", "distance"), results.values("label", "distance"), strict=True)
@@ -151,26 +162,13 @@ def emoji_text(budget: float) -> dict[str, Arm]:
 
     def arm(condition: str) -> Arm:
         def run(seed: int) -> dict[str, float]:
-            archives()
-            name = f"emoji-{condition}-budget{budget:g}-seed{seed}"
-            out = runs_folder() / name
-            command = [
-                sys.executable,
-                "-m",
-                "recipes.emoji_text",
-                str(data_file("emoji_noto_128.zip")),
-                "--out",
-                str(out),
-            ]
-            command += ["--seed", str(seed), "--condition", condition, "--budget", str(budget)]
-            cost = measure_command(command, log=runs_folder() / f"{name}.log")
-            opened = RunFolder.open(out)
+            opened, peak = made_run(condition, seed, budget)
             stages = [path.stem for path in sorted((opened.path / "stages").glob("*.json"))]
             minutes = {f"minutes_{s}": opened.require(s, "")["results"]["seconds"] / 60 for s in stages}
             figures = distance(opened, max(20, round(CLASSIFIER_STEPS * budget)), seed)
             if condition == "text":
                 figures |= text_figures(opened, max(20, round(JUDGE_STEPS * budget)))
-            return {"minutes": sum(minutes.values()), "peak_mib": cost["peak_mib"], **minutes, **figures}
+            return {"minutes": sum(minutes.values()), "peak_mib": peak, **minutes, **figures}
 
         return run
 

@@ -1,4 +1,7 @@
-"""Whether one-step sampling costs more than a bare forward of the same network, at the batch size and memory layout that suit it best."""
+"""Whether one-step sampling costs more than a bare forward of the same network, at the batch size and memory layout that suit it best.
+
+Beside it: which share of the rate at which this machine multiplies large matrices the network reaches, and where its time goes.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,8 @@ import time
 from collections.abc import Callable
 
 import torch
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.harness import Arm, PassLine, benchmark
 from pagoda.diffusion import Condition, EDMDenoiser
@@ -16,6 +21,37 @@ from pagoda.stages.sampling import sample_images
 COUNT = 256
 BATCHES = (16, 64, 256)
 LAYOUTS = {"channels first": torch.contiguous_format, "channels last": torch.channels_last}
+
+
+MATRIX = 1536
+"""Side of the matrices whose product is timed."""
+KINDS = {
+    "convolutions": ("convolution",),
+    "products": ("addmm", "aten::mm", "bmm", "linear"),
+    "attention": ("scaled_dot_product",),
+    "norms": ("group_norm", "layer_norm"),
+}
+"""Of the profiler's operators, by parts of their names; what fits none is elementwise, copies and calls."""
+
+
+def matrix_rate(rounds: int = 5) -> float:
+    """Multiply-adds a second of a product of two large matrices: the best of some rounds."""
+    a, b = torch.randn(2, MATRIX, MATRIX)
+    a @ b
+    return MATRIX**3 / min(seconds(lambda: a @ b) for _ in range(rounds))
+
+
+@torch.no_grad()
+def time_by_kind(forward: Callable[[], object]) -> dict[str, float]:
+    """Shares of the time of a call, by `KINDS`."""
+    forward()
+    with profile(activities=[ProfilerActivity.CPU]) as found:
+        forward()
+    spent = dict.fromkeys([*KINDS, "rest"], 0.0)
+    for event in found.key_averages():
+        kind = next((kind for kind, parts in KINDS.items() if any(part in event.key for part in parts)), "rest")
+        spent[kind] += event.self_cpu_time_total
+    return {f"time_{kind}": value / sum(spent.values()) for kind, value in spent.items()}
 
 
 def seconds(run: Callable[[], object]) -> float:
@@ -52,12 +88,22 @@ def compare(seed: int, *, size: int, rounds: int) -> dict[str, float]:
             bare[name, batch] = statistics.median(pair[0] for pair in pairs)
             ours[name, batch] = statistics.median(pair[1] for pair in pairs)
     best = min(bare, key=lambda key: bare[key])
+    torch.nn.Module.to(generator, memory_format=LAYOUTS[best[0]])
+    z = (80 * torch.randn(best[1], 3, size, size)).to(memory_format=LAYOUTS[best[0]])
+    labels = Condition.of_labels(torch.arange(best[1]) % 10)
+    denoiser = EDMDenoiser(DiffusersNetwork(generator.base))
+    with FlopCounterMode(display=False) as counter:
+        denoiser(z, 80.0, labels)
+    multiply_adds = counter.get_total_flops() / 2 / best[1]
     return {
         "ms_bare": 1e3 * bare[best] / COUNT,
         "ms_one_step": 1e3 * min(ours.values()) / COUNT,
         "ratio": min(ours.values()) / bare[best],
         "best_batch": float(best[1]),
         "channels_last": float(best[0] == "channels last"),
+        "megamultiply_adds": multiply_adds / 1e6,
+        "share_of_matrix_rate": multiply_adds * COUNT / bare[best] / matrix_rate(),
+        **time_by_kind(lambda: denoiser(z, 80.0, labels)),
     }
 
 

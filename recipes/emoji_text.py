@@ -110,6 +110,7 @@ def emoji_text_config(data: str, *, seed: int = 0, condition: str = "text", budg
     steps = {f"{stage}.loop.steps": getattr(config, stage).loop.steps for stage in ("teach", "distill")}
     if condition == "text":
         steps["text.two_tower.loop.steps"] = config.text.two_tower.loop.steps
+    steps["distill.teacher_pairs.count"] = config.distill.teacher_pairs.count
     shorter: dict[str, Any] = {name: max(2, round(count * budget)) for name, count in steps.items()}
     shorter["grow.steps"] = [max(2, round(count * budget)) for count in config.grow.steps]
     return override(config, shorter)
