@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.harness import Arm, PassLine, Results, benchmark
+from benchmarks.theory.shapes_runs import begun
 from pagoda.data import Downsampler, ShapesSource
 from pagoda.evaluation import SmallClassifier, train_classifier
 from pagoda.stages.amortise_run import amortise_run
@@ -78,15 +79,20 @@ def config_of(count: int, mode: str, seed: int, budget: float, judge_folder: str
         "distill.teacher_pairs.count": max(64, round(5000 * budget)),
         "evaluation.data": f"shapes:count={4000 if budget >= 1 else 200},seed={UNSEEN_SEED}",
         "evaluation.gap.count": 250 if budget >= 1 else 64,  # as many as half of 500, so that all sets compare
-        "evaluation.gap.features": f"classifier:{judge_folder}",
+        "evaluation.gap.features": f"classifier:{judge_folder}" if judge_folder else "random",
     }
     data = f"shapes:count={max(40, round(count * min(1.0, budget)))}"
     return override(preset_config("tiny", data, base=SIZE, size=SIZE), {**settings, **MODES[mode]})
 
 
-def spend(config: RunConfig, folder: Path, seconds: float) -> tuple[RunFolder, int]:
-    """Train a run whose inversion, pairs and distillation take `seconds` together; also the steps that this left room for."""
-    run = train(config, str(folder / "run"), until="teach", quiet=True)
+def spend(taught: Path, config: RunConfig, folder: Path, seconds: float) -> tuple[RunFolder, int]:
+    """Train a run whose inversion, pairs and distillation take `seconds` together; also the steps that this left room for.
+
+    Args:
+        taught: A run with its teacher.
+    """
+    run = RunFolder.open(shutil.copytree(taught, folder / "run"))
+    run.write_config(config)
     started = time.monotonic()
     train(config, str(run.path), until="encode", quiet=True)
     if config.distill.mode != "rec":
@@ -109,7 +115,9 @@ def arm(count: int, mode: str, budget: float) -> Arm:
             folder = Path(name)
             judge().save(folder / "judge")
             config = config_of(count, mode, seed, budget, str(folder / "judge"))
-            run, steps = spend(config, folder, max(2.0, SECONDS * budget))
+            # What does not change the teacher shares it: all ways but `views`, whose teacher sees mirror images too.
+            alike = config_of(count, "views" if config.mirror else "rec", seed, budget, "")
+            run, steps = spend(begun(alike, "teach"), config, folder, max(2.0, SECONDS * budget))
             facts = load_gaps(run)[SIZE]
         points = {p["name"] if p["name"] != "mixture" else f"mixture_{p['fraction']:g}": p for p in facts["points"]}
         figures: dict[str, float] = {"steps": steps, "seconds": facts["seconds"]}
