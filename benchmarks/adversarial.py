@@ -29,12 +29,13 @@ ARMS: dict[str, Mapping[str, Any]] = {
     "reconstruction": {},
     "teacher, 0.05": {"adversarial": 0.05},
     "teacher, 0.3": {"adversarial": 0.3},
+    "teacher, 0.3, every fourth step": {"adversarial": 0.3, "adversarial_every": 4},
     "teacher mixed, 0.3": {"adversarial": 0.3, "judge": {"mixing": True}},
     "random, 0.3": {"adversarial": 0.3, "judge": {"networks": ["random"]}},
     "teacher, separate": {"adversarial": 0.3, "updates": "separate"},
     "teacher, 0.3, and of pairs": {"adversarial": 0.3, "reconstruction_judge": 0.3},
 }
-"""Settings of the last octave's loss, beside the demo's: where the judge looks through, its weight, updates, a second judge."""
+"""Settings of the last octave's loss, beside the demo's: what the judge looks through, its weight, how often, updates, a second judge."""
 
 
 def config_of(seed: int, budget: float, size: int, loss: Mapping[str, Any], steps: int) -> RunConfig:
@@ -104,5 +105,5 @@ def unequal(results: Results) -> float:
     ],
 )  # fmt: skip
 def adversarial(budget: float) -> dict[str, Arm]:
-    """Seven arms on top of one generator a seed."""
+    """Eight arms on top of one generator a seed."""
     return {name: partial(compare, loss, budget) for name, loss in ARMS.items()}

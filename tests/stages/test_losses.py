@@ -212,6 +212,35 @@ def test_separate_updates_take_two_steps_of_one_optimiser_and_one_of_the_average
     assert {int(e["step"]) for e in trainer.states["discriminator"].optimizer.state.values()} == {3}
 
 
+@pytest.mark.parametrize("updates", ["joint", "separate"])
+def test_judges_take_part_in_every_so_many_steps_alone(
+    open_as: Callable[..., StageContext], tmp_path: Path, updates: str
+) -> None:
+    context = open_as(
+        distill__loss__updates=updates,
+        distill__loss__adversarial_from=0.2,  # of six steps: from the second on
+        distill__loss__adversarial_every=2,
+        distill__loss__reconstruction_judge=0.1,
+    )
+    objective = objective_of(context)
+    assert [step for step in range(6) if objective.is_judged(step)] == [1, 3, 5]
+    plain = objective.batch(torch.arange(8), StepRandom(0, 2, 8, slice(0, 8), "distill"))
+    assert plain.fake_inputs is None  # nothing is drawn that nobody looks at
+    trainer = trainer_of(context, tmp_path / "work")
+    trainer.run()
+    steps = {name: {int(e["step"]) for e in state.optimizer.state.values()} for name, state in trainer.states.items()}
+    assert steps["discriminator"] == steps["reconstruction_discriminator"] == {3}
+    assert steps["generator"] == {6 + 3 * (updates == "separate")}
+
+
+def test_judging_every_step_is_no_setting_at_all(open_as: Callable[..., StageContext]) -> None:
+    assert "adversarial_every" not in stage_settings(tiny_config(), "distill")["distill"]["loss"]
+    with pytest.raises(ConfigError, match="adversarial_every must be at least 1"):
+        open_as(distill__loss__adversarial_every=0)
+    with pytest.raises(ConfigError, match="adversarial_every spaces the steps of discriminators"):
+        open_as(distill__loss__adversarial=0.0, distill__loss__adversarial_every=2)
+
+
 def test_the_gradient_of_a_separate_step_is_that_of_its_own_loss(open_as: Callable[..., StageContext]) -> None:
     context = open_as(distill__loss__updates="separate", distill__loss__adversarial_from=0.0)
     objective = objective_of(context)

@@ -130,6 +130,17 @@ def test_the_adversarial_term_costs_from_its_first_step_on() -> None:
     assert half == pytest.approx((never + always) / 2, rel=1e-6)
 
 
+def test_a_judged_step_in_three_costs_a_third_of_what_the_adversarial_term_costs() -> None:
+    """Of six steps two are judged."""
+    changes = ({"adversarial_from": 1.0}, {"adversarial_every": 3}, {})
+    never, third, always = (
+        counted(**{f"distill__loss__{k}": v for k, v in {"adversarial_from": 0.0, **c}.items()}).stages[2].multiply_adds
+        for c in changes
+    )
+    assert never < third < always
+    assert third == pytest.approx((2 * never + always) / 3, rel=1e-6)
+
+
 def test_calls_of_the_solvers_are_the_papers() -> None:
     heun = tiny_config(encode__solver="heun", encode__num_nodes=40)
     assert encode_calls(heun) == 78

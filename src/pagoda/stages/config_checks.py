@@ -27,6 +27,8 @@ def check_loss(loss: LossConfig) -> None:
             raise ConfigError(f"{name} must be >= 0, got {getattr(loss, name)}.")
     if not 0 <= loss.adversarial_from <= 1:
         raise ConfigError(f"adversarial_from must lie in [0, 1], got {loss.adversarial_from}.")
+    if loss.adversarial_every < 1:
+        raise ConfigError(f"adversarial_every must be at least 1, got {loss.adversarial_every}; 1 judges every step.")
     if not 0 < loss.pairs <= 1:
         raise ConfigError(
             f"pairs is a share in (0, 1], got {loss.pairs}; to reconstruct nothing set pixel, feature and lpips to 0."
@@ -59,6 +61,10 @@ def check_loss(loss: LossConfig) -> None:
     if loss.lpips_size < 16:  # VGG-16 halves its maps four times
         raise ConfigError(f"lpips_size must be 16 or more, got {loss.lpips_size}.")
     judges = loss.adversarial > 0 or loss.reconstruction_judge > 0
+    if loss.adversarial_every > 1 and not judges:
+        raise ConfigError(
+            "adversarial_every spaces the steps of discriminators, and there are none: adversarial and reconstruction_judge are 0."
+        )
     if loss.judge is not None and not judges:
         raise ConfigError(
             "judge names networks of discriminators, and there are none: adversarial and reconstruction_judge are 0."

@@ -35,10 +35,10 @@ class CachedInputs(GeneratorInputs):
 
     Args:
         pairs: Features, image and embedding of each (image, mirror), rows as in the latent store.
-        rows: Images (B,) and mirrors (B,) -> rows of `pairs`.
         fakes: The same for a pool of prior samples.
         fake_images: Images of the data (F,) int64 whose conditions the pool was made with.
         condition: Images of the data -> their conditions.
+        rows: Images (B,) and mirrors (B,) -> rows of `pairs`.
         size: Side of the lowest level that is not frozen, where the generator goes on; None = the top one.
         fake_guidance: Guidance weights (F,) that the pool was made with; None for none.
     """

@@ -184,8 +184,13 @@ class GeneratorObjective(Objective[GeneratorBatch]):
             made.fake_texts = self.image_text.targets(self.inputs.prior_images(random, indices))
         return made
 
+    def is_judged(self, step: int) -> bool:
+        """Whether discriminators take part in a step."""
+        since = step - self.first_adversarial_step
+        return since >= 0 and since % self.config.adversarial_every == 0
+
     def _is_adversarial(self, random: StepRandom) -> bool:
-        return self.discriminator is not None and random.step >= self.first_adversarial_step
+        return self.discriminator is not None and self.is_judged(random.step)
 
     def _pairs(
         self, indices: Tensor, flips: Tensor, images: Tensor, condition: Condition, random: StepRandom
@@ -246,7 +251,7 @@ class GeneratorObjective(Objective[GeneratorBatch]):
                 named["adaptive_weight"] = weight
             gradient = gradient + self.config.adversarial * weight * pull
             value = value + self.config.adversarial * weight * named["adversarial"].mean().detach()
-        if self.second is not None and random.step >= self.first_adversarial_step:
+        if self.second is not None and self.is_judged(random.step):
             batch.rebuilt = made[: len(real)].detach()
             logits = self._judge(self.second, rebuilt, batch.target_condition, random, "pair")
             named["reconstruction_adversarial"] = -logits.mean(1)

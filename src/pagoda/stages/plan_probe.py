@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -62,7 +61,7 @@ class StageProbe:
 
     Attributes:
         footprint: See there.
-        phases: (steps, cost of one of them): a stage costs more after its adversarial term has started.
+        phases: (steps, cost of one of them): steps that discriminators take part in cost more than others.
         preview_seconds: One preview, of raw and averaged weights.
         checkpoint_seconds: One checkpoint.
         pass_seconds: One image through the network in use, without gradient.
@@ -164,7 +163,14 @@ class Prober:
         loop = context.config.teach.loop
         shape = (context.data.channels, context.config.base, context.config.base)
         probe = self._stage(
-            context, objective, loop, [denoiser], (0,), lambda z, label: denoiser(z, 1.0, label), shape, preview_calls()
+            context,
+            objective,
+            loop,
+            [denoiser],
+            ((loop.steps, loop.steps // 2),),
+            lambda z, label: denoiser(z, 1.0, label),
+            shape,
+            preview_calls(),
         )
         denoiser.eval().requires_grad_(False)
         return denoiser, probe
@@ -230,9 +236,12 @@ class Prober:
         generator = objective.generator
         shape = (generator.channels, generator.base_size, generator.base_size)
         frozen = objective.critics.modules
-        start = objective.first_adversarial_step
-        starts = (0, start) if objective.discriminator is not None and 0 < start < loop.steps else (0,)
-        return self._stage(self.context, objective, loop, [generator, *frozen], starts, generator.forward, shape, 1)
+        judges = objective.discriminator is not None or objective.second is not None
+        judged = [step for step in range(loop.steps) if judges and objective.is_judged(step)]
+        plain = sorted(set(range(loop.steps)) - set(judged))
+        # A step in the middle of its kind stands for all of it.
+        kinds = tuple((len(steps), steps[len(steps) // 2]) for steps in (plain, judged) if steps)
+        return self._stage(self.context, objective, loop, [generator, *frozen], kinds, generator.forward, shape, 1)
 
     def _stage(
         self,
@@ -240,7 +249,7 @@ class Prober:
         objective: Objective[BatchT],
         loop: LoopConfig,
         networks: list[nn.Module],
-        starts: tuple[int, ...],
+        kinds: tuple[tuple[int, int], ...],
         forward: Callable[[Tensor, Condition], Tensor],
         shape: tuple[int, int, int],
         calls: int,
@@ -255,10 +264,7 @@ class Prober:
             order=context.order("probe"),
         )
         footprint = self._footprint(objective, networks)
-        phases = []
-        for start, end in itertools.pairwise((*starts, loop.steps)):
-            cost = measure_step(trainer, (start + end) // 2, self.budget / len(starts))
-            phases.append((end - start, cost))
+        phases = [(count, measure_step(trainer, step, self.budget / len(kinds))) for count, step in kinds]
         multiply_adds, seconds = self._forward(context, forward, shape)
         preview = 2 * PREVIEWS * calls * seconds if loop.preview_every else 0.0
         checkpoint = footprint.checkpoint_bytes / self.write_rate

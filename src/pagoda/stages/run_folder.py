@@ -391,6 +391,7 @@ def without_neutral(values: Mapping[str, Any]) -> dict[str, Any]:
         "updates",
         "reconstruction_judge",
         "pairs",
+        "adversarial_every",
         "heads",
         "image_text",
     }

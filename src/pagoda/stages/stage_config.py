@@ -99,6 +99,9 @@ class LossConfig:
     """Weight of the adversarial term, relative to the reconstruction's gradient; 0 trains no discriminator."""
     adversarial_from: float = 0.0
     """Fraction of the steps after which the adversarial term starts."""
+    adversarial_every: int = 1
+    """From then on, steps from one with the adversarial term to the next; discriminators are trained in these alone. A judged step takes
+    two to three times as long as one without."""
     adaptive: bool = True
     """Scale the adversarial gradient to the reconstruction's at the last layer, within [0.01, 10]."""
     augment: tuple[str, ...] = ("colour", "translation", "cutout")
