@@ -21,6 +21,7 @@ from pagoda.files import write_text_atomic
 
 _HELPERS = (
     "__main__",
+    "cascade",
     "dit_steps",
     "heart",
     "metrics",

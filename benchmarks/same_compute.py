@@ -24,10 +24,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks.cascade import Trained, draw, train_for
-from benchmarks.emoji import all_images, archive
 from benchmarks.harness import Arm, PassLine, Results, benchmark
 from benchmarks.harness.runner import load_result
-from benchmarks.heart import FIRST_SEED, fit_classifier
+from benchmarks.heart import FIRST_SEED
 from benchmarks.metrics import score_images
 from benchmarks.shapes import judge as shapes_judge
 from benchmarks.shapes import real_images
@@ -85,12 +84,6 @@ class Setting:
         return override(config, {**shorter, **quiet, **common, **self.settings})
 
 
-@cache
-def emoji_judge(size: int) -> SmallClassifier:
-    """The classifier of the benchmark `emoji`."""
-    return fit_classifier(all_images(size), num_classes=9, steps=600)
-
-
 SHAPES = Setting(
     name="same_compute",
     preset="tiny",
@@ -101,17 +94,6 @@ SHAPES = Setting(
     real=real_images,
     judge=shapes_judge,
     count=500,
-)
-EMOJI = Setting(
-    name="same_compute_emoji",
-    preset="small",
-    data=lambda: str(archive()),
-    sizes=(16, 32, 64),
-    steps=1.0,
-    settings={"source.filter": "skin_tone="},
-    real=all_images,
-    judge=emoji_judge,
-    count=818,
 )
 
 
@@ -287,16 +269,6 @@ QUESTION = (
 def same_compute(budget: float) -> dict[str, Arm]:
     """Drawn shapes."""
     return arms(SHAPES, budget)
-
-
-@benchmark(
-    "same_compute_emoji",
-    question=QUESTION.format("1,637 emoji, 16 to 64 px, the preset `small`."),
-    passes=lines(EMOJI),
-)
-def same_compute_emoji(budget: float) -> dict[str, Arm]:
-    """Emoji; an hour a seed and arm."""
-    return arms(EMOJI, budget)
 
 
 def draw_curves(result: Path, target: Path) -> None:
