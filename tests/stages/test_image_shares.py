@@ -121,6 +121,15 @@ def test_another_share_is_refused_and_all_of_them_is_no_setting_at_all(half_run:
             tiny_config(encode__share=share)
 
 
+def test_more_pairs_than_are_encoded_are_refused_and_not_ignored() -> None:
+    for stage in ("distill", "grow"):
+        with pytest.raises(
+            ConfigError, match=rf"{stage}\.loss\.pairs=0\.75 asks for more images than encode\.share=0\.5"
+        ):
+            tiny_config(encode__share=0.5, **{f"{stage}__loss__pairs": 0.75})
+    assert tiny_config(encode__share=0.5, distill__loss__pairs=0.25).distill.loss.pairs == 0.25
+
+
 def test_an_encoding_of_more_than_is_drawn_says_which_share_would_do(
     finished_run: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

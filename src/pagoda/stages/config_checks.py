@@ -77,6 +77,27 @@ def check_loss(loss: LossConfig) -> None:
         raise ConfigError("feature_augment augments images for the feature distance, whose weight feature is 0.")
 
 
+def check_shares(config: RunConfig) -> None:
+    """Refuse to rebuild a share of the images that is larger than what is encoded: the rest of it would be ignored.
+
+    Raises:
+        ConfigError: naming both settings. 1, all pairs that there are, is no such share.
+    """
+    for name, loss in _losses(config).items():
+        if config.encode.share < loss.pairs < 1:
+            raise ConfigError(
+                f"{name}.pairs={loss.pairs} asks for more images than encode.share={config.encode.share} encodes; lower the first, "
+                "raise the second, or leave pairs at 1 for all that are encoded."
+            )
+
+
+def _losses(config: RunConfig) -> dict[str, LossConfig]:
+    """Every loss of a run, by the name of its setting."""
+    octaves = enumerate(config.grow.octave_losses)
+    named = {f"grow.octave_losses[{index}]": loss for index, loss in octaves}
+    return {"distill.loss": config.distill.loss, "grow.loss": config.grow.loss, **named}
+
+
 def check_text(config: RunConfig) -> None:
     """Refuse what does not go with texts, settings of texts that nothing would read, and heads of tokens under guidance.
 
@@ -85,11 +106,7 @@ def check_text(config: RunConfig) -> None:
     """
     if config.condition not in ("label", "text"):
         raise ConfigError(f"condition must be label or text, got {config.condition!r}.")
-    losses = {"distill.loss": config.distill.loss, "grow.loss": config.grow.loss}
-    losses |= {
-        f"grow.octave_losses[{index}]": config.grow.loss_of(index) for index in range(len(config.grow.octave_losses))
-    }
-    for name, loss in losses.items():
+    for name, loss in _losses(config).items():
         if loss.heads == "tokens" and config.guidance.active:
             raise ConfigError(
                 f"{name}.heads=tokens takes no guidance weight; set {name}.heads=maps, or guidance.scale_max=1."

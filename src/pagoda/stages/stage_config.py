@@ -127,7 +127,7 @@ class LossConfig:
     reconstruction_judge: float = 0.0
     """Weight of a second discriminator, of reconstructions against their images; 0 trains none."""
     pairs: float = 1.0
-    """Share of the images of each class that are reconstructed, at most `encode.share`; the discriminator sees all."""
+    """Share of the images of each class that are reconstructed, at most `encode.share`; 1: all that are encoded. Discriminators see all."""
     heads: Literal["maps", "tokens"] = "maps"
     """Heads of the discriminators: maps reduces each feature map to a few logits, tokens judges every place of it."""
     image_text: float = 0.0
