@@ -40,7 +40,7 @@ def side_by_side(
     """
     failed: BaseException | None = None
     with _threads(threads_of(jobs)), ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
-        running = [pool.submit(_measure_here, bench.arms.__module__, bench.name, budget, *pair) for pair in missing]
+        running = [pool.submit(_measure_here, bench.module, bench.name, budget, *pair) for pair in missing]
         for done in as_completed(running):
             if done.cancelled():
                 continue

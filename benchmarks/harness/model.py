@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -79,13 +80,15 @@ class PassLine:
 class Benchmark:
     """A question, the arms that answer it and the lines that they are held to.
 
-    `arms` receives the budget, the share of the full steps or samples that may be spent: 1 is what is published.
+    `arms` receives the budget, the share of the full steps or samples that may be spent: 1 is what is published. `module` is the one
+    that registered it, which a process of its own imports to find it again; `arms` may come from a helper in another.
     """
 
     name: str
     question: str
     passes: tuple[PassLine, ...]
     arms: Callable[[float], dict[str, Arm]]
+    module: str = ""
 
 
 REGISTRY: dict[str, Benchmark] = {}
@@ -100,10 +103,14 @@ def benchmark(
         ConfigError: the name is taken.
     """
 
+    caller = inspect.currentframe()
+    caller = caller.f_back if caller is not None else None
+    module = caller.f_globals["__name__"] if caller is not None else ""
+
     def register(function: Callable[[float], dict[str, Arm]]) -> Callable[[float], dict[str, Arm]]:
         if name in REGISTRY:
             raise ConfigError(f"there are two benchmarks called `{name}`.")
-        REGISTRY[name] = Benchmark(name, question, tuple(passes), function)
+        REGISTRY[name] = Benchmark(name, question, tuple(passes), function, module)
         return function
 
     return register

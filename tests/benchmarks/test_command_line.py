@@ -18,6 +18,13 @@ def test_list_names_every_benchmark_with_its_question(capsys: pytest.CaptureFixt
     assert "oracle_inversion: How far from unit variance" in listed
 
 
+def test_every_benchmark_knows_the_module_that_registers_it() -> None:
+    # Processes of `--jobs` import it; the function of a benchmark on real data comes from a helper's module.
+    assert {name: command_line.find(name).module for name in command_line.names()} == {
+        name: f"benchmarks.{name}" for name in command_line.names()
+    }
+
+
 def test_run_writes_both_files_and_table_renders_the_same_page(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
