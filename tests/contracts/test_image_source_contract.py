@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from pagoda.data import Downsampler, ImageSource, batch_indices, check_source, open_source, prepare_images
+from pagoda.data import Downsampler, ImageSource, SourceConfig, batch_indices, check_source, open_source, prepare_images
 from pagoda.errors import PagodaError
 
 COUNT, SIZE = 8, 12
@@ -87,6 +87,7 @@ def make_parquet(root: Path, seed: int) -> Path:
     return path
 
 
+VIEWS = SourceConfig(views=3)
 MAKERS: dict[str, Callable[[Path, int], Path | str]] = {
     "folder": make_folder,
     "flat-folder": make_flat_folder,
@@ -94,6 +95,7 @@ MAKERS: dict[str, Callable[[Path, int], Path | str]] = {
     "zip": make_zip,
     "idx": make_idx,
     "parquet": make_parquet,
+    "viewed": make_folder,  # with VIEWS
     "shapes": lambda root, seed: f"shapes:count=10,size=16,seed={seed}",
 }
 Opener = Callable[..., ImageSource]
@@ -110,7 +112,7 @@ def opened(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.M
     def make(seed: int = 0, place: str = "here") -> ImageSource:
         if (seed, place) not in made:
             made[seed, place] = MAKERS[request.param](tmp_path / f"{place}{seed}", seed)
-        return open_source(made[seed, place])
+        return open_source(made[seed, place], options=VIEWS if request.param == "viewed" else None)
 
     return make
 
@@ -118,7 +120,7 @@ def opened(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.M
 def test_it_is_a_source(opened: Opener) -> None:
     source = opened()
     assert isinstance(source, ImageSource)
-    assert len(source) in (COUNT, 10)
+    assert len(source) in (COUNT, VIEWS.views * COUNT, 10)
 
 
 def test_images_are_plain_and_always_the_same(opened: Opener) -> None:

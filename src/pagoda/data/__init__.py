@@ -21,6 +21,7 @@ from pagoda.data.order import batch_indices, epoch_order
 from pagoda.data.protocol import BadImageError, ImageSource, SourceConfig
 from pagoda.data.shapes import ShapeFactors, ShapesSource
 from pagoda.data.sources import open_source
+from pagoda.data.views import ViewedSource, without_views
 
 __all__ = [
     "BadImage",
@@ -39,6 +40,7 @@ __all__ = [
     "ShapeFactors",
     "ShapesSource",
     "SourceConfig",
+    "ViewedSource",
     "ZipSource",
     "batch_indices",
     "check_source",
@@ -48,4 +50,5 @@ __all__ = [
     "prepare_images",
     "prepare_latents",
     "refuse_pickles",
+    "without_views",
 ]

@@ -39,6 +39,12 @@ class SourceConfig:
     """Side in pixels of the square that each image is centred on before anything else; None pads nothing."""
     split: str = "train"
     """Which part of a source that has several: `train`, `test`, ..."""
+    views: int = 1
+    """Views of each image to train on: 1 is the image alone, more add copies that are moved and zoomed a little. For few images."""
+    view_shift: float = 0.05
+    """How far further views are moved at most, as a fraction of the side."""
+    view_zoom: float = 0.1
+    """By how much further views are enlarged or reduced at most: 0.1 is a factor of up to 1.1."""
     on_bad: OnBad = "raise"
     """What to do with images that cannot be used: stop with their names, or leave them out and say how many."""
 
@@ -52,6 +58,15 @@ class SourceConfig:
         if self.pad is not None and self.pad < 1:
             raise ConfigError(
                 f"source.pad must be a positive number of pixels, or None for no padding, got {self.pad}."
+            )
+        if self.views < 1:
+            raise ConfigError(f"source.views must be at least 1, the image itself, got {self.views}.")
+        for name, reach, most in (("view_shift", self.view_shift, 0.5), ("view_zoom", self.view_zoom, 1.0)):
+            if not 0 <= reach <= most:
+                raise ConfigError(f"source.{name} must lie in [0, {most:g}], got {reach}.")
+        if self.views > 1 and self.view_shift == self.view_zoom == 0:
+            raise ConfigError(
+                f"source.views={self.views} would be so many equal copies, since view_shift and view_zoom are 0; give one of them a range."
             )
         try:
             ImageColor.getrgb(self.background)
@@ -67,7 +82,7 @@ class SourceConfig:
         return red, green, blue
 
     def content_fields(self) -> dict[str, Any]:
-        """The options that change what a single image or label is, for fingerprints."""
+        """The options that change what a single image or label of the source is, for fingerprints; views have their own."""
         names = ("label_column", "caption_column", "filter", "compact_labels", "background", "mode", "pad", "split")
         return {name: getattr(self, name) for name in names}
 

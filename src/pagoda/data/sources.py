@@ -11,10 +11,12 @@ from pagoda.data.hub import HubSource
 from pagoda.data.idx import IdxSource, find_idx_images, is_idx_images_file
 from pagoda.data.protocol import ImageSource, SourceConfig
 from pagoda.data.shapes import ShapesSource
+from pagoda.data.views import ViewedSource
 from pagoda.errors import ConfigError, DataError, did_you_mean
 
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _SHAPES_ARGUMENTS = ("count", "size", "seed")
+_OF_ANY_SOURCE = ("on_bad", "views", "view_shift", "view_zoom")
 _ACCEPTED = (
     "Accepted are a folder of images, a .zip of one, IDX files, a .parquet file or a folder of them, "
     "`owner/name` on the hub, and `shapes`."
@@ -33,13 +35,19 @@ def open_source(spec: str | Path, *, options: SourceConfig | None = None) -> Ima
     | a .parquet file | rows with an image column |
     | `owner/name` that is no path here, or `hub:owner/name` | a data set of the hub |
 
+    With `options.views` above 1 it is followed by further views of its images (`ViewedSource`).
+
     Raises:
         DataError: there is nothing of that name, or it cannot be used.
         ConfigError: the arguments of `shapes` are wrong, or options are set that it does not have.
         MissingExtraError: Parquet or the hub is asked for and `datasets` is not installed.
     """
     options = options or SourceConfig()
-    text = str(spec)
+    source = _open(str(spec), options)
+    return ViewedSource(source, options) if options.views > 1 else source
+
+
+def _open(text: str, options: SourceConfig) -> ImageSource:
     if text == "shapes" or text.startswith("shapes:"):
         return _open_shapes(text, options)
     if text.startswith("hub:"):
@@ -83,7 +91,9 @@ def _open_shapes(text: str, options: SourceConfig) -> ShapesSource:
             raise ConfigError(f"`{text}`: {name} must be a whole number, got {value!r}.")
         arguments[name] = int(value)
     defaults = SourceConfig()
-    changed = [name for name, value in vars(options).items() if name != "on_bad" and value != getattr(defaults, name)]
+    changed = [
+        name for name, value in vars(options).items() if name not in _OF_ANY_SOURCE and value != getattr(defaults, name)
+    ]
     if changed:
         names = ", ".join(f"source.{name}" for name in changed)
         raise ConfigError(

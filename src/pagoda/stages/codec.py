@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pagoda.data import Downsampler, ImageDataset, check_source, open_source, prepare_images
+from pagoda.data import Downsampler, ImageDataset, check_source, open_source, prepare_images, without_views
 from pagoda.data.order import batch_indices
 from pagoda.errors import ArtifactError
 from pagoda.evaluation import psnr
@@ -97,7 +97,7 @@ def train_codec(config: CodecTrainConfig, out: Path | str, *, quiet: bool = Fals
 def _prepare(folder: CodecFolder, config: CodecTrainConfig, *, check: bool, quiet: bool) -> ImageDataset:
     source = open_source(config.data, options=config.source)
     if check:
-        check_source(source, size=config.size, progress=not quiet).raise_if_bad()
+        check_source(without_views(source), size=config.size, progress=not quiet).raise_if_bad()
     return prepare_images(
         source,
         sizes=(config.size,),

@@ -13,7 +13,15 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from pagoda.data import Downsampler, ImageDataset, check_source, open_source, prepare_images, prepare_latents
+from pagoda.data import (
+    Downsampler,
+    ImageDataset,
+    check_source,
+    open_source,
+    prepare_images,
+    prepare_latents,
+    without_views,
+)
 from pagoda.data.order import batch_indices
 from pagoda.diffusion import Condition, PreconditionedDenoiser, precondition
 from pagoda.errors import ArtifactError
@@ -197,7 +205,8 @@ def _prepare(run: RunFolder, config: RunConfig, runtime: Runtime, *, quiet: bool
     if texts:
         wanted["captions"] = True
     if checked != wanted:
-        report = check_source(source, size=config.size * factor, need_captions=texts, progress=not quiet)
+        # Views are as good as their images.
+        report = check_source(without_views(source), size=config.size * factor, need_captions=texts, progress=not quiet)
         report.raise_if_bad()
     data = prepare_images(
         source,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -53,16 +53,19 @@ class RealImages:
     seed: int
 
     @classmethod
-    def split(cls, data: ImageDataset, size: int, *, count: int | None, seed: int) -> RealImages:
+    def split(
+        cls, data: ImageDataset, size: int, *, count: int | None, seed: int, first: int | None = None
+    ) -> RealImages:
         """Halve a data set.
 
         Args:
             count: Stand-ins to keep, drawn at random; all of them when None.
+            first: Take the first so many images only; all when None.
 
         Raises:
             DataError: too few images.
         """
-        every = torch.arange(len(data))
+        every = torch.arange(len(data) if first is None else first)
         labels = data.labels(every)
         reference, stand_in = split_real(torch.zeros_like(every) if labels is None else labels, seed=seed)
         order = torch.randperm(len(stand_in), generator=torch.Generator().manual_seed(seed + 1))
@@ -98,8 +101,9 @@ def open_real(run: RunFolder, config: RunConfig, data: str | None, size: int, ru
         DataError: images that cannot be used.
         ConfigError: other images than the run's in colour or in number of classes.
     """
-    source = open_source(data or config.data, options=config.source)
-    own = data is None or data == config.data
+    # Further views are for training: what a generator shall be like are the images. Their rows come first there, so rows agree.
+    source = open_source(data or config.data, options=replace(config.source, views=1))
+    own = (data is None or data == config.data) and config.source.views == 1
     cache = run.images if own else run.evaluation / "data" / source.fingerprint
     # All sizes of the run together, so that its own cache stays valid; of other images the base too, which the encoder sees.
     sizes = config.sizes if own else sorted({config.base, size})

@@ -17,6 +17,7 @@ import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -131,13 +132,15 @@ def measure_gap(context: StageContext, size: int) -> dict[str, Any] | None:
     if not run.latents.is_dir():
         context.say(f"no prior gap measured: {run.latents} is gone")
         return None
-    real = RealImages.split(context.data, size, count=settings.count, seed=0) if len(context.data) > LEAST else None
+    images = len(context.data) // config.source.views  # further views of them are behind
+    split = partial(RealImages.split, context.data, size, seed=0, first=images)
+    real = split(count=settings.count) if images > LEAST else None
     if real is None or len(real.stand_in) < LEAST:
-        context.say(f"no prior gap measured: {len(context.data)} images are too few for two sets of {LEAST}")
+        context.say(f"no prior gap measured: {images} images are too few for two sets of {LEAST}")
         return None
     started, store = time.monotonic(), open_latents(context)
     if store.layout.of is not None:  # the walk begins at latents, which not all images have
-        whole = RealImages.split(context.data, size, count=None, seed=0)
+        whole = split(count=None)
         stand_in = whole.stand_in[torch.isin(whole.stand_in, store.images)][: settings.count]
         real = replace(whole, stand_in=stand_in)
         if len(stand_in) < LEAST:
