@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
 import statistics
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -103,9 +103,7 @@ def benchmark(
         ConfigError: the name is taken.
     """
 
-    caller = inspect.currentframe()
-    caller = caller.f_back if caller is not None else None
-    module = caller.f_globals["__name__"] if caller is not None else ""
+    module: str = sys._getframe(1).f_globals["__name__"]  # as `namedtuple` finds the module that it is called in
 
     def register(function: Callable[[float], dict[str, Arm]]) -> Callable[[float], dict[str, Arm]]:
         if name in REGISTRY:

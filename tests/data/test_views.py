@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from tests.conftest import tiny_config
 
@@ -14,7 +15,7 @@ from pagoda.data.views import shifted_and_zoomed
 from pagoda.errors import ConfigError, DataError
 from pagoda.stages.config import override
 from pagoda.stages.context import open_context
-from pagoda.stages.judging import open_real
+from pagoda.stages.judging import RealImages, open_real
 from pagoda.stages.prior_gap import load_gaps
 from pagoda.stages.run_folder import RunFolder
 from pagoda.stages.train import train
@@ -74,14 +75,14 @@ def test_the_fingerprint_knows_how_views_are_drawn() -> None:
         fingerprint(views=2), fingerprint(views=3), fingerprint(views=2, view_shift=0.2), fingerprint(views=2, view_zoom=0.2)
     }  # fmt: skip
     assert len(found) == 4
-    # Where there are no further views their reach changes nothing.
-    assert fingerprint(view_shift=0.2) == fingerprint() == open_source("shapes:count=20").fingerprint
+    assert fingerprint(views=1) == open_source("shapes:count=20").fingerprint
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"views": 0}, "source.views must be at least 1, the image itself, got 0"),
+        ({"view_shift": 0.2}, "belong to further views, and there are none"),
         ({"view_shift": 0.6}, r"source.view_shift must lie in \[0, 0.5\], got 0.6"),
         ({"view_zoom": -0.1}, r"source.view_zoom must lie in \[0, 1\], got -0.1"),
         ({"views": 2, "view_shift": 0, "view_zoom": 0}, "equal copies"),
@@ -118,4 +119,6 @@ def test_a_run_trains_on_views_and_is_judged_by_the_images(tmp_path: Path) -> No
     judged = open_real(run, config, None, config.size, Runtime("cpu"))
     assert judged.sample_ids == [plain.sample_id(i) for i in range(len(plain))]
     assert list(load_gaps(run)) == config.sizes
+    walked = RealImages.split(context.data, config.size, count=None, seed=0, first=len(plain))
+    assert sorted(torch.cat([walked.reference, walked.stand_in]).tolist()) == list(range(len(plain)))
     assert train(config, str(run.path), quiet=True).path == run.path  # nothing is left to do

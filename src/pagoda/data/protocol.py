@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
 from PIL import Image, ImageColor
@@ -64,6 +64,12 @@ class SourceConfig:
         for name, reach, most in (("view_shift", self.view_shift, 0.5), ("view_zoom", self.view_zoom, 1.0)):
             if not 0 <= reach <= most:
                 raise ConfigError(f"source.{name} must lie in [0, {most:g}], got {reach}.")
+        unused = (SourceConfig.view_shift, SourceConfig.view_zoom)
+        if self.views == 1 and (self.view_shift, self.view_zoom) != unused:
+            raise ConfigError(
+                f"source.view_shift={self.view_shift} and view_zoom={self.view_zoom} belong to further views, and there are none: "
+                "set source.views above 1, or leave them out."
+            )
         if self.views > 1 and self.view_shift == self.view_zoom == 0:
             raise ConfigError(
                 f"source.views={self.views} would be so many equal copies, since view_shift and view_zoom are 0; give one of them a range."
@@ -80,6 +86,10 @@ class SourceConfig:
         """The background as 8-bit red, green, blue; an alpha is left out."""
         red, green, blue = ImageColor.getrgb(self.background)[:3]
         return red, green, blue
+
+    def without_views(self) -> SourceConfig:
+        """The same source without further views of its images."""
+        return replace(self, views=1, view_shift=SourceConfig.view_shift, view_zoom=SourceConfig.view_zoom)
 
     def content_fields(self) -> dict[str, Any]:
         """The options that change what a single image or label of the source is, for fingerprints; views have their own."""

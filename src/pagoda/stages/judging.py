@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -102,7 +102,7 @@ def open_real(run: RunFolder, config: RunConfig, data: str | None, size: int, ru
         ConfigError: other images than the run's in colour or in number of classes.
     """
     # Further views are for training: what a generator shall be like are the images. Their rows come first there, so rows agree.
-    source = open_source(data or config.data, options=replace(config.source, views=1))
+    source = open_source(data or config.data, options=config.source.without_views())
     own = (data is None or data == config.data) and config.source.views == 1
     cache = run.images if own else run.evaluation / "data" / source.fingerprint
     # All sizes of the run together, so that its own cache stays valid; of other images the base too, which the encoder sees.
