@@ -20,6 +20,7 @@ from pagoda.networks import OneStepGenerator
 from pagoda.stages.context import load_teacher
 from pagoda.stages.run_folder import RunFolder
 from pagoda.stages.sampling import load_generator, sample_images
+from pagoda.stages.teacher_pairs import RECORD as TEACHER_PAIRS
 from pagoda.training import noise_of_seeds
 
 Real = Callable[[int], tuple[Tensor, Tensor]]
@@ -87,7 +88,7 @@ def score_run(
 
     Returns:
         By name: `distance_<arm>_<size>` and `floor_<size>`, `contrast_<size>`, `sharpness_<size>`, `psnr`, `latent_std`,
-        `ms_one_step_<size>`, `ms_teacher`, `speedup`, and the minutes of each stage.
+        `ms_one_step_<size>`, `ms_teacher`, `speedup`, and the minutes of each stage and of the teacher's pairs.
     """
     run = RunFolder(path)
     sizes = run.generator_sizes()
@@ -126,6 +127,9 @@ def score_run(
     figures["speedup"] = figures["ms_teacher"] / figures[f"ms_one_step_{base}"]
     for stage in [*results, *(f"grow-{size}" for size in sizes[1:])]:
         figures[f"minutes_{stage}"] = run.require(stage, "pagoda train")["results"]["seconds"] / 60
+    pairs = run.record(TEACHER_PAIRS)  # made before the first step of `distill`, which does not count them
+    if pairs is not None:
+        figures["minutes_pairs"] = pairs["results"]["seconds"] / 60
     if grids is not None:
         _draw(grids, path.name, generator, denoiser, shape)
     return figures

@@ -10,7 +10,7 @@ from pagoda.errors import ConfigError, did_you_mean
 from pagoda.evaluation import EXTRACTORS, METRICS
 from pagoda.networks import BackboneConfig
 from pagoda.pretraining import TechniqueConfig, build_techniques
-from pagoda.stages.config_checks import check_codec, check_growth, check_shares, check_text
+from pagoda.stages.config_checks import check_codec, check_growth, check_matching_fits, check_shares, check_text
 from pagoda.stages.config_values import from_dict, override, read_technique, read_yaml, to_dict, to_yaml
 from pagoda.stages.stage_config import (
     AmortiseConfig,
@@ -19,6 +19,7 @@ from pagoda.stages.stage_config import (
     GrowConfig,
     GuidanceConfig,
     LossConfig,
+    MatchingConfig,
     TeachConfig,
     TeacherConfig,
     TeacherPairsConfig,
@@ -34,6 +35,7 @@ __all__ = [
     "GrowConfig",
     "GuidanceConfig",
     "LossConfig",
+    "MatchingConfig",
     "RunConfig",
     "TeachConfig",
     "TeacherConfig",
@@ -180,6 +182,7 @@ class RunConfig:
         self._check_guidance()
         check_text(self)
         check_shares(self)
+        check_matching_fits(self)
         build_techniques(self.techniques)  # refuses pairs that cannot be combined
         check_growth(self)
 

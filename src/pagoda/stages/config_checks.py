@@ -11,7 +11,7 @@ from pagoda.networks.stacks import FeatureConfig
 from pagoda.text import TWO_TOWER, TextConfig
 
 if TYPE_CHECKING:
-    from pagoda.stages.config import LossConfig, RunConfig
+    from pagoda.stages.config import LossConfig, MatchingConfig, RunConfig
 
 WEIGHTS = ("pixel", "feature", "lpips", "adversarial", "reconstruction_judge")
 
@@ -75,6 +75,39 @@ def check_loss(loss: LossConfig) -> None:
         )
     if loss.feature_augment and not loss.feature:
         raise ConfigError("feature_augment augments images for the feature distance, whose weight feature is 0.")
+
+
+def check_matching(matching: MatchingConfig) -> None:
+    """Refuse values out of range, and settings of a term that is left out.
+
+    Raises:
+        ConfigError: naming the setting and what to do.
+    """
+    if matching.weight < 0:
+        raise ConfigError(f"matching.weight must be >= 0, got {matching.weight}.")
+    if not 0 <= matching.start < 1:
+        raise ConfigError(
+            f"matching.start is the fraction of the steps before the term starts, in [0, 1), got {matching.start}; to leave it out set "
+            "matching.weight=0."
+        )
+    if not 0 < matching.sigma_min < matching.sigma_max:
+        raise ConfigError(
+            f"matching needs 0 < sigma_min < sigma_max, got {matching.sigma_min} and {matching.sigma_max}."
+        )
+
+
+def check_matching_fits(config: RunConfig) -> None:
+    """Refuse to compare samples at noise levels above those of the run.
+
+    Raises:
+        ConfigError: naming both settings.
+    """
+    matching = config.distill.matching
+    if matching.weight > 0 and matching.sigma_max > config.sigma_max:
+        raise ConfigError(
+            f"distill.matching.sigma_max={matching.sigma_max:g} lies above sigma_max={config.sigma_max:g}, the highest level of this run; "
+            "lower it."
+        )
 
 
 def check_shares(config: RunConfig) -> None:

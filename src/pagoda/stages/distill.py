@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from pagoda.diffusion import PreconditionedDenoiser
+from pagoda.diffusion import EDMDenoiser, PreconditionedDenoiser
 from pagoda.files import hash_json
 from pagoda.networks import DiffusersNetwork, OneStepGenerator, model_hash
 from pagoda.networks.extended import merge_switch_masks
@@ -17,8 +17,10 @@ from pagoda.stages.critics import build_critics, keep_critics
 from pagoda.stages.image_shares import rebuilt_images
 from pagoda.stages.image_text import ImageTextTerm, open_image_text
 from pagoda.stages.latent_inputs import LatentInputs, open_latents
+from pagoda.stages.matching import DistributionMatching
 from pagoda.stages.objective import GeneratorBatch, GeneratorInputs, GeneratorObjective
 from pagoda.stages.run_folder import stage_settings
+from pagoda.stages.teach import measure_std
 from pagoda.stages.teacher_pairs import STAGE, TeacherPairs, make_teacher_pairs
 from pagoda.stages.watching import build_evaluation
 from pagoda.training import Trainer, derive_seed
@@ -42,18 +44,25 @@ def build_objective(
         image_text: The distance of samples to their captions; None leaves it out.
     """
     config, runtime = context.config, context.runtime
-    if config.guidance.active:
+    largest = config.guidance.scale_max if config.guidance.active else None
+    if largest is not None:
         torch.manual_seed(derive_seed(config.seed, STAGE, "guidance"))
     generator = OneStepGenerator.from_teacher(
         student_network(denoiser, config.sigma_max),
         output=config.distill.output,  # type: ignore[arg-type]
         sigma_max=config.sigma_max,
         **denoiser.preconditioning,
-        guidance_max=config.guidance.scale_max if config.guidance.active else None,
+        guidance_max=largest,
     ).to(runtime.device)
     generator.use_codec(context.codec)
     generator.requires_grad_(True).train()
     critics = build_critics(context, config.distill.loss, config.base, STAGE, denoiser)
+    matching = None
+    if config.distill.matching.weight > 0:
+        std = denoiser.sigma_data if isinstance(denoiser, EDMDenoiser) else measure_std(context)
+        denoiser.to(runtime.device)
+        torch.manual_seed(derive_seed(config.seed, STAGE, "matching"))
+        matching = DistributionMatching(denoiser, config.distill.matching, config.distill.loop.steps, std, largest)
     return GeneratorObjective(
         generator,
         critics.discriminator,
@@ -72,6 +81,7 @@ def build_objective(
         second=critics.reconstruction,
         kept=rebuilt_images(context, config.distill.loss.pairs),
         image_text=image_text,
+        matching=matching,
     )
 
 

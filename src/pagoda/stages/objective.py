@@ -1,11 +1,12 @@
 """What the generator descends in stages 2 and 3: rebuild images from their latents, and fool a discriminator from the prior.
 
-    L = L_rec + w lam L_G + w' lam' L_R + w_IT L_IT,                 L_G = -E D(G(z)),  z ~ N(0, I),   L_R = -E D'(G(E(x)))
+    L = L_rec + w lam L_G + w' lam' L_R + w_IT L_IT + w_M L_M,                 L_G = -E D(G(z)),  z ~ N(0, I),   L_R = -E D'(G(E(x)))
     lam = clip(|grad_W L_rec| / (|grad_W L_G| + 1e-4), 0.01, 10),    W = the generator's last layer
 
 D judges samples of the prior against real images, D' (seldom wanted) reconstructions against their images; L_IT is the distance of
-samples to their captions. With separate updates L_rec and w L_G are descended in a step each; under optimisers of Adam's kind, whose
-steps do not depend on the scale of the gradient, w then hardly matters.
+samples to their captions, L_M that of their distribution to the teacher's (`pagoda.stages.matching`). With separate updates L_rec and
+w L_G are descended in a step each; under optimisers of Adam's kind, whose steps do not depend on the scale of the gradient, w then
+hardly matters.
 
 Source: Kim et al. 2024, PaGoDA, arXiv:2405.14822; the adaptive weight is that of Esser et al. 2021, arXiv:2012.09841.
 """
@@ -26,6 +27,7 @@ from pagoda.networks.augment import DiffAugment
 from pagoda.stages.config import LossConfig
 from pagoda.stages.critics import Critics
 from pagoda.stages.image_text import ImageTextTerm
+from pagoda.stages.matching import DistributionMatching
 from pagoda.stages.reconstruction import ReconstructionLoss, draw_augmentation
 from pagoda.stages.teacher_pairs import TeacherPairs
 from pagoda.training import Losses, Objective, OptimizerConfig, Runtime, StepRandom, Trainable, win_rate
@@ -40,7 +42,7 @@ class GeneratorBatch:
 
     `targets` are the real images, apart from rows where the teacher's image of fresh noise is to be learnt. `fakes` and `rebuilt` carry
     the prior samples and the reconstructions of the generator's update to the discriminators' of the same step: they are made once.
-    `fake_texts` are the vectors of their captions.
+    `fake_texts` are the vectors of their captions, `fake_denoising` the loss (B,) of the network that learns the samples.
     """
 
     images: Tensor
@@ -53,6 +55,7 @@ class GeneratorBatch:
     fakes: Tensor | None = None
     rebuilt: Tensor | None = None
     fake_texts: Tensor | None = None
+    fake_denoising: Tensor | None = None
 
 
 class GeneratorInputs(ABC):
@@ -104,6 +107,7 @@ class GeneratorObjective(Objective[GeneratorBatch]):
         second: Discriminator of reconstructions against their images; None trains none.
         kept: Indices (N,) of the images that are reconstructed; None reconstructs all.
         image_text: The distance of samples to their captions; None leaves it out.
+        matching: The distance of samples to the teacher's; None leaves it out.
     """
 
     def __init__(
@@ -126,6 +130,7 @@ class GeneratorObjective(Objective[GeneratorBatch]):
         second: Discriminator | None = None,
         kept: Tensor | None = None,
         image_text: ImageTextTerm | None = None,
+        matching: DistributionMatching | None = None,
     ) -> None:
         self.generator = generator
         self.discriminator = discriminator
@@ -144,6 +149,7 @@ class GeneratorObjective(Objective[GeneratorBatch]):
         self.teacher_pairs = teacher_pairs
         self.pair_share = pair_share
         self.image_text = image_text
+        self.matching = matching
         self.augment = DiffAugment(config.augment)
 
     @property
@@ -157,6 +163,8 @@ class GeneratorObjective(Objective[GeneratorBatch]):
             found["discriminator"] = Trainable(self.discriminator.heads, self.optimizers[1])  # its stack is frozen
         if self.second is not None:
             found["reconstruction_discriminator"] = Trainable(self.second.heads, self.optimizers[1])
+        if self.matching is not None:
+            found["fake_denoiser"] = self.matching.trainable
         return found
 
     def updates(self) -> Sequence[tuple[str, str]]:
@@ -170,7 +178,7 @@ class GeneratorObjective(Objective[GeneratorBatch]):
         images, condition = self.load(indices, flips)
         real, real_condition = self.inputs.real(random, images, condition)
         fake_inputs, fake_condition = None, real_condition
-        if self._is_adversarial(random) or self.image_text is not None:
+        if self._is_adversarial(random) or self.image_text is not None or self._is_matched(random):
             fake_inputs, fake_condition = self.inputs.prior(random, real_condition)
         rows, row_flips, row_images, row_condition = indices, flips, images, condition
         if self.kept is not None:
@@ -189,14 +197,25 @@ class GeneratorObjective(Objective[GeneratorBatch]):
         since = step - self.first_adversarial_step
         return since >= 0 and since % self.config.adversarial_every == 0
 
+    def kind_of(self, step: int) -> tuple[bool, bool]:
+        """Whether discriminators take part in a step, and whether distributions are matched in it: steps of a kind cost the same."""
+        judged = (self.discriminator is not None or self.second is not None) and self.is_judged(step)
+        return judged, self.matching is not None and self.matching.is_due(step)
+
+    def _is_matched(self, random: StepRandom) -> bool:
+        return self.matching is not None and self.matching.is_due(random.step)
+
     def _is_adversarial(self, random: StepRandom) -> bool:
         return self.discriminator is not None and self.is_judged(random.step)
 
     def _pairs(
         self, indices: Tensor, flips: Tensor, images: Tensor, condition: Condition, random: StepRandom
     ) -> tuple[tuple[Tensor, ...], Tensor, Condition]:
-        """Inputs of the generator and what it shall make of them: encoded images, or what the teacher makes of noise."""
-        if self.teacher_pairs is None:
+        """Inputs of the generator and what it shall make of them: encoded images, or what the teacher makes of noise.
+
+        Matching leaves the pairs out: both tell of the teacher at fresh noise, and pairs hold every sample to one image of it.
+        """
+        if self.teacher_pairs is None or (self._is_matched(random) and self.pair_share < 1):
             return self.inputs.encoded(indices, flips, random), images, condition
         made = random.uniform("pairs") < self.pair_share  # (B,)
         noise, taught, pair_condition = self.teacher_pairs.get(random.integers("pair", len(self.teacher_pairs)))
@@ -213,6 +232,9 @@ class GeneratorObjective(Objective[GeneratorBatch]):
             return self._adversarial_losses(batch, random, runtime)
         if name == "reconstruction_discriminator":
             return self._second_losses(batch, random, runtime)
+        if name == "fake_denoiser":
+            found, batch.fake_denoising = batch.fake_denoising, None  # the graph is not needed any more
+            return None if found is None else Losses(found.mean(), {"denoising": found})
         return self._discriminator_losses(batch, random, runtime)
 
     def _generator_losses(self, batch: GeneratorBatch, random: StepRandom, runtime: Runtime) -> Losses:
@@ -270,6 +292,13 @@ class GeneratorObjective(Objective[GeneratorBatch]):
             (towards,) = torch.autograd.grad(named["image_text"].mean(), images)
             gradient = gradient + self.config.image_text * towards
             value = value + self.config.image_text * named["image_text"].mean().detach()
+        if self._is_matched(random):
+            assert self.matching is not None
+            found = self.matching.pull(images[len(real) :], batch.fake_condition.to(device), random)
+            named["matching"], batch.fake_denoising = found.size, found.denoising
+            # A direction, and no loss: nothing is added to the value.
+            gradient = gradient.clone()
+            gradient[len(real) :] += self.matching.config.weight * found.gradient / found.gradient.numel()
         return _descend(made, gradient, value, named)
 
     def _adversarial_losses(self, batch: GeneratorBatch, random: StepRandom, runtime: Runtime) -> Losses | None:

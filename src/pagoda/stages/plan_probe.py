@@ -61,7 +61,7 @@ class StageProbe:
 
     Attributes:
         footprint: See there.
-        phases: (steps, cost of one of them): steps that discriminators take part in cost more than others.
+        phases: (steps, cost of one of them): steps with discriminators, or with distribution matching, cost more than others.
         preview_seconds: One preview, of raw and averaged weights.
         checkpoint_seconds: One checkpoint.
         pass_seconds: One image through the network in use, without gradient.
@@ -235,12 +235,12 @@ class Prober:
     def _generator(self, objective: GeneratorObjective, loop: LoopConfig) -> StageProbe:
         generator = objective.generator
         shape = (generator.channels, generator.base_size, generator.base_size)
-        frozen = objective.critics.modules
-        judges = objective.discriminator is not None or objective.second is not None
-        judged = [step for step in range(loop.steps) if judges and objective.is_judged(step)]
-        plain = sorted(set(range(loop.steps)) - set(judged))
+        frozen = [*objective.critics.modules, *([objective.matching.teacher] if objective.matching else [])]
+        kinds_of_steps: dict[tuple[bool, bool], list[int]] = {}
+        for step in range(loop.steps):
+            kinds_of_steps.setdefault(objective.kind_of(step), []).append(step)
         # A step in the middle of its kind stands for all of it.
-        kinds = tuple((len(steps), steps[len(steps) // 2]) for steps in (plain, judged) if steps)
+        kinds = tuple((len(steps), steps[len(steps) // 2]) for _, steps in sorted(kinds_of_steps.items()))
         return self._stage(self.context, objective, loop, [generator, *frozen], kinds, generator.forward, shape, 1)
 
     def _stage(

@@ -365,6 +365,8 @@ def stage_settings(config: RunConfig, stage: str) -> dict[str, Any]:
             }
     if stage == "distill" and config.distill.mode == "rec":  # absent where they change nothing, as in earlier versions
         settings["distill"] = {k: v for k, v in settings["distill"].items() if k not in ("mode", "teacher_pairs")}
+    if stage == "distill" and config.distill.matching.weight == 0:  # nothing reads its other settings
+        settings["distill"] = {k: v for k, v in settings["distill"].items() if k != "matching"}
     if stage == "distill" and config.distill.latents == "stored":
         settings["distill"] = {k: v for k, v in settings["distill"].items() if k != "latents"}
     if stage == "encode":  # absent where they are off, as in earlier versions

@@ -8,7 +8,7 @@ from typing import Literal, TypeVar
 from pagoda.diffusion import build_solver
 from pagoda.errors import ConfigError, did_you_mean
 from pagoda.networks import FeatureConfig
-from pagoda.stages.config_checks import check_loss
+from pagoda.stages.config_checks import check_loss, check_matching
 from pagoda.text import TWO_TOWER
 from pagoda.training import LoopConfig, OptimizerConfig
 from pagoda.training.denoising import NoiseLaw
@@ -204,6 +204,26 @@ class GuidanceConfig:
         return self.scale_max > 1
 
 
+@dataclass(frozen=True, kw_only=True)
+class MatchingConfig:
+    """Distribution matching beside the other losses of the distillation; see `pagoda.stages.matching`."""
+
+    weight: float = 0.0
+    """Weight of its gradient, which is about as large as that of the reconstruction; 0 leaves it out."""
+    start: float = 0.0
+    """Fraction of the steps after which it starts; the mode `both` then goes on without the teacher's pairs. A step with it takes about
+    three times as long as one of reconstruction alone."""
+    sigma_min: float = 0.04
+    """Lowest noise level at which samples are compared."""
+    sigma_max: float = 20.0
+    """Highest; levels between the two are drawn uniformly in their logarithm."""
+    optimizer: OptimizerConfig = OptimizerConfig(lr=1e-3, betas=(0.5, 0.99), rate="constant")
+    """Of the teacher's copy that learns the samples."""
+
+    def __post_init__(self) -> None:
+        check_matching(self)
+
+
 DISTILL_MODES = ("rec", "dstl", "both")
 
 
@@ -223,6 +243,7 @@ class DistillConfig:
     ema: float = 0.995
     """Decay of the average of the weights, per step."""
     loss: LossConfig = LossConfig()
+    matching: MatchingConfig = MatchingConfig()
     output: str = "denoiser"
     """denoiser: starts as the teacher's own estimate at sigma_max; raw: the network's raw output (official); unit: the estimate
     divided by what it multiplies the network by, for teachers of eps."""
@@ -233,6 +254,10 @@ class DistillConfig:
         if self.latents == "amortised" and self.mode == "dstl":
             raise ConfigError(
                 "distill.mode=dstl reads no latents of images, so distill.latents=amortised changes nothing."
+            )
+        if self.matching.weight and self.loss.updates == "separate":
+            raise ConfigError(
+                "distill.matching is descended together with the reconstruction; set distill.loss.updates=joint, or matching.weight=0."
             )
 
 
