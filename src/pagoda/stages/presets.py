@@ -13,6 +13,7 @@ from pagoda.stages.config import (
     EncodeConfig,
     GrowConfig,
     LossConfig,
+    MatchingConfig,
     RunConfig,
     TeachConfig,
     TeacherPairsConfig,
@@ -57,9 +58,10 @@ def _tiny() -> dict[str, Any]:
         "encode": EncodeConfig(solver="dpm2m", num_nodes=20, sigma_min=0.04, batch_size=256),
         "distill": DistillConfig(
             mode="both",
-            # Many different pairs keep the contrast of fresh samples: 8,000 cost little more than the steps that use them.
-            teacher_pairs=TeacherPairsConfig(count=8000, share=0.7, num_nodes=10),
-            loop=LoopConfig(steps=1400, batch_size=64, checkpoint_every=200, log_every=20, preview_every=700),
+            # Pairs teach the way from noise to images, matching then makes the images likely: see docs/systems/pagoda-losses.md.
+            teacher_pairs=TeacherPairsConfig(count=5000, share=0.7, num_nodes=10),
+            matching=MatchingConfig(weight=5.0, start=0.7),
+            loop=LoopConfig(steps=1050, batch_size=64, checkpoint_every=200, log_every=20, preview_every=700),
             optimizer=OptimizerConfig(lr=4e-3, betas=(0.5, 0.99)),
             # In these minutes no adversarial term was seen to help, and it makes a step two to three times as long.
             loss=LossConfig(huber=0.01, feature=0.3, adversarial=0.0),
@@ -87,7 +89,8 @@ def _small() -> dict[str, Any]:
         "encode": EncodeConfig(solver="dpm2m", num_nodes=20, sigma_min=0.04, batch_size=128),
         "distill": DistillConfig(
             mode="both",
-            teacher_pairs=TeacherPairsConfig(count=8000, num_nodes=12, batch_size=128),
+            teacher_pairs=TeacherPairsConfig(count=4000, num_nodes=12, batch_size=128),
+            matching=MatchingConfig(weight=5.0, start=0.7),
             loop=LoopConfig(steps=1000, batch_size=64, checkpoint_every=100, log_every=20, preview_every=250),
             optimizer=OptimizerConfig(lr=2e-3, betas=(0.5, 0.99)),
             loss=LossConfig(huber=0.01, feature=0.3, adversarial=0.0),
@@ -177,6 +180,7 @@ def _pagoda(config: RunConfig) -> dict[str, Any]:
             values["distill"],
             mode="both",
             teacher_pairs=TeacherPairsConfig(count=50_000, share=0.25, num_nodes=24),
+            matching=MatchingConfig(weight=5.0, start=0.7, optimizer=adam),
             optimizer=adam,
             discriminator=judge,
             loss=loss_preset("pagoda", config.base, grown=False),
