@@ -24,12 +24,14 @@ WEIGHTS = (1.0, 2.0, 3.0, 4.0)
 IMAGES, TEACHER_STEPS = 2000, 300
 """Few steps: a teacher whose classes are not clear yet has something to be guided to."""
 ARMS: dict[str, dict[str, Any]] = {
-    "rec": {"distill.mode": "rec"},
-    "both": {"distill.mode": "both"},
-    "both, adversarial": {"distill.mode": "both", "distill.loss.adversarial": 0.1},
+    "rec": {"distill.mode": "rec", "distill.matching.weight": 0.0},
+    "both": {"distill.mode": "both", "distill.matching.weight": 0.0},
+    "both, matched": {"distill.mode": "both"},
+    "both, adversarial": {"distill.mode": "both", "distill.loss.adversarial": 0.1, "distill.matching.weight": 0.0},
     "both, adversarial on the teacher's": {
         "distill.mode": "both",
         "distill.loss.adversarial": 0.1,
+        "distill.matching.weight": 0.0,
         "guidance.assignment": "teacher",
     },
 }

@@ -64,7 +64,13 @@ class FewPairs(Objective[GeneratorBatch]):
 
 def _distilled(share: float, budget: float, seed: int) -> dict[str, float]:
     config = shapes_config(
-        seed, base=BASE, size=BASE, budget=budget, distill__mode="rec", distill__loss__adversarial=0.1
+        seed,
+        base=BASE,
+        size=BASE,
+        budget=budget,
+        distill__mode="rec",
+        distill__loss__adversarial=0.1,
+        distill__matching__weight=0.0,  # the losses of the paper alone
     )
     with continued(begun(config, "encode")) as path:
         context = context_of(path, config)
