@@ -24,6 +24,7 @@ from pagoda.stages.distill import build_objective
 from pagoda.stages.latent_inputs import LatentInputs, open_latents
 from pagoda.stages.matching import DistributionMatching
 from pagoda.stages.objective import GeneratorObjective
+from pagoda.stages.report import write_report
 from pagoda.stages.run_folder import RunFolder, stage_settings
 from pagoda.stages.teach import measure_std
 from pagoda.stages.teacher_pairs import make_teacher_pairs
@@ -201,6 +202,18 @@ def test_only_the_copy_and_the_generator_move(open_as: Callable[..., StageContex
     assert model_hash(matching.teacher.network.model) == before
     assert model_hash(matching.fake.network.model) != before
     assert set(trainer.averaged()) == {"generator", "fake_denoiser"}
+
+
+def test_the_report_shows_how_far_samples_are_pulled(open_as: Callable[..., StageContext], tmp_path: Path) -> None:
+    context = open_as(**MATCHED, evaluation__gap__count=0)
+    for stage in ("distill", "grow-16"):
+        (context.run.path / "stages" / f"{stage}.json").unlink()
+    for name in ("critics", "generator-8", "generator-16"):
+        shutil.rmtree(context.run.path / name)
+    run = train(context.config, str(context.run.path), until="distill", quiet=True)
+    page = write_report(run).read_text(encoding="utf-8")
+    assert "Distribution matching" in page
+    assert "how far samples are pulled" in page
 
 
 def test_the_term_starts_where_it_is_told_to(open_as: Callable[..., StageContext], tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ _NAMES = {
     "feature": "feature distance",
     "denoising": "denoising",
     "win_rate": "win rate of the discriminator",
+    "matching": "how far samples are pulled",
 }
 _HIDDEN = ("seconds", "memory_mib", "images_per_second", "step")
 
@@ -61,6 +62,7 @@ def _stage_cards(entries: Sequence[Mapping[str, Any]]) -> list[str]:
             n for n in names if n.split("/")[-1] in ("loss", "reconstruction", "feature", "denoising") and "/" in n
         ],
         "Discriminator": [n for n in names if n.endswith("/win_rate")],
+        "Distribution matching": [n for n in names if n.endswith("/matching")],
         "Gradient norms": [n for n in names if n.endswith("/gradient_norm")],
     }
     groups["Losses"] = [n for n in groups["Losses"] if not n.startswith(("evaluation/", "validation/"))]
