@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
 from collections.abc import Callable
@@ -9,7 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.conftest import tiny_config
+from tests.conftest import text_config, tiny_config
+from tests.stages.test_latent_runs import latent_config, save_codec
 from tests.stages.test_planning import counted
 from torch import Tensor, nn
 
@@ -18,7 +20,7 @@ from pagoda.errors import ConfigError
 from pagoda.networks import DiffusersNetwork, model_hash
 from pagoda.networks.guided_network import GuidedNetwork
 from pagoda.stages.assignment import guided_inputs
-from pagoda.stages.config import MatchingConfig
+from pagoda.stages.config import MatchingConfig, override
 from pagoda.stages.context import StageContext, load_teacher, open_context
 from pagoda.stages.distill import build_objective
 from pagoda.stages.latent_inputs import LatentInputs, open_latents
@@ -31,7 +33,7 @@ from pagoda.stages.teacher_pairs import make_teacher_pairs
 from pagoda.stages.train import train
 from pagoda.training import Runtime, StepRandom, Trainer
 
-MATCHED = {"distill__matching__weight": 1.0, "distill__loss__adversarial": 0.0}
+MATCHED = {"distill__matching__weight": 1.0, "distill__matching__start": 0.0, "distill__loss__adversarial": 0.0}
 
 
 class Gaussian(nn.Module):
@@ -217,7 +219,7 @@ def test_the_report_shows_how_far_samples_are_pulled(open_as: Callable[..., Stag
 
 
 def test_the_term_starts_where_it_is_told_to(open_as: Callable[..., StageContext], tmp_path: Path) -> None:
-    context = open_as(**MATCHED, distill__matching__start=0.5)
+    context = open_as(**{**MATCHED, "distill__matching__start": 0.5})
     objective = objective_of(context)
     assert [step for step in range(6) if objective.kind_of(step) == (False, True)] == [3, 4, 5]
     assert objective.batch(torch.arange(8), at(2, 8)).fake_inputs is None  # nothing is drawn that nobody looks at
@@ -232,7 +234,7 @@ def test_matched_steps_leave_the_pairs_out_unless_there_is_nothing_else(
     open_as: Callable[..., StageContext], mode: str, before: bool, matched: bool
 ) -> None:
     pairs = {"distill__mode": mode, "distill__teacher_pairs__count": 16, "distill__teacher_pairs__num_nodes": 3}
-    context = open_as(**MATCHED, **pairs, distill__matching__start=0.5)
+    context = open_as(**{**MATCHED, **pairs, "distill__matching__start": 0.5})
     denoiser, _ = load_teacher(context.run.teacher)
     objective = build_objective(context, denoiser, LatentInputs(open_latents(context)), make_teacher_pairs(context))
     for step, expected in ((2, before), (3, matched)):
@@ -280,6 +282,26 @@ def test_a_teacher_of_another_kind_is_matched_too(open_as: Callable[..., StageCo
     pull = objective.matching.pull(torch.randn(4, 3, 8, 8), Condition.of_labels([0, 1, 2, 3]), at(0, 4))
     assert torch.equal(pull.gradient, torch.zeros(4, 3, 8, 8))
     assert bool(pull.denoising.isfinite().all())
+
+
+@pytest.mark.parametrize("kind", ["text", "latents", "dit"])
+def test_runs_of_every_kind_are_matched(tmp_path: Path, kind: str) -> None:
+    """Texts, latents of a codec, and a DiT: the copy learns, so that from the second step on samples are pulled, by finite gradients."""
+    dotted = {key.replace("__", "."): value for key, value in MATCHED.items()} | {"distill.loop.log_every": 1}
+    if kind == "text":
+        config = override(text_config(), dotted)
+    elif kind == "latents":
+        config = override(latent_config(save_codec(tmp_path / "codec")), dotted)
+    else:
+        config = override(tiny_config(), dotted | {"backbone": "dit_nano", "grow.heads": ["skip_rgb"]})
+    run = train(config, str(tmp_path / "run"), until="distill", quiet=True)
+    lines = [json.loads(line) for line in run.metrics.read_text(encoding="utf-8").splitlines()]
+    pulled = [
+        line["generator/matching"] for line in lines if line["stage"] == "distill" and "generator/matching" in line
+    ]
+    assert len(pulled) == config.distill.loop.steps
+    assert pulled[0] == pytest.approx(0.0, abs=1e-5)
+    assert all(0 < value < float("inf") for value in pulled[1:])
 
 
 # Guidance.
