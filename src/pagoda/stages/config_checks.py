@@ -211,6 +211,12 @@ def check_growth(config: RunConfig) -> None:
                 )
         width, head = channels, wanted
     boundary = grow.train_from
+    frozen = boundary == "top" or (boundary.isdecimal() and int(boundary) > config.base)
+    if grow.targets == "consistent" and not frozen:
+        raise ConfigError(
+            f"grow.targets=consistent keeps the image of the frozen levels, and grow.train_from={boundary} trains the base, which makes "
+            "it. Set grow.targets=images, or train_from=top."
+        )
     if boundary.isdecimal() and int(boundary) not in config.sizes:
         raise ConfigError(
             f"grow.train_from={boundary}: no level has that side; accepted are top, {config.sizes}, or a part."

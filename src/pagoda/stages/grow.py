@@ -16,6 +16,7 @@ from pagoda.files import hash_json
 from pagoda.networks import OneStepGenerator, anatomy, build_backbone
 from pagoda.stages.assignment import ImageGuidance, check_match, guided_inputs
 from pagoda.stages.config import RunConfig, to_dict
+from pagoda.stages.consistency import LowerImages
 from pagoda.stages.context import StageContext, build_trainer
 from pagoda.stages.critics import build_critics, keep_critics
 from pagoda.stages.distill import export_generator
@@ -203,6 +204,11 @@ def build_objective(
     config, octave = context.config, context.config.sizes.index(size) - 1
     loss = config.grow.loss_of(octave)
     critics = build_critics(context, loss, size, stage_name(size), denoiser)
+    lower, boundary = None, frozen_below(context, generator)
+    if config.grow.targets == "consistent":
+        assert boundary is not None, "checked by the configuration"
+        reduced = context.loader(boundary // 2)
+        lower = LowerImages(generator, boundary, lambda rows, flips: reduced(rows, flips)[0], context.codec.bounded)
     return GeneratorObjective(
         generator,
         critics.discriminator,
@@ -219,6 +225,7 @@ def build_objective(
         second=critics.reconstruction,
         kept=rebuilt_images(context, loss.pairs),
         image_text=image_text,
+        lower=lower,
     )
 
 

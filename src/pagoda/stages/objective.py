@@ -25,6 +25,7 @@ from pagoda.diffusion import Condition
 from pagoda.networks import LPIPS, Discriminator, FeatureStack, OneStepGenerator
 from pagoda.networks.augment import DiffAugment
 from pagoda.stages.config import LossConfig
+from pagoda.stages.consistency import LowerImages
 from pagoda.stages.critics import Critics
 from pagoda.stages.image_text import ImageTextTerm
 from pagoda.stages.matching import DistributionMatching
@@ -42,7 +43,8 @@ class GeneratorBatch:
 
     `targets` are the real images, apart from rows where the teacher's image of fresh noise is to be learnt. `fakes` and `rebuilt` carry
     the prior samples and the reconstructions of the generator's update to the discriminators' of the same step: they are made once.
-    `fake_texts` are the vectors of their captions, `fake_denoising` the loss (B,) of the network that learns the samples.
+    `fake_texts` are the vectors of their captions, `fake_denoising` the loss (B,) of the network that learns the samples,
+    `reduced` the targets at the side of the image below.
     """
 
     images: Tensor
@@ -56,6 +58,7 @@ class GeneratorBatch:
     rebuilt: Tensor | None = None
     fake_texts: Tensor | None = None
     fake_denoising: Tensor | None = None
+    reduced: Tensor | None = None
 
 
 class GeneratorInputs(ABC):
@@ -108,6 +111,7 @@ class GeneratorObjective(Objective[GeneratorBatch]):
         kept: Indices (N,) of the images that are reconstructed; None reconstructs all.
         image_text: The distance of samples to their captions; None leaves it out.
         matching: The distance of samples to the teacher's; None leaves it out.
+        lower: Puts the frozen levels' image into the targets; None leaves them the images of the data.
     """
 
     def __init__(
@@ -131,6 +135,7 @@ class GeneratorObjective(Objective[GeneratorBatch]):
         kept: Tensor | None = None,
         image_text: ImageTextTerm | None = None,
         matching: DistributionMatching | None = None,
+        lower: LowerImages | None = None,
     ) -> None:
         self.generator = generator
         self.discriminator = discriminator
@@ -150,6 +155,7 @@ class GeneratorObjective(Objective[GeneratorBatch]):
         self.pair_share = pair_share
         self.image_text = image_text
         self.matching = matching
+        self.lower = lower
         self.augment = DiffAugment(config.augment)
 
     @property
@@ -188,6 +194,8 @@ class GeneratorObjective(Objective[GeneratorBatch]):
         paired = self.inputs.paired(rows, row_flips, row_condition)
         inputs, targets, target_condition = self._pairs(rows, row_flips, row_images, paired, random)
         made = GeneratorBatch(real, real_condition, inputs, targets, target_condition, fake_inputs, fake_condition)
+        if self.lower is not None:
+            made.reduced = self.lower.load(rows, row_flips)
         if self.image_text is not None:
             made.fake_texts = self.image_text.targets(self.inputs.prior_images(random, indices))
         return made
@@ -248,6 +256,11 @@ class GeneratorObjective(Objective[GeneratorBatch]):
             inputs = tuple(torch.cat(pair) for pair in zip(inputs, _move(batch.fake_inputs, device), strict=True))
             condition = Condition.cat([batch.target_condition, batch.fake_condition])
         made = self.inputs.generate(self.generator, inputs, condition.to(device)).float()
+        if self.lower is not None and batch.reduced is not None:
+            latents = tuple(part[: len(batch.targets)] for part in inputs)
+            told = batch.target_condition.to(device)
+            batch.targets = self.lower.keep(batch.targets.to(device), batch.reduced.to(device), latents, told)
+            batch.reduced = None  # done: with updates of several kinds this comes first
         real = batch.targets.to(device)
 
         # The losses are differentiated down to the images first. Each one's gradient at the last layer, which the adaptive

@@ -314,6 +314,8 @@ class GrowConfig:
     """Octaves up to this side in pixels have self-attention after each block; 0 for none."""
     at_once: int = 1
     """Octaves that are added and trained together; of several, `steps`, `batch_size` and the loss are the last one's."""
+    targets: Literal["images", "consistent"] = "images"
+    """images: the images themselves. consistent: their detail on what the frozen levels made, see `pagoda.stages.consistency`."""
     train_from: str = "top"
     """What is trained: top (the new levels), a side in pixels (levels from there on), a part of the base (decoder.3) and all after it."""
 
