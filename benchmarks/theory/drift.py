@@ -58,7 +58,7 @@ def drift(small: Tensor, large: Tensor) -> dict[str, float]:
 
 
 def _grown(growth: str, budget: float, seed: int) -> dict[str, float]:
-    config = shapes_config(seed, base=BASE, size=SIZE, budget=budget)
+    config = shapes_config(seed, base=BASE, size=SIZE, budget=budget, grow__targets="images")  # the paper's L_rec
     count = num_scored(budget)
     with finished(begun(config, "distill"), override(config, GROWTH[growth]), "grow") as run:
         small, large = (samples(run, SIZE, count, resolution=side) for side in (BASE, SIZE))
