@@ -104,7 +104,6 @@ def _small() -> dict[str, Any]:
             optimizer=OptimizerConfig(lr=2e-3, betas=(0.5, 0.99)),
             loss=LossConfig(huber=0.01, feature=1.0, adversarial=0.05, adversarial_from=0.7, crop=24),
             fakes=2048,
-            targets="consistent",
         ),
     }
 
@@ -194,6 +193,5 @@ def _pagoda(config: RunConfig) -> dict[str, Any]:
             discriminator=judge,
             loss=loss_preset("pagoda", octaves[0], grown=True),
             octave_losses=tuple(loss_preset("pagoda", size, grown=True) for size in octaves),
-            targets="consistent",
         ),
     }
