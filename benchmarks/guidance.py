@@ -23,15 +23,17 @@ from pagoda.training import noise_of_seeds
 WEIGHTS = (1.0, 2.0, 3.0, 4.0)
 IMAGES, TEACHER_STEPS = 2000, 300
 """Few steps: a teacher whose classes are not clear yet has something to be guided to."""
+ALONE = {"distill.matching.weight": 0.0}
+"""Without distribution matching, which the preset has."""
 ARMS: dict[str, dict[str, Any]] = {
-    "rec": {"distill.mode": "rec", "distill.matching.weight": 0.0},
-    "both": {"distill.mode": "both", "distill.matching.weight": 0.0},
+    "rec": {"distill.mode": "rec", **ALONE},
+    "both": {"distill.mode": "both", **ALONE},
     "both, matched": {"distill.mode": "both"},
-    "both, adversarial": {"distill.mode": "both", "distill.loss.adversarial": 0.1, "distill.matching.weight": 0.0},
+    "both, adversarial": {"distill.mode": "both", "distill.loss.adversarial": 0.1, **ALONE},
     "both, adversarial on the teacher's": {
         "distill.mode": "both",
         "distill.loss.adversarial": 0.1,
-        "distill.matching.weight": 0.0,
+        **ALONE,
         "guidance.assignment": "teacher",
     },
 }

@@ -39,6 +39,7 @@ ENCODER_STEPS = 300
 TRIED = 30
 """Steps that tell how long a step takes."""
 ALONE = {"distill.matching.weight": 0.0}
+"""Without distribution matching, which the preset has."""
 MODES: dict[str, dict[str, Any]] = {
     "rec": {"distill.mode": "rec", **ALONE},
     "both": {"distill.mode": "both", **ALONE},

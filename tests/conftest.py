@@ -51,9 +51,9 @@ TINY = {
     "grow.loop.checkpoint_every": 2,
     "grow.loop.log_every": 2,
     "grow.loop.preview_every": 2,
+    # Bounds on what last bits grow to were measured with these; they must not move when a preset is tuned.
     "distill.matching.weight": 0.0,
     "grow.targets": "images",
-    # Bounds on what last bits grow to were measured with these; they must not move when a preset is tuned.
     "distill.optimizer.lr": 2e-3,
     "distill.loss.huber": 0.03,
     "grow.optimizer.lr": 2e-3,

@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from tests.conftest import tiny_config
+from tests.stages.distilling import StoppedError, objective_of, trainer_of
 from torch import Tensor
 
 from pagoda.errors import ArtifactError, ConfigError
@@ -19,16 +20,15 @@ from pagoda.files import load_tensors
 from pagoda.networks import LPIPS, FeatureConfig, RandomFeatures, model_hash
 from pagoda.networks.mixing import mixing_state
 from pagoda.stages.config import LossConfig, RunConfig
-from pagoda.stages.context import StageContext, load_teacher, open_context
+from pagoda.stages.context import StageContext
 from pagoda.stages.critics import build_critics, keep_critics
-from pagoda.stages.distill import build_objective
 from pagoda.stages.image_shares import share_of_images
 from pagoda.stages.latent_inputs import LatentInputs, open_latents
-from pagoda.stages.objective import GeneratorObjective, adaptive_weight
+from pagoda.stages.objective import adaptive_weight
 from pagoda.stages.reconstruction import ReconstructionLoss
 from pagoda.stages.run_folder import RunFolder, stage_settings
 from pagoda.stages.train import train
-from pagoda.training import Runtime, StepRandom, Trainer
+from pagoda.training import StepRandom
 
 EVERYTHING = {
     "distill__loss__adversarial_from": 0.0,
@@ -45,53 +45,6 @@ X, Y = torch.rand(2, 4, 3, 16, 16, generator=torch.Generator().manual_seed(0)) *
 
 def whole(images: Tensor) -> Tensor:
     return images
-
-
-@pytest.fixture
-def open_as(finished_run: RunFolder, tmp_path: Path) -> Callable[..., StageContext]:
-    """A copy of a finished run in which the distillation has not begun, opened for another configuration of it."""
-
-    def open_(**changes: object) -> StageContext:
-        folder = tmp_path / "run"
-        if not folder.exists():
-            shutil.copytree(finished_run.path, folder)
-            for name in ("critics", "generator-8", "generator-16"):
-                shutil.rmtree(folder / name)
-            for stage in ("distill", "grow-16"):
-                (folder / "stages" / f"{stage}.json").unlink()
-        return open_context(RunFolder.open(folder), tiny_config(**changes), Runtime("cpu"), quiet=True)
-
-    return open_
-
-
-def objective_of(context: StageContext) -> GeneratorObjective:
-    denoiser, _ = load_teacher(context.run.teacher)
-    objective = build_objective(context, denoiser, LatentInputs(open_latents(context)), None)
-    keep_critics(context, "distill", objective.critics)
-    return objective
-
-
-class StoppedError(Exception):
-    """As if the machine had gone down."""
-
-
-def trainer_of(context: StageContext, folder: Path, *, stop: int | None = None) -> Trainer:
-    order = context.order("distill")
-
-    def until(step: int, size: int) -> Tensor:
-        if step == stop:
-            raise StoppedError
-        return order(step, size)
-
-    return Trainer(
-        objective_of(context),
-        context.config.distill.loop,
-        runtime=context.runtime,
-        folder=folder,
-        stage="distill",
-        seed=0,
-        order=until,
-    )
 
 
 # Reconstruction.

@@ -90,6 +90,12 @@ def check_matching(matching: MatchingConfig) -> None:
             f"matching.start is the fraction of the steps before the term starts, in [0, 1), got {matching.start}; to leave it out set "
             "matching.weight=0."
         )
+    unread = ("start", "sigma_min", "sigma_max") if matching.weight == 0 else ()
+    for name in unread:
+        if getattr(matching, name) != getattr(type(matching), name):
+            raise ConfigError(
+                f"matching.{name}={getattr(matching, name)} is not read while weight is 0; set matching.weight above 0, or leave it out."
+            )
     if not 0 < matching.sigma_min < matching.sigma_max:
         raise ConfigError(
             f"matching needs 0 < sigma_min < sigma_max, got {matching.sigma_min} and {matching.sigma_max}."

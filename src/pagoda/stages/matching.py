@@ -30,7 +30,7 @@ from pagoda.stages.guidance import guided
 from pagoda.training import StepRandom, Trainable
 
 _SMALLEST = 1e-3
-"""Of the normaliser: a sample that the teacher would not change at all is left where it is."""
+"""Of the normaliser, so that a sample that the teacher would hardly change is not pulled without bound."""
 
 
 @dataclass(frozen=True)

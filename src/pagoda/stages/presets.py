@@ -60,7 +60,7 @@ def _tiny() -> dict[str, Any]:
             mode="both",
             # Pairs teach the way from noise to images, matching then makes the images likely: see docs/systems/pagoda-losses.md.
             teacher_pairs=TeacherPairsConfig(count=5000, share=0.7, num_nodes=10),
-            matching=MatchingConfig(weight=5.0, start=0.7),
+            matching=MatchingConfig(weight=5.0),
             loop=LoopConfig(steps=980, batch_size=64, checkpoint_every=200, log_every=20, preview_every=700),
             optimizer=OptimizerConfig(lr=4e-3, betas=(0.5, 0.99)),
             # In these minutes no adversarial term was seen to help, and it makes a step two to three times as long.
@@ -91,7 +91,7 @@ def _small() -> dict[str, Any]:
         "distill": DistillConfig(
             mode="both",
             teacher_pairs=TeacherPairsConfig(count=4000, num_nodes=12, batch_size=128),
-            matching=MatchingConfig(weight=5.0, start=0.7),
+            matching=MatchingConfig(weight=5.0),
             loop=LoopConfig(steps=1000, batch_size=64, checkpoint_every=100, log_every=20, preview_every=250),
             optimizer=OptimizerConfig(lr=2e-3, betas=(0.5, 0.99)),
             loss=LossConfig(huber=0.01, feature=0.3, adversarial=0.0),
@@ -181,7 +181,7 @@ def _pagoda(config: RunConfig) -> dict[str, Any]:
             values["distill"],
             mode="both",
             teacher_pairs=TeacherPairsConfig(count=50_000, share=0.25, num_nodes=24),
-            matching=MatchingConfig(weight=5.0, start=0.7, optimizer=adam),
+            matching=MatchingConfig(weight=5.0, optimizer=adam),
             optimizer=adam,
             discriminator=judge,
             loss=loss_preset("pagoda", config.base, grown=False),

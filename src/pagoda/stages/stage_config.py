@@ -210,7 +210,7 @@ class MatchingConfig:
 
     weight: float = 0.0
     """Weight of its gradient, which is about as large as that of the reconstruction; 0 leaves it out."""
-    start: float = 0.0
+    start: float = 0.7
     """Fraction of the steps after which it starts; the mode `both` then goes on without the teacher's pairs. A step with it takes about
     three times as long as one of reconstruction alone."""
     sigma_min: float = 0.04
