@@ -23,6 +23,7 @@ torch.set_num_threads(1)
 
 TINY = {
     "device": "cpu",
+    "precision": "float32",  # the same on every CPU; tests/stages/test_precision.py covers the other one
     "backbone.channels": [16, 32],
     "backbone.head_dim": 16,
     "teach.loop.steps": 6,

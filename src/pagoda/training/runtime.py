@@ -7,17 +7,23 @@ forward passes and adaptive weights then need no special care, and two processes
 from __future__ import annotations
 
 import atexit
-from collections.abc import Iterable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 
 import torch
 from accelerate import PartialState
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from pagoda.errors import ConfigError
 
-PRECISIONS = ("float32", "bf16")
+PRECISIONS = ("auto", "float32", "bf16")
+
+
+def cpu_has_bf16() -> bool:
+    """Whether matrix products in bf16 are faster than in float32 on this CPU: whether it has tiles (Intel AMX)."""
+    return torch.cpu._is_amx_tile_supported()  # PyTorch has no public name for it in all versions that we support
 
 
 class Runtime:
@@ -25,10 +31,14 @@ class Runtime:
 
     Args:
         device: "auto" (a GPU when there is one), "cpu" or "cuda".
-        precision: "float32", or "bf16" for autocast on a GPU.
+        precision: "float32"; "bf16", which is autocast, on a GPU or on a CPU with hardware for it; "auto" (bf16 on such a CPU,
+            float32 everywhere else).
+
+    Attributes:
+        precision: "float32" or "bf16": what "auto" has become.
 
     Raises:
-        ConfigError: an unknown device or precision, CUDA without a GPU, bf16 on a CPU (it is slower there).
+        ConfigError: an unknown device or precision, CUDA without a GPU, bf16 on a CPU without hardware for it (it is slower there).
     """
 
     def __init__(self, device: str = "auto", precision: str = "float32") -> None:
@@ -39,8 +49,11 @@ class Runtime:
         if device == "cuda" and not torch.cuda.is_available():
             raise ConfigError("device=cuda was asked for, but PyTorch sees no GPU. Use device=auto or device=cpu.")
         on_cpu = device == "cpu" or not torch.cuda.is_available()
-        if precision == "bf16" and on_cpu:
-            raise ConfigError("precision=bf16 pays only on a GPU; use precision=float32 here.")
+        if precision == "bf16" and on_cpu and not cpu_has_bf16():
+            raise ConfigError(
+                "precision=bf16 is slower than float32 on this CPU, which has no hardware for it (Intel AMX). "
+                "Use precision=float32 or precision=auto, or a GPU."
+            )
         self._state = PartialState(cpu=on_cpu)
         # accelerate keeps one state for the whole process: a second Runtime would be given the first one's device.
         alone = self._state.num_processes == 1
@@ -49,6 +62,8 @@ class Runtime:
             raise ConfigError(
                 f"the processes of this run communicate for {self._device.type} already; device={device} needs a new start."
             )
+        if precision == "auto":
+            precision = "bf16" if on_cpu and cpu_has_bf16() else "float32"
         self.precision = precision
         if not alone:
             _leave_at_exit()
@@ -81,11 +96,18 @@ class Runtime:
         """This process as if there were no others: for work that one process does while the others wait."""
         return _Alone(self)
 
-    def autocast(self) -> AbstractContextManager[object]:
+    @contextmanager
+    def autocast(self) -> Iterator[None]:
         """Mixed precision for forward passes; does nothing in float32."""
-        if self.precision == "bf16":
-            return torch.autocast(self.device.type, dtype=torch.bfloat16)
-        return nullcontext()
+        if self.precision != "bf16":
+            yield
+        elif self.device.type == "cpu":
+            # The backward pass of fused attention takes 20 times as long in bf16 as in float32; matrix products are fast.
+            with torch.autocast("cpu", dtype=torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
+                yield
+        else:
+            with torch.autocast(self.device.type, dtype=torch.bfloat16):
+                yield
 
     def rows(self, batch_size: int) -> slice:
         """This process's rows of a global batch.
