@@ -49,6 +49,7 @@ def preset_config(name: str, data: str, *, base: int, size: int) -> RunConfig:
 def _tiny() -> dict[str, Any]:
     """Minutes on two cores: 8 -> 32 px shapes."""
     return {
+        "precision": "auto",
         "teach": TeachConfig(
             loop=LoopConfig(steps=1300, batch_size=64, checkpoint_every=200, log_every=50, preview_every=1200),
             optimizer=OptimizerConfig(lr=3e-3, warmup_steps=50),
@@ -67,12 +68,12 @@ def _tiny() -> dict[str, Any]:
             loss=LossConfig(huber=0.01, feature=0.3, adversarial=0.0),
         ),
         "grow": GrowConfig(
-            loop=LoopConfig(checkpoint_every=100, log_every=20, preview_every=150),
-            steps=(700, 500),
-            batch_size=(32,),
+            loop=LoopConfig(checkpoint_every=200, log_every=50, preview_every=400),
+            steps=(1400, 1000),
+            batch_size=(16,),
             channels=(32, 24),
             optimizer=OptimizerConfig(lr=4e-3, betas=(0.5, 0.99)),
-            loss=LossConfig(huber=0.01, feature=2.0, adversarial=0.0, crop=16),
+            loss=LossConfig(huber=0.01, feature=20.0, adversarial=0.0, crop=16),
             targets="consistent",
         ),
     }
@@ -81,6 +82,7 @@ def _tiny() -> dict[str, Any]:
 def _small() -> dict[str, Any]:
     """Within an hour on two cores, 16 -> 64 px; minutes on a GPU."""
     return {
+        "precision": "auto",
         "teach": TeachConfig(
             loop=LoopConfig(steps=2000, batch_size=64, checkpoint_every=200, log_every=20, preview_every=500),
             optimizer=OptimizerConfig(lr=2e-3, warmup_steps=50),
