@@ -38,6 +38,7 @@ LEVELS = {
     "export": 9,
     "app": 10,
     "cli": 11,
+    "__main__": 12,
 }
 """A module imports from lower levels, or from its own room."""
 OPTIONAL = {

@@ -76,6 +76,8 @@ def test_no_torch_is_imported_to_parse() -> None:
 def test_the_version_is_told(capsys: Capture) -> None:
     assert run("--version") == 0
     assert capsys.readouterr().out == f"pagoda {pagoda.__version__}\n"
+    result = subprocess.run([sys.executable, "-m", "pagoda", "--version"], capture_output=True, text=True, check=True)
+    assert result.stdout == f"pagoda {pagoda.__version__}\n"
 
 
 @pytest.mark.parametrize(

@@ -114,7 +114,7 @@ class Train(_Start):
       pagoda train emoji.zip --out runs/emoji --base 16 --size 64 --filter skin_tone=
       pagoda train ~/photos --out runs/photos --teacher ~/ddpm-32 --size 256
       pagoda train ~/photos --out runs/photos --codec runs/codec --base 16 --size 32
-      torchrun --nproc_per_node 2 -m pagoda.cli.main train ~/photos --out runs/photos
+      torchrun --nproc_per_node 2 -m pagoda train ~/photos --out runs/photos
     """
 
     teacher: Path | None = None
