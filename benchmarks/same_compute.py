@@ -155,8 +155,8 @@ def pagoda_arm(setting: Setting, budget: float, seed: int) -> dict[str, float]:
 
 
 def context_of(setting: Setting, run: RunFolder) -> StageContext:
-    """Images of the run at every size, and its settings."""
-    return open_context(run, run.config(), Runtime("cpu"), quiet=True)
+    """Images of the run at every size, its settings, and its precision: the others train as fast as it did."""
+    return open_context(run, run.config(), Runtime("cpu", run.config().precision), quiet=True)
 
 
 def direct_arm(setting: Setting, budget: float, seed: int) -> dict[str, float]:

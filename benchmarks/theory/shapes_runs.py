@@ -81,7 +81,7 @@ def context_of(path: Path, config: RunConfig) -> StageContext:
     """For stages that are run by hand."""
     run = RunFolder.open(path)
     run.write_config(config)
-    return open_context(run, config, Runtime(config.device), quiet=True)
+    return open_context(run, config, Runtime(config.device, config.precision), quiet=True)
 
 
 def samples(run: RunFolder, size: int, count: int, *, resolution: int | None = None) -> Tensor:
