@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.harness import Arm, PassLine, Results, benchmark
-from benchmarks.prior_gap import CLASSES, SIZE, UNSEEN_SEED, draw, judge
+from benchmarks.prior_gap import ALONE, CLASSES, SIZE, UNSEEN_SEED, draw, judge
 from pagoda.diffusion import Condition, GuidedDenoiser, build_solver, karras_sigmas, sample
 from pagoda.evaluation import ClassifierFeatures, FeatureMoments, contrast, frechet_distance
 from pagoda.stages.config import override
@@ -23,8 +23,6 @@ from pagoda.training import noise_of_seeds
 WEIGHTS = (1.0, 2.0, 3.0, 4.0)
 IMAGES, TEACHER_STEPS = 2000, 300
 """Few steps: a teacher whose classes are not clear yet has something to be guided to."""
-ALONE = {"distill.matching.weight": 0.0}
-"""Without distribution matching, which the preset has."""
 ARMS: dict[str, dict[str, Any]] = {
     "rec": {"distill.mode": "rec", **ALONE},
     "both": {"distill.mode": "both", **ALONE},

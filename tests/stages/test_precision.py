@@ -95,6 +95,11 @@ def test_every_stage_is_near_float32_and_keeps_float32_weights(
     assert encoded["std"] == pytest.approx(exact_encoded["std"], abs=0.01)
 
 
+def test_what_auto_has_become_is_told(with_hardware: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train(tiny_config(precision="auto"), str(tmp_path / "run"), until="teach")
+    assert "precision: bf16 (precision=auto on cpu)" in "".join(capsys.readouterr())
+
+
 def test_a_run_in_bf16_is_the_same_bitwise_stage_by_stage(with_hardware: None, tmp_path: Path) -> None:
     whole = train(bf16(), str(tmp_path / "whole"), quiet=True)
     for until in ("teach", "encode", "distill"):

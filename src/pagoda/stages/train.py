@@ -75,6 +75,8 @@ def train(config: RunConfig, out: str, *, until: str = "grow", quiet: bool = Fal
     with run.lock() if runtime.is_main else contextlib.nullcontext():  # the first process holds the lock for all
         refuse_pickles(run.latents)  # hours before `encode` would meet them
         context = open_context(run, config, runtime, quiet=quiet)
+        if config.precision == "auto":
+            context.say(f"precision: {runtime.precision} (precision=auto on {runtime.device.type})")
         wanted = stages_of(config, until)
         check_guidance(config, context.data.num_classes)
         check_stages(context, wanted)
