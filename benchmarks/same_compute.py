@@ -53,17 +53,18 @@ class Setting:
     Attributes:
         steps: Share of the preset's steps and pairs.
         settings: Changes of the preset.
+        runs: What PaGoDA's run folders are called in PAGODA_RUNS, before `-seed0`.
         real: Real images by size, uint8 (N, C, s, s), and their labels (N,).
         judge: The classifier of each size.
         count: Samples that are scored.
     """
 
-    name: str
     preset: str
     data: Callable[[], str]
     sizes: tuple[int, ...]
     steps: float
     settings: dict[str, Any]
+    runs: str
     real: Callable[[int], tuple[Tensor, Tensor]]
     judge: Callable[[int], SmallClassifier]
     count: int
@@ -79,18 +80,21 @@ class Setting:
         }
         shorter = {name: max(20, round(share * value)) for name, value in shorter.items()}
         shorter["grow.steps"] = [max(20, round(share * value)) for value in config.grow.steps]
-        quiet = {f"{stage}.loop.preview_every": 0 for stage in ("teach", "distill", "grow")}
-        common = {"seed": seed, "device": "cpu", "evaluation.gap.count": 0}
-        return override(config, {**shorter, **quiet, **common, **self.settings})
+        return override(config, {**shorter, "seed": seed, **self.settings})
 
 
 SHAPES = Setting(
-    name="same_compute",
     preset="tiny",
     data=lambda: "shapes",
     sizes=(8, 16, 32),
     steps=0.5,  # of the demo's: a seed of three ways then takes half an hour of one core
-    settings={"mirror": False},  # a mirrored crescent is not drawn by the set
+    settings={
+        "mirror": False,  # a mirrored crescent is not drawn by the set
+        "device": "cpu",
+        "evaluation.gap.count": 0,
+        **{f"{stage}.loop.preview_every": 0 for stage in ("teach", "distill", "grow")},
+    },
+    runs="same_compute",
     real=real_images,
     judge=shapes_judge,
     count=500,
@@ -102,7 +106,7 @@ def made_run(setting: Setting, seed: int, budget: float) -> RunFolder:
     """PaGoDA's run of a seed, kept in PAGODA_RUNS."""
     runs = Path(os.environ.get("PAGODA_RUNS", "runs"))
     runs.mkdir(parents=True, exist_ok=True)
-    name = f"{setting.name}-seed{seed}" + ("" if budget >= 1 else f"-budget{budget:g}")
+    name = f"{setting.runs}-seed{seed}" + ("" if budget >= 1 else f"-budget{budget:g}")
     return train(setting.config(seed, budget), str(runs / name), quiet=True)
 
 

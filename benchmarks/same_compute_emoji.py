@@ -1,4 +1,8 @@
-"""The comparison of `same_compute` on emoji, 16 to 64 px: an hour a seed and way."""
+"""The comparison of `same_compute` on emoji, 16 to 64 px: an hour a seed and way.
+
+PaGoDA's runs are those of the benchmark `emoji` where PAGODA_RUNS still has them. The others get their time: run both benchmarks with as
+many threads, and nothing else beside.
+"""
 
 from __future__ import annotations
 
@@ -18,12 +22,12 @@ def emoji_judge(size: int) -> SmallClassifier:
 
 
 EMOJI = Setting(
-    name="same_compute_emoji",
     preset="small",
     data=lambda: str(archive()),
     sizes=(16, 32, 64),
     steps=1.0,
     settings={"source.filter": "skin_tone="},
+    runs="emoji",
     real=all_images,
     judge=emoji_judge,
     count=818,
