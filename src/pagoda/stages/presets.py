@@ -61,7 +61,7 @@ def _tiny() -> dict[str, Any]:
             mode="both",
             # Pairs teach the way from noise to images, matching then makes the images likely: see docs/systems/pagoda-losses.md.
             teacher_pairs=TeacherPairsConfig(count=5000, share=0.7, num_nodes=10),
-            matching=MatchingConfig(weight=10.0),
+            matching=MatchingConfig(weight=20.0),
             loop=LoopConfig(steps=800, batch_size=64, checkpoint_every=200, log_every=20, preview_every=560),
             optimizer=OptimizerConfig(lr=4e-3, betas=(0.5, 0.99)),
             # In these minutes no adversarial term was seen to help, and it makes a step two to three times as long.
