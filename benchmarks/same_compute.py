@@ -111,7 +111,7 @@ def made_run(setting: Setting, seed: int, budget: float) -> RunFolder:
 
 
 def seconds_by_stage(run: RunFolder) -> dict[str, float]:
-    """Of every stage, the teacher's pairs within `distill`."""
+    """Of every stage, and of the teacher's pairs."""
     stages = [path.stem for path in sorted((run.path / "stages").glob("*.json"))]
     return {stage: float(run.require(stage, "pagoda train")["results"]["seconds"]) for stage in stages}
 
