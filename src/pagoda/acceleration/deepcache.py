@@ -24,11 +24,10 @@ import cmath
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
 
 import torch
 
-from pagoda.acceleration.plan import Layout, Plan, PlannedStep, window
+from pagoda.acceleration.plan import Layout, Plan, PlannedStep, check_indices, window
 from pagoda.errors import ConfigError
 from pagoda.networks import Anatomy, UNetAnatomy
 
@@ -158,17 +157,6 @@ class DeepCache(Plan):
             raise ConfigError(
                 f"DeepCache: branch={self.branch} is out of range: `{type(parts.model).__name__}` has branches 0 to {count - 1}."
             )
-
-
-def check_indices(what: str, indices: Sequence[int]) -> None:
-    """Refuse lists of steps that do not rise from 0.
-
-    Raises:
-        ConfigError: no 0 at the beginning, not rising, or not whole numbers.
-    """
-    rising = all(a < b for a, b in pairwise(indices))
-    if not indices or any(type(k) is not int for k in indices) or indices[0] != 0 or not rising:
-        raise ConfigError(f"{what}: indices of steps must rise strictly from 0, got {list(indices)}.")
 
 
 def _signed_power(value: float, exponent: float) -> float:

@@ -18,8 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
-from pagoda.acceleration.deepcache import check_indices
-from pagoda.acceleration.plan import Layout, Plan, PlannedStep, injecting
+from pagoda.acceleration.plan import Layout, Plan, PlannedStep, check_indices, injecting
 from pagoda.errors import ConfigError
 from pagoda.networks import Anatomy, TransformerAnatomy, UNetAnatomy
 

@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from itertools import pairwise
 from typing import Literal
 
 from pagoda.errors import ConfigError
@@ -221,3 +222,14 @@ def injecting(steps: Sequence[PlannedStep], scale: float, start: float) -> tuple
     """The steps with noise injection in those from a share `start` on."""
     first = start * len(steps)
     return tuple(replace(step, inject=scale if step.index >= first else 0.0) for step in steps)
+
+
+def check_indices(what: str, indices: Sequence[int]) -> None:
+    """Refuse lists of steps that do not rise from 0.
+
+    Raises:
+        ConfigError: no 0 at the beginning, not rising, or not whole numbers.
+    """
+    rising = all(a < b for a, b in pairwise(indices))
+    if not indices or any(type(k) is not int for k in indices) or indices[0] != 0 or not rising:
+        raise ConfigError(f"{what}: indices of steps must rise strictly from 0, got {list(indices)}.")
