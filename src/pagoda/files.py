@@ -47,18 +47,40 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
     _remove_abandoned(path)
     temporary = path.with_name(f".{path.name}.{_host()}-{os.getpid()}.tmp")
     try:
-        yield temporary
-        _flush(temporary)
-        os.replace(temporary, path)
-    except BaseException as error:
+        with named_disk_errors(path):
+            yield temporary
+            _flush(temporary)
+            os.replace(temporary, path)
+    except BaseException:
         temporary.unlink(missing_ok=True)
+        raise
+    _flush(path.parent)  # the rename itself is only durable once the folder is on disk
+
+
+@contextmanager
+def named_disk_errors(path: Path | str) -> Iterator[None]:
+    """Say what was being written when the disk refused: it is full, or what lies there may not be changed.
+
+    Args:
+        path: What the block writes; named in the message.
+
+    Raises:
+        ResourceError: in place of the error of the disk. Errors of other kinds pass.
+    """
+    try:
+        yield
+    except Exception as error:
         if _is_disk_full(error):
             raise ResourceError(
                 f"the disk became full while `{path}` was being written; an earlier version of it is untouched. "
                 "Free space and run the same command again."
             ) from error
+        if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise ResourceError(
+                f"`{path}` may not be written ({error.strerror}); what was there is untouched. Change the rights of its folder, or choose "
+                "another folder, and run the same command again."
+            ) from error
         raise
-    _flush(path.parent)  # the rename itself is only durable once the folder is on disk
 
 
 def _host() -> str:

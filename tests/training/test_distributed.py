@@ -176,6 +176,34 @@ def test_two_processes_go_the_whole_way_like_one(finished_run: RunFolder, shared
         torch.testing.assert_close(made[0], made[1], atol=1e-4, rtol=0)
 
 
+def test_two_processes_go_the_way_of_the_presets_like_one(tmp_path: Path) -> None:
+    """With the teacher's pairs, distribution matching and consistent targets, which `tiny` has and `finished_run` has not."""
+    config = tiny_config(
+        distill__mode="both",
+        distill__teacher_pairs__count=24,
+        distill__teacher_pairs__num_nodes=3,
+        distill__loss__adversarial=0.0,
+        distill__loss__adversarial_from=0.0,
+        distill__matching__weight=2.0,
+        distill__matching__start=0.5,
+        grow__loss__adversarial=0.0,
+        grow__loss__adversarial_from=0.0,
+        grow__targets="consistent",
+        evaluation__gap__count=0,
+    )
+    (tmp_path / "config.yaml").write_text(to_yaml(config))
+    (tmp_path / "whole.py").write_text(WHOLE)
+    for processes in (1, 2):
+        result = start(processes, tmp_path / "whole.py", tmp_path / "config.yaml", tmp_path / f"run-{processes}")
+        assert result.returncode == 0, result.stderr
+    runs = [RunFolder.open(tmp_path / f"run-{processes}") for processes in (1, 2)]
+    matched = [json.loads(line) for line in runs[1].metrics.read_text().splitlines()]
+    assert any("generator/matching" in line for line in matched)
+    for size in (8, 16):
+        made = [sample_images(load_generator(run, size), range(20)) for run in runs]
+        torch.testing.assert_close(made[0], made[1], atol=1e-4, rtol=0)
+
+
 def test_every_shard_is_written_once_and_every_file_by_one_process(
     finished_run: RunFolder, shared_run: RunFolder
 ) -> None:

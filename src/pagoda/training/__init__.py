@@ -2,7 +2,7 @@
 
 from pagoda.training.checkpoint import TrainState, list_checkpoints, load_checkpoint, save_checkpoint
 from pagoda.training.health import HealthGuard, HealthWarning, win_rate
-from pagoda.training.loop import LoopConfig, Trainer
+from pagoda.training.loop import LoopConfig, Trainer, micro_batches
 from pagoda.training.noise import NoiseLaw
 from pagoda.training.objective import Losses, Objective, Trainable
 from pagoda.training.optim import EMA, OptimizerConfig
@@ -42,6 +42,7 @@ __all__ = [
     "list_checkpoints",
     "load_checkpoint",
     "measure_step",
+    "micro_batches",
     "noise_of_seeds",
     "peak_memory_mib",
     "save_checkpoint",

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from pagoda.errors import ArtifactError
-from pagoda.files import load_tensors, save_tensors
+from pagoda.files import load_tensors, named_disk_errors, save_tensors, write_text_atomic
 from pagoda.training.optim import EMA
 
 _NAME = re.compile(r"step-(\d{8})")
@@ -44,24 +44,25 @@ def save_checkpoint(
 
     Returns:
         The checkpoint's folder.
+
+    Raises:
+        ResourceError: the disk became full. The checkpoints before it are untouched.
     """
     folder.mkdir(parents=True, exist_ok=True)
     clean_up(folder)
     target = folder / f"step-{step:08d}"
     part = folder / f".writing-{target.name}"
-    part.mkdir()
-    for name, state in states.items():
-        save_tensors(part / f"{name}.safetensors", dict(state.module.state_dict()))
-        if state.optimizer.state:  # empty before its first step, and safetensors does not read back an empty file
-            save_tensors(part / f"{name}.optimizer.safetensors", _flatten(state.optimizer))
-        if state.ema is not None:
-            save_tensors(part / f"{name}.ema.safetensors", dict(state.ema.module.state_dict()))
-    stepped = sorted(name for name, state in states.items() if state.optimizer.state)
-    facts = {"format": 1, "step": step, "networks": sorted(states), "stepped": stepped, **info}
-    text = part / "state.json"
-    text.write_text(json.dumps(facts, indent=1), encoding="utf-8")
-    with text.open("rb") as file:
-        os.fsync(file.fileno())
+    with named_disk_errors(target):
+        part.mkdir()
+        for name, state in states.items():
+            save_tensors(part / f"{name}.safetensors", dict(state.module.state_dict()))
+            if state.optimizer.state:  # empty before its first step, and safetensors does not read back an empty file
+                save_tensors(part / f"{name}.optimizer.safetensors", _flatten(state.optimizer))
+            if state.ema is not None:
+                save_tensors(part / f"{name}.ema.safetensors", dict(state.ema.module.state_dict()))
+        stepped = sorted(name for name, state in states.items() if state.optimizer.state)
+        facts = {"format": 1, "step": step, "networks": sorted(states), "stepped": stepped, **info}
+        write_text_atomic(part / "state.json", json.dumps(facts, indent=1))
     if target.exists():
         shutil.rmtree(target)
     part.rename(target)
@@ -118,18 +119,21 @@ def load_checkpoint(
                 "Use another --out, or the configuration that the run was started with."
             )
     if facts.get("networks") != sorted(states):
-        raise ArtifactError(f"{path} holds the networks {facts.get('networks')}, this run trains {sorted(states)}.")
+        raise ArtifactError(
+            f"{path} holds the networks {facts.get('networks')}, this run trains {sorted(states)}. Use another --out, or the configuration "
+            "that the run was started with."
+        )
     # Everything is read and compared before anything is changed.
     loaded: dict[str, tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]] = {}
     for name, state in states.items():
-        weights, _ = load_tensors(path / f"{name}.safetensors")
+        weights = _read(path, f"{name}.safetensors")
         _compare(path / f"{name}.safetensors", weights, dict(state.module.state_dict()))
         optimizer: dict[str, Tensor] = {}
         if name in facts["stepped"]:
-            optimizer, _ = load_tensors(path / f"{name}.optimizer.safetensors")
+            optimizer = _read(path, f"{name}.optimizer.safetensors")
         average: dict[str, Tensor] = {}
         if state.ema is not None:
-            average, _ = load_tensors(path / f"{name}.ema.safetensors")
+            average = _read(path, f"{name}.ema.safetensors")
             _compare(path / f"{name}.ema.safetensors", average, dict(state.ema.module.state_dict()))
         loaded[name] = (weights, optimizer, average)
     for name, state in states.items():
@@ -141,13 +145,27 @@ def load_checkpoint(
     return facts
 
 
+def _read(checkpoint: Path, name: str) -> dict[str, Tensor]:
+    """The tensors of one file of a checkpoint; what is wrong with it is said with what to do about the whole folder."""
+    try:
+        tensors, _ = load_tensors(checkpoint / name)
+    except ArtifactError as error:
+        what = str(error).partition(". ")[0].removesuffix(".")
+        raise ArtifactError(
+            f"{what}. Nothing was loaded. Remove the folder {checkpoint}: the same command then goes on from the checkpoint before it, or "
+            "starts the stage anew."
+        ) from error
+    return tensors
+
+
 def _compare(path: Path, found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
     missing, foreign = sorted(set(wanted) - set(found)), sorted(set(found) - set(wanted))
     shapes = [n for n in wanted if n in found and wanted[n].shape != found[n].shape]
     if missing or foreign or shapes:
         raise ArtifactError(
             f"{path} does not fit the network: missing {missing[:3]}, foreign {foreign[:3]}, other shape {shapes[:3]}. "
-            "It was written by another configuration."
+            f"It was written by another configuration: use that, or another --out, or remove the folder {path.parent} to go on from the "
+            "checkpoint before it."
         )
 
 

@@ -33,24 +33,24 @@ class HealthGuard:
         self.win_rate_limit = win_rate_limit
         self.collapse_ratio = collapse_ratio
         self._win_rates: deque[float] = deque(maxlen=window)
-        self._bad_in_a_row = 0
+        self._bad_in_a_row: dict[str, int] = {}
         self._best_spread = 0.0
         self._warned: set[str] = set()
 
     def allow_update(self, name: str, step: int, total: float, gradient_norm: float) -> bool:
-        """True when loss and gradient are finite. A step that is not finite is skipped, and said so.
+        """True when loss and gradient of the update `name` are finite. A step that is not finite is skipped, and said so.
 
         Raises:
-            TrainingError: more than `patience` steps in a row were not finite. Nothing was updated by them.
+            TrainingError: more than `patience` steps in a row of this update were not finite. Nothing was updated by them.
         """
         if math.isfinite(total) and math.isfinite(gradient_norm):
-            self._bad_in_a_row = 0
+            self._bad_in_a_row[name] = 0
             return True
-        self._bad_in_a_row += 1
+        self._bad_in_a_row[name] = self._bad_in_a_row.get(name, 0) + 1
         seen = f"step {step}: the loss of `{name}` is {total} with gradient norm {gradient_norm}"
-        if self._bad_in_a_row > self.patience:
+        if self._bad_in_a_row[name] > self.patience:
             raise TrainingError(
-                f"{seen}, and so were the {self.patience} steps before it. Nothing was updated by them; the last checkpoint "
+                f"{seen}, and so were the {self.patience} steps before it. They updated nothing of it; the last checkpoint "
                 "is intact. Lower the learning rate of this stage, or look at the data (`pagoda data check`)."
             )
         warnings.warn(f"{seen}; this update is skipped.", HealthWarning, stacklevel=3)

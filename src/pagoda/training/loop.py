@@ -53,6 +53,23 @@ class LoopConfig:
             raise ConfigError(f"batch_size {self.batch_size} is not divisible by micro_batches {self.micro_batches}.")
 
 
+def micro_batches(runtime: Runtime, config: LoopConfig) -> list[slice]:
+    """This process's rows of a batch, in the parts that it works them in.
+
+    Raises:
+        ConfigError: the batch cannot be divided among the processes, or a process's share into micro-batches.
+    """
+    rows = runtime.rows(config.batch_size)
+    share = rows.stop - rows.start
+    if share % config.micro_batches:
+        raise ConfigError(
+            f"{share} samples a process are not divisible by micro_batches {config.micro_batches}; "
+            f"change batch_size {config.batch_size} or micro_batches."
+        )
+    size = share // config.micro_batches
+    return [slice(rows.start + i * size, rows.start + (i + 1) * size) for i in range(config.micro_batches)]
+
+
 class Trainer(Generic[BatchT]):
     """Trains an objective in a folder; running it again continues where it stopped.
 
@@ -115,15 +132,7 @@ class Trainer(Generic[BatchT]):
             for name, trainable in self._configs.items()
         }
         objective.receive_averages({name: s.ema.module for name, s in self.states.items() if s.ema is not None})
-        rows = runtime.rows(config.batch_size)
-        share = rows.stop - rows.start
-        if share % config.micro_batches:
-            raise ConfigError(
-                f"{share} samples a process are not divisible by micro_batches {config.micro_batches}; "
-                f"change batch_size {config.batch_size} or micro_batches."
-            )
-        size = share // config.micro_batches
-        self._rows = [slice(rows.start + i * size, rows.start + (i + 1) * size) for i in range(config.micro_batches)]
+        self._rows = micro_batches(runtime, config)
 
     @property
     def checkpoints(self) -> Path:
@@ -161,8 +170,8 @@ class Trainer(Generic[BatchT]):
         if self.step < self.config.steps:
             if self.runtime.is_main:
                 size = sum(_num_bytes(state) for state in self.states.values())
-                what = f"{self.config.keep_checkpoints + 1} checkpoints of stage {self.stage}"
-                check_disk(self.folder, (self.config.keep_checkpoints + 1) * size, what)
+                more = max(1, self.config.keep_checkpoints + 1 - len(list_checkpoints(self.checkpoints)))
+                check_disk(self.folder, more * size, f"{more} more checkpoints of stage {self.stage}")
             self._train()
         return self.averaged()
 

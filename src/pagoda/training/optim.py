@@ -44,6 +44,10 @@ class OptimizerConfig:
             raise ConfigError(f"lr must be > 0, got {self.lr}.")
         if self.clip < 0 or self.warmup_steps < 0:
             raise ConfigError(f"clip and warmup_steps must be >= 0, got {self.clip} and {self.warmup_steps}.")
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            raise ConfigError(f"betas are two decays in [0, 1), got {self.betas}.")
+        if self.weight_decay < 0:
+            raise ConfigError(f"weight_decay must be >= 0, got {self.weight_decay}.")
 
     def build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
         """The optimiser over those parameters that are to be trained."""

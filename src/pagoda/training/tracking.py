@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from pagoda.errors import import_extra
-from pagoda.files import write_text_atomic
+from pagoda.files import named_disk_errors, write_text_atomic
 
 
 class MetricLog:
@@ -49,7 +49,7 @@ class MetricLog:
         """Append one line."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         line = json.dumps({"stage": self.stage, "step": step, **values})
-        with self.path.open("a", encoding="utf-8") as file:
+        with named_disk_errors(self.path), self.path.open("a", encoding="utf-8") as file:
             file.write(line + "\n")
         if self._writer is not None:
             for name, value in values.items():
