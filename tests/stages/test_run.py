@@ -284,4 +284,6 @@ def test_a_generator_cannot_be_loaded_from_a_pickle(finished_run: RunFolder, tmp
     torch.save(load_file(weights), tmp_path / "g" / "diffusion_pytorch_model.bin")
     weights.unlink()
     with pytest.raises(OSError, match="safetensors"):
-        OneStepGenerator.from_pretrained(tmp_path / "g", use_safetensors=True)
+        OneStepGenerator.from_pretrained(tmp_path / "g")
+    with pytest.raises(ConfigError, match="reads safetensors only"):
+        OneStepGenerator.from_pretrained(tmp_path / "g", use_safetensors=False)

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
-from diffusers.models import DiTTransformer2DModel, ModelMixin
+from diffusers.models import DiTTransformer2DModel
 from torch import Tensor, nn
 
 from pagoda.diffusion.conditions import UNCONDITIONAL, Condition
@@ -21,9 +21,10 @@ from pagoda.networks.calling import DiffusersNetwork, config_of, count_classes, 
 from pagoda.networks.description import build_model, describe_model
 from pagoda.networks.growth import carry_over, zero_layer
 from pagoda.networks.guidance import GuidanceEmbedding, resolve_guidance, shifted_state, split_guidance
+from pagoda.networks.safe_model import SafeModel
 
 
-class LatentEncoder(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers' own mixins disagree
+class LatentEncoder(SafeModel, ConfigMixin):  # type: ignore[misc]  # diffusers' own mixins disagree
     """Images at sigma_min (B, C, b, b) -> unit-scale latents (B, C, b, b): z = c x + F(c_in x, sigma_min, condition).
 
     c = sqrt((sd^2 + sigma_max^2) / (sd^2 + sigma_min^2)) / sigma_max is the exact map of Gaussian data of mean 0 and standard

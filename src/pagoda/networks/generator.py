@@ -15,7 +15,7 @@ from typing import Any, Literal, cast, overload
 import torch
 import torch.nn.functional as F
 from diffusers.configuration_utils import ConfigMixin, register_to_config
-from diffusers.models import ModelMixin
+from diffusers.models import ModelMixin  # diffusers' pipelines look for it in the module of a component's class
 from torch import Tensor, nn
 
 from pagoda.diffusion.conditions import UNCONDITIONAL, Condition
@@ -36,13 +36,14 @@ from pagoda.networks.growth import GrowthLevel, LevelConfig, carry_over, count_g
 from pagoda.networks.guidance import GuidanceEmbedding, resolve_guidance, shifted_state, split_guidance
 from pagoda.networks.null_condition import NullCondition
 from pagoda.networks.parts import Anatomy
+from pagoda.networks.safe_model import SafeModel
 from pagoda.networks.transformer_anatomy import TransformerAnatomy
 
 OUTPUTS = ("denoiser", "raw", "unit")
 Output = Literal["denoiser", "raw", "unit"]
 
 
-class OneStepGenerator(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers' own mixins disagree
+class OneStepGenerator(SafeModel, ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers' own mixins disagree
     """Noise (B, C, b, b) of unit variance -> image (B, C, r, r), r = b * 2^k.
 
     Made by `from_teacher`, enlarged by `grow`, saved and loaded by diffusers' `save_pretrained` and `from_pretrained`.
