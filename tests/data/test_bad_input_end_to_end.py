@@ -20,7 +20,7 @@ from tests.conftest import tiny_config
 
 from pagoda.errors import ArtifactError, ConfigError, DataError, PagodaError, ResourceError
 from pagoda.networks import model_hash
-from pagoda.stages.config import RunConfig, from_dict, read_yaml, to_yaml
+from pagoda.stages.config import RunConfig, from_dict, override, read_yaml, to_yaml
 from pagoda.stages.run_folder import RunFolder
 from pagoda.stages.sampling import load_generator
 from pagoda.stages.train import train
@@ -304,11 +304,55 @@ def test_a_disk_without_room_for_checkpoints_is_noticed_before_the_first_step(
     """Room for the small copies and the latents, none for three checkpoints."""
     usage = namedtuple("usage", ["total", "used", "free"])
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**12, 10**12 - 150_000, 150_000))
-    with pytest.raises(ResourceError, match="3 checkpoints of stage teach needs"):
+    with pytest.raises(ResourceError, match="3 more checkpoints of stage teach needs"):
         train(tiny_config(), str(tmp_path / "run"), quiet=True)
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
     monkeypatch.undo()
     assert train(tiny_config(), str(tmp_path / "run"), quiet=True, until="teach").is_done("teach")
+
+
+@pytest.mark.usefixtures("no_training")
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"teach.condition_dropout": 10.0}, r"condition_dropout is a chance in \[0, 1\], got 10"),
+        ({"teach.condition_dropout": -1.0}, "condition_dropout is a chance"),
+        ({"teach.ema": 1.0}, r"teach\.ema is the decay"),
+        ({"distill.ema": -0.1}, r"distill\.ema is the decay"),
+        ({"grow.ema": 1.5}, r"grow\.ema is the decay"),
+        ({"amortise.ema": 1.0}, r"amortise\.ema is the decay"),
+        ({"noise_scale": 0.0}, "noise_scale must be > 0, got 0"),
+        ({"sigma_data": 0.0}, "sigma_data is a standard deviation above 0, got 0"),
+        ({"encode.solver": "heum"}, "unknown solver `heum`"),
+        ({"encode.num_nodes": 1}, r"encode\.num_nodes counts both ends .* got 1"),
+        ({"encode.batch_size": 0}, r"encode\.batch_size must be at least 1, got 0"),
+        ({"encode.shard_size": 0}, r"encode\.shard_size must be at least 1, got 0"),
+        ({"encode.dtype": "int8"}, "encode.dtype must be float16 or float32, got 'int8'"),
+        ({"distill.output": "denoisr"}, "unknown distill.output 'denoisr'. Did you mean `denoiser`"),
+        ({"distill.optimizer.betas": [0.9, 1.2]}, r"betas are two decays in \[0, 1\)"),
+        ({"distill.optimizer.weight_decay": -1.0}, "weight_decay must be >= 0"),
+        ({"distill.loss.crop": -4}, "crop must be a side in pixels"),
+        ({"grow.num_blocks": 0}, r"grow\.num_blocks must be >= 1, got 0"),
+        ({"grow.cache_gib": -1.0}, r"grow\.cache_gib must be >= 0"),
+        ({"grow.fakes": 0}, "grow.fakes=0 leaves no samples of the prior"),
+        ({"grow.loss.crop": 7}, r"grow\.loss\.crop=7: .* multiple of its stride 2. Set it to 6 or 8"),
+        (
+            {"distill.loop.batch_size": 9, "distill.loop.micro_batches": 2},
+            "batch_size 9 is not divisible by micro_batches 2",
+        ),
+        (
+            {"grow.batch_size": [9], "grow.loop.micro_batches": 2},
+            "stage grow-16: batch_size 9 is not divisible by micro_batches 2",
+        ),
+        ({"distill.loss.stack.layers": ["encoder.77"]}, "encoder.77"),
+        ({"guidance.scale_max": 3.0, "guidance.assignment": "matched"}, "needs a function from images to weights"),
+    ],
+)
+def test_settings_that_a_later_stage_would_refuse_are_refused_before_the_first(
+    tmp_path: Path, settings: dict[str, object], said: str
+) -> None:
+    with pytest.raises(ConfigError, match=said):
+        train(override(tiny_config(), settings), str(tmp_path / "run"), quiet=True)
 
 
 @pytest.mark.usefixtures("no_training")

@@ -16,6 +16,8 @@ class BadImage:
 
     sample_id: str
     reason: str
+    side: int | None = None
+    """Smaller side in pixels of an image that is only too small; None for other reasons."""
 
     def __str__(self) -> str:
         return f"{self.sample_id} ({self.reason})"
@@ -27,8 +29,12 @@ def bad_images_error(bad: Sequence[BadImage], total: int) -> DataError:
     more = f" and {len(bad) - _NAMED:,} more" if len(bad) > _NAMED else ""
     good = total - len(bad)
     skip = f', or set source.on_bad="skip" to train on the other {good:,}' if good else ""
+    sides = [image.side for image in bad if image.side is not None]
+    smaller = (
+        f"  A size of {min(sides)} pixels or less takes the {len(sides):,} that are only too small.\n" if sides else ""
+    )
     return DataError(
-        f"{len(bad):,} of {total:,} images cannot be used: {names}{more}.\n"
+        f"{len(bad):,} of {total:,} images cannot be used: {names}{more}.\n{smaller}"
         f"  Run `pagoda data check DATA --move-bad FOLDER` to move them away{skip}."
     )
 

@@ -154,7 +154,8 @@ def check_source(
             bad.append(BadImage(error.sample_id, error.reason))
             continue
         if min(image.size) < size:
-            bad.append(BadImage(name, f"{image.width}x{image.height} pixels, smaller than {size}"))
+            reason = f"{image.width}x{image.height} pixels, smaller than {size}"
+            bad.append(BadImage(name, reason, side=min(image.size)))
             continue
         sizes[f"{image.width}x{image.height}"] += 1
         modes["colour" if coloured else "grey"] += 1

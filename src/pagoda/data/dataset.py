@@ -217,7 +217,8 @@ def _fill(
             bad.append(BadImage(error.sample_id, error.reason))
             continue
         if min(image.size) < largest:
-            bad.append(BadImage(source.sample_id(row), f"{image.width}x{image.height} pixels, smaller than {largest}"))
+            reason = f"{image.width}x{image.height} pixels, smaller than {largest}"
+            bad.append(BadImage(source.sample_id(row), reason, side=min(image.size)))
             continue
         for size, array in pixels.items():
             array[row] = downsampler(image, size).transpose(2, 0, 1)

@@ -79,6 +79,10 @@ def find_parquet_files(path: Path, split: str) -> list[Path]:
         DataError: files are named after splits, and none after this one.
     """
     if path.is_file():
+        if split != "train":
+            raise DataError(
+                f"`{path}` is one file without splits, and source.split={split!r} asks for one. Leave source.split out, or give its folder."
+            )
         return [path]
     files = sorted(path.glob("*.parquet")) or sorted(path.glob("data/*.parquet"))
     by_split = [file for file in files if file.name.startswith(split)]

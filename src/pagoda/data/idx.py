@@ -13,7 +13,7 @@ from PIL import Image
 
 from pagoda.data.protocol import SourceConfig
 from pagoda.data.table import TableSource
-from pagoda.errors import DataError
+from pagoda.errors import ConfigError, DataError
 from pagoda.files import hash_file
 
 _PREFIXES = {"train": "train", "test": "t10k"}
@@ -32,6 +32,10 @@ class IdxSource(TableSource):
     """
 
     def __init__(self, path: Path | str, *, options: SourceConfig) -> None:
+        if options.background not in ("black", SourceConfig.background):
+            raise ConfigError(
+                f"IDX files are white on black and padded with black; got source.background={options.background!r}."
+            )
         path = Path(path)
         self.path = _images_file(path, options.split) if path.is_dir() else path
         self._pixels = _read_idx(self.path, axes=3)

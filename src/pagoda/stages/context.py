@@ -199,7 +199,10 @@ def _prepare(run: RunFolder, config: RunConfig, runtime: Runtime, *, quiet: bool
     codec = open_run_codec(run)
     factor = 1 if codec is None else codec.factor
     marker = run.images / "checked.json"
-    checked = json.loads(marker.read_text(encoding="utf-8")) if marker.is_file() else None
+    try:
+        checked = json.loads(marker.read_text(encoding="utf-8")) if marker.is_file() else None
+    except ValueError:
+        checked = None  # damaged: the images are checked again, and it is written anew
     wanted = {"source": source.fingerprint, "size": config.size * factor}
     texts = config.condition == "text"
     if texts:
