@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +16,7 @@ from pagoda.data import Downsampler
 from pagoda.diffusion import Condition
 from pagoda.errors import ConfigError, DataError
 from pagoda.images import to_pil
+from pagoda.stages.captions import PromptReader
 from pagoda.stages.context import teacher_facts
 from pagoda.stages.editing import Edited, EditedFrames, condition_facts, edit_facts, load_encoder
 from pagoda.stages.run_folder import RunFolder
@@ -51,14 +52,15 @@ class PagodaEditPipeline:
     """Edits by encoder and one-step generator; images of any size and shape, see `steering.fitting`.
 
     An image is a file's name, its bytes or a Pillow image. Every edit takes where the model's square lies (`fit`, `box`), which
-    frame of an animation is meant (`frame`), and what the image shows: `label`, a class by number or name, or `condition`, a
-    `Condition` of one row. A generator with classes that is told neither guesses the class (`Editor.guess_labels`), which costs an
-    inversion for each class.
+    frame of an animation is meant (`frame`), and what the image shows: `label`, a class by number or name; `prompt`, a text, where the
+    run was trained on texts; or `condition`, a `Condition` of one row. A generator with classes that is told nothing guesses the class
+    (`Editor.guess_labels`), which costs an inversion for each class; one of texts reads the image as one without a caption.
 
     Args:
         editor: Generator, encoder and downsampler, of one run.
         class_names: Names of the classes, in the order of the labels; None for a generator without.
         background: Behind transparent pixels; the run's own.
+        read_prompts: Texts -> their condition, for a generator of texts; a run folder brings its own.
     """
 
     def __init__(
@@ -67,8 +69,10 @@ class PagodaEditPipeline:
         *,
         class_names: Sequence[str] | None = None,
         background: tuple[int, int, int] = (255, 255, 255),
+        read_prompts: Callable[[Sequence[str]], Condition] | None = None,
     ) -> None:
         self.editor = editor
+        self._read_prompts = read_prompts
         self.class_names = None if class_names is None else list(class_names)
         self.background = background
 
@@ -85,7 +89,7 @@ class PagodaEditPipeline:
             device: Where to compute.
 
         Raises:
-            ArtifactError: the folder is no run, has no generator yet, or has not the encoder that is asked for.
+            ArtifactError: the folder is no run, has no generator yet, or has not the encoder that is asked for, of images or of texts.
             ConfigError: an unknown encoder.
         """
         folder = run if isinstance(run, RunFolder) else RunFolder.open(run)
@@ -97,7 +101,8 @@ class PagodaEditPipeline:
         if (folder.teacher / "denoiser.json").is_file():
             names = teacher_facts(folder.teacher).get("class_names")
         editor = Editor(generator, encoder, Downsampler(config.downsampler))
-        return cls(editor, class_names=names, background=config.source.background_rgb)
+        read = PromptReader(folder, device=device) if config.condition == "text" else None
+        return cls(editor, class_names=names, background=config.source.background_rgb, read_prompts=read)
 
     # Edits.
 
@@ -106,6 +111,7 @@ class PagodaEditPipeline:
         image: ImageLike,
         *,
         label: int | str | None = None,
+        prompt: str | None = None,
         condition: Condition | None = None,
         strength: float = 0.0,
         seed: int = 0,
@@ -117,7 +123,7 @@ class PagodaEditPipeline:
         """The image as the model rebuilds it from its latent; with a strength, a variation of it.
 
         Args:
-            image, label, condition, fit, box, frame: See the class.
+            image, label, prompt, condition, fit, box, frame: See the class.
             strength: How far the latent is moved towards the noise of the seed, in [0, 1]; 1 is the sample of the seed.
             seed: Of that noise.
             resolution: Side of what the model makes; its largest when None.
@@ -127,7 +133,7 @@ class PagodaEditPipeline:
             ConfigError, ShapeError: settings out of range.
         """
         picture, square, x = self._fit(image, fit, box, frame, resolution)
-        shown = self._condition(x, label, condition)
+        shown = self._condition(x, label, prompt, condition)
         made = self.editor.reconstruct(x, shown, strength=strength, seeds=[seed], resolution=resolution)
         facts = self._facts("reconstruct", picture, square, shown, made, strength=strength, seed=seed)
         return Edited(self._back(picture, square, made), made, facts)
@@ -138,6 +144,7 @@ class PagodaEditPipeline:
         to: int | str | Condition,
         *,
         label: int | str | None = None,
+        prompt: str | None = None,
         condition: Condition | None = None,
         strength: float = 0.0,
         seed: int = 0,
@@ -146,18 +153,18 @@ class PagodaEditPipeline:
         box: Box | None = None,
         frame: int | None = None,
     ) -> Edited:
-        """The image carried over to another class: encoded as what it shows, generated as what it shall show.
+        """The image carried over to another class or text: encoded as what it shows, generated as what it shall show.
 
         Args:
-            to: The class, by number or name, or a condition of one row, such as a text.
-            image, label, condition, strength, seed, resolution, fit, box, frame: As for `reconstruct`.
+            to: The class, by number or name; the text, in a run of texts; or a condition of one row.
+            image, label, prompt, condition, strength, seed, resolution, fit, box, frame: As for `reconstruct`.
 
         Raises:
             DataError, ConfigError, ShapeError: as `reconstruct`; and a class that the model does not know.
         """
-        target = to if isinstance(to, Condition) else Condition.of_labels([self.label_of(to)])
+        target = self.target_of(to)
         picture, square, x = self._fit(image, fit, box, frame, resolution)
-        shown = self._condition(x, label, condition)
+        shown = self._condition(x, label, prompt, condition)
         made = self.editor.reconstruct(x, shown, target=target, strength=strength, seeds=[seed], resolution=resolution)
         to_facts = condition_facts(target)
         facts = self._facts("transfer", picture, square, shown, made, to=to_facts, strength=strength, seed=seed)
@@ -170,6 +177,7 @@ class PagodaEditPipeline:
         *,
         frames: int = 8,
         labels: tuple[int | str | None, int | str | None] = (None, None),
+        prompts: tuple[str | None, str | None] = (None, None),
         conditions: tuple[Condition | None, Condition | None] = (None, None),
         resolution: int | None = None,
         fit: Fit = "pad",
@@ -179,17 +187,20 @@ class PagodaEditPipeline:
         Args:
             first, second: The images.
             frames: How many, both ends included.
-            labels, conditions: What each shows, see the class.
+            labels, prompts, conditions: What each shows, see the class.
             resolution, fit: As for `reconstruct`.
 
         Raises:
             DataError, ConfigError, ShapeError: as `reconstruct`; and fewer than two frames.
         """
         ends = [self._fit(image, fit, None, None, resolution) for image in (first, second)]
-        one, two = (
-            self._condition(x, *given)
-            for (_, _, x), given in zip(ends, zip(labels, conditions, strict=True), strict=True)
-        )
+        if self._read_prompts is not None and all(told is None for told in (*conditions, *labels)):
+            one, two = self.prompt_conditions(prompts)  # together, so that both have as many tokens
+        else:
+            one, two = (
+                self._condition(x, *given)
+                for (_, _, x), given in zip(ends, zip(labels, prompts, conditions, strict=True), strict=True)
+            )
         made = self.editor.interpolate(ends[0][2], ends[1][2], (one, two), frames=frames, resolution=resolution)
         facts = self._facts("interpolate", ends[0][0], ends[0][1], one, made, frames=frames)
         facts |= {"second": ends[1][0].digest, "second_shows": condition_facts(two)}
@@ -203,6 +214,7 @@ class PagodaEditPipeline:
         paint: str | None = None,
         holes: Sequence[tuple[int, int, int, int]] = (),
         label: int | str | None = None,
+        prompt: str | None = None,
         condition: Condition | None = None,
         method: Literal["optimise", "alternate"] = "optimise",
         steps: int = 40,
@@ -222,7 +234,7 @@ class PagodaEditPipeline:
             paint: In place of a mask, the colour that the hole is painted with in the image, or "transparent".
             holes: In place of a mask, boxes (left, top, width, height).
             method, steps, rounds, strength, smooth: See `Editor.inpaint`.
-            image, label, condition, seed, resolution, fit, box, frame: As for `reconstruct`.
+            image, label, prompt, condition, seed, resolution, fit, box, frame: As for `reconstruct`.
 
         Raises:
             DataError: as `reconstruct`; a mask of another size, without a hole, or all hole; a hole beyond the model's square.
@@ -242,7 +254,7 @@ class PagodaEditPipeline:
         # What lies under the hole must not leak into the pixels beside it when the image is reduced.
         filled = fill_picture(picture, keep)
         x = fit_picture(filled, square, resolution, self.editor.downsampler)
-        shown = self._condition(x, label, condition)
+        shown = self._condition(x, label, prompt, condition)
         settings: dict[str, Any] = {
             "method": method,
             "steps": steps,
@@ -261,6 +273,7 @@ class PagodaEditPipeline:
         image: ImageLike,
         *,
         label: int | str | None = None,
+        prompt: str | None = None,
         condition: Condition | None = None,
         resolution: int | None = None,
         method: Method = "optimise",
@@ -274,7 +287,7 @@ class PagodaEditPipeline:
         Args:
             resolution: Side of the model's square; the result is larger than the image by resolution / longer side.
             method, rounds, steps: See `Editor.upscale`.
-            image, label, condition, fit, frame: As for `reconstruct`.
+            image, label, prompt, condition, fit, frame: As for `reconstruct`.
 
         Raises:
             DataError, ConfigError, ShapeError: as `reconstruct`; and an image that is as large as the result.
@@ -287,7 +300,7 @@ class PagodaEditPipeline:
         shown = Condition()
         if square.side < resolution:  # if not, `Editor.upscale` says so
             seen = y if square.side >= base else fit_picture(picture, square, base, self.editor.downsampler)
-            shown = self._condition(seen, label, condition)
+            shown = self._condition(seen, label, prompt, condition)
         made = self.editor.upscale(y, shown, resolution=resolution, method=method, rounds=rounds, steps=steps)
         facts = self._facts("upscale", picture, square, shown, made, method=method, rounds=rounds, steps=steps)
         enlarged, scale = to_pil(made)[0], resolution / square.side
@@ -303,6 +316,7 @@ class PagodaEditPipeline:
         operator: LinearOperator,
         *,
         label: int | str | None = None,
+        prompt: str | None = None,
         condition: Condition | None = None,
         method: Method = "optimise",
         rounds: int = 3,
@@ -317,14 +331,14 @@ class PagodaEditPipeline:
             measured: y, (1, C, *operator.shape_out).
             operator: A, of images whose side is a size of the generator.
             method, rounds, strength, steps, damping: See `Editor.restore`. 0 damps nothing, for measurements without noise.
-            label, condition, seed: As for `reconstruct`.
+            label, prompt, condition, seed: As for `reconstruct`.
 
         Raises:
             ConfigError, ShapeError: settings out of range, sizes that do not fit.
         """
         guess = operator.pseudo_inverse(measured, damping=damping).clamp(-1, 1)
         self.editor.resolution(operator.shape_in[0])
-        shown = self._condition(guess, label, condition)
+        shown = self._condition(guess, label, prompt, condition)
         made = self.editor.restore(
             measured,
             operator,
@@ -370,6 +384,33 @@ class PagodaEditPipeline:
             raise ConfigError(f"no class {label!r}; classes are 0..{classes - 1}" + (f": {names}." if names else "."))
         return label
 
+    def target_of(self, to: int | str | Condition) -> Condition:
+        """What an image shall be carried over to: a class, or in a run of texts what a text says.
+
+        Raises:
+            ConfigError: no such class, or an empty text.
+        """
+        if isinstance(to, Condition):
+            return to
+        if self._read_prompts is not None:
+            return self.prompt_conditions([str(to)])[0]
+        return Condition.of_labels([self.label_of(to)])
+
+    def prompt_conditions(self, prompts: Sequence[str | None]) -> list[Condition]:
+        """The conditions, one row each and all of the same shapes, of texts; None is an image without a caption.
+
+        Raises:
+            ConfigError: a run without texts, or an empty text.
+        """
+        if self._read_prompts is None:
+            raise ConfigError("this run was trained on labels, not on texts; leave the prompt out, or give a label.")
+        words = [
+            "image" if prompt is None else prompt for prompt in prompts
+        ]  # a stand-in, of which the shapes are kept
+        told = self._read_prompts(words)
+        rows = [told[torch.tensor([row])] for row in range(len(words))]
+        return [row.null() if prompt is None else row for row, prompt in zip(rows, prompts, strict=True)]
+
     def _read(self, image: ImageLike, frame: int | None) -> Picture:
         channels = self.editor.channels
         return read_picture(image, channels=channels, background=self.background, frame=frame)
@@ -383,14 +424,18 @@ class PagodaEditPipeline:
         square = choose_square(picture.size, fit=fit, box=box)
         return picture, square, fit_picture(picture, square, self.editor.sizes[0], self.editor.downsampler)
 
-    def _condition(self, images: Tensor, label: int | str | None, condition: Condition | None) -> Condition:
+    def _condition(
+        self, images: Tensor, label: int | str | None, prompt: str | None, condition: Condition | None
+    ) -> Condition:
         """What an image shows: as it is told, or guessed."""
+        if sum(told is not None for told in (label, prompt, condition)) > 1:
+            raise ConfigError("label, prompt and condition say the same thing; give one of them.")
         if condition is not None:
-            if label is not None:
-                raise ConfigError("label and condition say the same thing; give one of them.")
             return condition
         if label is not None:
             return Condition.of_labels([self.label_of(label)])
+        if prompt is not None or self._read_prompts is not None:
+            return self.prompt_conditions([prompt])[0]
         if self.editor.generator.num_classes == 0:
             return Condition()
         return Condition.of_labels(self.editor.guess_labels(images))

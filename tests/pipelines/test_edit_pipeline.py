@@ -209,7 +209,7 @@ def test_classes_go_by_number_name_condition_or_a_guess(pipeline: PagodaEditPipe
     for wrong in ("zebra", 10, "-2"):
         with pytest.raises(ConfigError, match=f"no class {wrong!r}".replace("'-2'", "-2")):
             pipeline.reconstruct(image, label=wrong)
-    with pytest.raises(ConfigError, match="label and condition say the same thing"):
+    with pytest.raises(ConfigError, match="label, prompt and condition say the same thing"):
         pipeline.reconstruct(image, label=3, condition=Condition.of_labels([3]))
 
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -17,6 +18,8 @@ from tests.tiny_clip import save_tiny_clip
 import pagoda.stages.train as train_module
 from pagoda.cli.main import main
 from pagoda.data import LatentStore
+from pagoda.diffusion import Condition
+from pagoda.edit_pipeline import PagodaEditPipeline
 from pagoda.errors import ArtifactError, ConfigError, DataError
 from pagoda.evaluation import ScoreOptions
 from pagoda.export import ImageMaker, export_folder
@@ -33,6 +36,7 @@ from pagoda.stages.reading import open_readable
 from pagoda.stages.run_folder import RunFolder, stage_settings
 from pagoda.stages.sampling import load_generator, sample_images
 from pagoda.stages.train import train
+from pagoda.steering import box_blur
 from pagoda.training import Runtime
 from pagoda.understanding import Taps
 
@@ -295,3 +299,81 @@ def test_a_model_of_texts_is_probed_with_no_text_which_is_what_training_dropped(
     data, out = "shapes:count=60,seed=3", str(tmp_path / "probe")
     assert main(["probe", "fit", str(text_run.path), "--data", data, "--out", out, "--search-count", "40"]) == 0
     assert main(["probe", "predict", str(text_run.path), "shapes:count=10,seed=4", "--probe", out]) == 0
+
+
+# Edits.
+
+
+@pytest.fixture(scope="module")
+def editing(text_run: RunFolder) -> PagodaEditPipeline:
+    return PagodaEditPipeline.from_pretrained(text_run.path)
+
+
+def drawing(seed: int, side: int = 20) -> Image.Image:
+    pixels = torch.rand(side, side, 3, generator=torch.Generator().manual_seed(seed))
+    return Image.fromarray((255 * pixels).byte().numpy())
+
+
+def test_an_image_is_read_and_carried_over_by_texts(editing: PagodaEditPipeline, text_run: RunFolder) -> None:
+    image, words = drawing(0), "a red circle"
+    told = editing.reconstruct(image, prompt=words).square
+    by_hand = editing.reconstruct(image, condition=prompt_condition(text_run, [words])).square
+    assert torch.equal(told, by_hand)
+    assert torch.equal(editing.transfer(image, words, prompt=words).square, told)
+    other = editing.transfer(image, "a blue star", prompt=words).square
+    assert not torch.allclose(other, told, atol=1e-4)
+    silent = editing.reconstruct(image).square  # as without a caption
+    null = prompt_condition(text_run, [words]).null()
+    assert torch.allclose(silent, editing.reconstruct(image, condition=null).square, atol=2e-3)
+    assert not torch.allclose(silent, told, atol=1e-4)
+
+
+def test_the_ends_of_a_way_between_texts_of_different_lengths_are_the_reconstructions(
+    editing: PagodaEditPipeline,
+) -> None:
+    first, second = drawing(1), drawing(2)
+    prompts = ("a star", "a very large and very green circle")
+    frames = editing.interpolate(first, second, frames=3, prompts=prompts).frames
+    for index, image in ((0, first), (2, second)):
+        end = editing.reconstruct(image, prompt=prompts[index // 2]).square
+        torch.testing.assert_close(frames[index : index + 1], end, atol=2e-3, rtol=0)  # padded tokens move last bits
+    assert not torch.allclose(frames[1], frames[0], atol=1e-3)
+
+
+def test_every_other_edit_takes_a_text_and_known_pixels_stay(editing: PagodaEditPipeline) -> None:
+    image, words = drawing(3), "a red circle"
+    filled = editing.inpaint(image, holes=[(4, 4, 6, 6)], prompt=words, steps=2).image
+    before, after = np.asarray(image), np.asarray(filled.convert("RGB"))
+    keep = np.ones(before.shape[:2], bool)
+    keep[4:10, 4:10] = False
+    assert np.array_equal(before[keep], after[keep])
+    assert editing.upscale(drawing(4, 8), prompt=words, method="project").image.size == (16, 16)
+    operator = box_blur(16, 3)
+    measured = operator(torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0)).double() * 2 - 1).float()
+    told = [editing.restore(measured, operator, prompt=p, method="project").square for p in (words, None)]
+    assert not torch.equal(*told)
+
+
+def test_words_and_classes_are_not_taken_for_each_other(editing: PagodaEditPipeline, finished_run: RunFolder) -> None:
+    with pytest.raises(ConfigError, match="trained without labels"):
+        editing.reconstruct(drawing(0), label=3)
+    with pytest.raises(ConfigError, match="say the same thing; give one"):
+        editing.reconstruct(drawing(0), prompt="a star", condition=Condition())
+    with pytest.raises(ConfigError, match="a prompt needs words"):
+        editing.transfer(drawing(0), " ")
+    with pytest.raises(ConfigError, match="trained on labels, not on texts"):
+        PagodaEditPipeline.from_pretrained(finished_run.path).reconstruct(drawing(0), prompt="a star")
+
+
+def test_the_command_line_edits_by_texts(text_run: RunFolder, tmp_path: Path) -> None:
+    drawing(5).save(tmp_path / "a.png")
+    drawing(6).save(tmp_path / "b.png")
+    transfer = ["edit", "transfer", str(text_run.path), str(tmp_path / "a.png"), "--prompt", "a red circle"]
+    assert main([*transfer, "--to", "a blue star", "--out", str(tmp_path / "to.png")]) == 0
+    way = ["edit", "interpolate", str(text_run.path), str(tmp_path / "a.png"), str(tmp_path / "b.png"), "--frames", "3"]
+    told = ["--prompt", "a star", "--second-prompt", "a circle", "--out", str(tmp_path / "way.png")]
+    assert main([*way, *told]) == 0
+    with Image.open(tmp_path / "to.png") as image:
+        assert image.size == (20, 20)
+    with Image.open(tmp_path / "way.png") as strip:
+        assert strip.width > 3 * 16

@@ -26,6 +26,8 @@ class _Edit:
     """The image; any size, shape and format."""
     label: str | None = None
     """What the image shows, a class by number or name; guessed when not given, at the cost of an inversion for each class."""
+    prompt: str | None = None
+    """What the image shows, in words, for a run of texts; read as an image without a caption when not given."""
     resolution: int | None = None
     """Side of what the model makes, in pixels; its largest when not given."""
     out: Path | None = None
@@ -73,7 +75,7 @@ class _Placed(_Edit):
 
     def placement(self) -> dict[str, Any]:
         """The options above and the class, by name."""
-        names = ("label", "resolution", "fit", "box", "frame", "seed")
+        names = ("label", "prompt", "resolution", "fit", "box", "frame", "seed")
         return {name: getattr(self, name) for name in names}
 
 
@@ -98,22 +100,23 @@ class EditReconstruct(_Placed):
 
 @dataclass(frozen=True, kw_only=True)
 class EditTransfer(_Placed):
-    """An image carried over to another class: encoded as what it shows, generated as what it shall show.
+    """An image carried over to another class or text: encoded as what it shows, generated as what it shall show.
 
     Examples:
       pagoda edit transfer runs/photos cat.jpg --to dog
+      pagoda edit transfer runs/emoji heart.png --prompt "red heart" --to "blue heart"
       pagoda edit transfer runs/photos cat.jpg --label cat --to 5 --strength 0.3 --out dog.png
     """
 
     to: str
-    """The other class, by number or name."""
+    """The other class, by number or name; in a run of texts, what the image shall show, in words."""
     strength: float = 0.0
     """How far the latent moves towards fresh noise, 0 to 1."""
 
     def run(self) -> None:
         """Edit and write."""
         pipeline = self.pipeline("transfer")
-        pipeline.label_of(self.to)
+        pipeline.target_of(self.to)
         edited = pipeline.transfer(self.image, self.to, strength=self.strength, **self.placement())
         self.finish("transfer", edited)
 
@@ -131,6 +134,8 @@ class EditInterpolate(_Edit):
     """Where the way leads."""
     second_label: str | None = None
     """What the second image shows; guessed when not given."""
+    second_prompt: str | None = None
+    """The same in words, for a run of texts."""
     frames: int = 8
     """How many, both ends included."""
     fit: Literal["pad", "crop"] = "pad"
@@ -151,6 +156,7 @@ class EditInterpolate(_Edit):
             self.second,
             frames=self.frames,
             labels=(self.label, self.second_label),
+            prompts=(self.prompt, self.second_prompt),
             resolution=self.resolution,
             fit=self.fit,
         )
@@ -230,6 +236,7 @@ class EditUpscale(_Edit):
         edited = pipeline.upscale(
             self.image,
             label=self.label,
+            prompt=self.prompt,
             resolution=self.resolution,
             method=self.method,
             rounds=self.rounds,
@@ -292,6 +299,7 @@ class EditRestore(_Edit):
             measured,
             operator,
             label=self.label,
+            prompt=self.prompt,
             method=self.method,
             rounds=self.rounds,
             steps=self.steps,
@@ -305,10 +313,10 @@ class EditRestore(_Edit):
         """The image as a tensor of exactly this height and width."""
         from pagoda.steering import read_picture, to_tensor
 
-        channels = pipeline.editor.generator.channels
+        channels = pipeline.editor.channels
         picture = read_picture(self.image, channels=channels, background=pipeline.background)
         if picture.size != (shape[1], shape[0]):
-            sizes = pipeline.editor.generator.sizes
+            sizes = list(pipeline.editor.sizes)
             raise DataError(
                 f"{self.image} has {picture.size[0]} x {picture.size[1]} px, {shape[1]} x {shape[0]} are needed here. "
                 f"The run makes images of {sizes} px: choose by --resolution, or resize the image."
