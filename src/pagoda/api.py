@@ -30,6 +30,7 @@ from pagoda.pretraining import TechniqueConfig
 from pagoda.stages.adopt import teacher_settings
 from pagoda.stages.captions import sample_prompts
 from pagoda.stages.config import RunConfig, override
+from pagoda.stages.config_checks import check_read
 from pagoda.stages.context import load_teacher
 from pagoda.stages.presets import preset_config
 from pagoda.stages.run_codec import open_run_codec
@@ -171,6 +172,7 @@ def teach(
     folder = kept.path / "run" if kept is not None else Path(str(out))
     chosen = {"techniques": list(techniques)} if techniques else {}
     config = override(preset_config(preset, str(data), base=size, size=size), {**(settings or {}), **chosen})
+    check_read(config, settings or {})
     if (folder / "config.yaml").exists():  # a run that has grown since keeps its final size
         config = override(config, {"size": max(config.size, RunFolder(folder).config().size)})
     return Teacher(train(config, str(folder), until="teach", quiet=quiet), kept)
@@ -204,6 +206,7 @@ def adopt(
     suitable = teacher_settings(str(path), null_condition=given.get("teacher.null_condition", ""))
     size = suitable["base"]
     config = override(preset_config(preset, str(data), base=size, size=size), {**suitable, **given})
+    check_read(config, given)
     if (folder / "config.yaml").exists():  # a run that has grown since keeps its final size
         config = override(config, {"size": max(config.size, RunFolder(folder).config().size)})
     return Teacher(train(config, str(folder), until="teach", quiet=quiet), kept)
@@ -264,4 +267,6 @@ def _continue(run: RunFolder, data: str | Path | None, settings: Mapping[str, An
     config = run.config()
     if data is not None and str(data) != config.data:
         raise ConfigError(f"this model was made from {config.data!r}, not from {str(data)!r}; start anew with `teach`.")
-    return override(config, dict(settings or {}))
+    config = override(config, dict(settings or {}))
+    check_read(config, settings or {})
+    return config

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shlex
 import shutil
 import subprocess
 import sys
@@ -63,7 +64,7 @@ def test_every_example_can_be_parsed(name: str, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(kind, "run", lambda self: seen.append(self))
     lines = [line.strip() for line in (kind.__doc__ or "").splitlines() if line.strip().startswith("pagoda ")]
     for line in lines:
-        assert main(line.split()[1:]) == 0
+        assert main(shlex.split(line)[1:]) == 0
     assert [type(command) for command in seen] == [kind] * len(lines)
 
 

@@ -12,7 +12,8 @@ from tests.conftest import tiny_config
 
 from pagoda.data import LatentStore
 from pagoda.errors import ArtifactError
-from pagoda.stages.encode import renormalise
+from pagoda.stages.config import EncodeConfig
+from pagoda.stages.encode import inversion_grid, renormalise
 from pagoda.stages.run_folder import RunFolder, stage_settings
 from pagoda.stages.train import train
 
@@ -54,6 +55,19 @@ def test_settings_without_renormalisation_have_the_fingerprint_that_they_had(fin
     assert "renormalise" not in LatentStore.open(finished_run.latents).provenance
     text = json.dumps(finished_run.record("encode"))
     assert "renormalise" not in text
+
+
+def test_rho_crowds_the_levels_and_is_part_of_what_latents_are(finished_run: RunFolder, tmp_path: Path) -> None:
+    grids = [inversion_grid(EncodeConfig(num_nodes=9, rho=rho), 80.0) for rho in (1.0, 7.0, 20.0)]
+    for grid in grids:
+        assert (float(grid[0]), float(grid[-1])) == (EncodeConfig.sigma_min, 80.0)
+    assert float(grids[0].diff().std()) == pytest.approx(0, abs=1e-9)  # evenly spaced
+    assert float(grids[0][4]) > float(grids[1][4]) > float(grids[2][4])  # denser near the image
+    assert "rho" not in stage_settings(tiny_config(), "encode")["encode"]  # as in runs of earlier versions
+    run = encoded(finished_run, tmp_path, encode__rho=20.0)
+    assert LatentStore.open(run.latents).provenance["rho"] == 20.0
+    with pytest.raises(ArtifactError, match="rho"):
+        train(tiny_config(encode__rho=7.0), str(run.path), until="encode", quiet=True)
 
 
 def test_a_latent_of_zeros_is_refused() -> None:

@@ -124,6 +124,39 @@ def test_the_adaptive_weight_is_that_of_the_official_code() -> None:
 # Discriminators.
 
 
+def test_the_adaptive_weight_is_measured_at_the_last_layer_and_applied(open_as: Callable[..., StageContext]) -> None:
+    """The whole gradient is g_rec + w lam g_adv, lam = |g_rec| / |g_adv| at the last layer's weight, with every part found by hand."""
+
+    def gradient(weight: float, *, adaptive: bool) -> tuple[dict[str, Tensor], Tensor | None]:
+        # Small weights of the reconstruction: fresh judges pull so weakly that the weight would otherwise end at its upper bound.
+        changes = {"adversarial": weight, "adversarial_from": 0.0, "adaptive": adaptive, "pixel": 0.01, "feature": 0.01}
+        context = open_as(**{f"distill__loss__{name}": value for name, value in changes.items()})
+        objective = objective_of(context)
+        random = StepRandom(0, 0, 8, slice(0, 8), "distill")
+        losses = objective.losses("generator", objective.batch(torch.arange(8), random), random, context.runtime)
+        assert losses is not None
+        losses.total.backward()
+        named = objective.generator.named_parameters()
+        last.append(next(name for name, p in named if p is objective.generator.last_layer()))
+        found = {n: p.grad.clone() for n, p in objective.generator.named_parameters() if p.grad is not None}
+        return found, losses.named.get("adaptive_weight")
+
+    last: list[str] = []
+    both, _ = gradient(1.0, adaptive=False)
+    scaled, told = gradient(0.3, adaptive=True)
+    rebuilt, _ = gradient(0.0, adaptive=True)  # last: the run then has its judges already
+    assert told is not None
+    pull = {name: both[name] - rebuilt[name] for name in rebuilt}
+    lam = float(rebuilt[last[0]].norm() / pull[last[0]].norm())
+    assert float(told) == pytest.approx(lam, rel=2e-3)  # differences of float32 gradients
+    assert 0.01 < lam < 10
+    assert abs(lam - 1) > 0.05  # or nothing would be shown
+    expected = {name: rebuilt[name] + 0.3 * lam * pull[name] for name in rebuilt}
+    noise = 1e-5 * max(float(value.abs().max()) for value in expected.values())  # biases before a norm have no gradient
+    for name, value in expected.items():
+        torch.testing.assert_close(scaled[name], value, atol=2e-3 * float(value.abs().max()) + noise, rtol=0)
+
+
 def test_the_second_discriminator_sees_both_images_of_a_pair_alike(open_as: Callable[..., StageContext]) -> None:
     context = open_as(distill__loss__reconstruction_judge=0.5, distill__loss__adversarial=0.0)
     objective = objective_of(context)

@@ -68,6 +68,47 @@ def test_a_pair_is_noise_and_where_the_teachers_ode_carries_it(finished_run: Run
     torch.testing.assert_close(images, expected, atol=1e-3, rtol=0)  # stored in half precision
 
 
+MIXED = {"distill__teacher_pairs__latents": "mixed"}
+
+
+def test_a_mixture_lies_on_the_arc_between_two_latents_of_its_class(finished_run: RunFolder, tmp_path: Path) -> None:
+    context = context_of(finished_run, tmp_path / "run", config_of("both", **MIXED))
+    pairs, store = make_teacher_pairs(context), LatentStore.open(context.run.latents)
+    rows = torch.tensor([5, 0, 23, 11])
+    mixed, images, condition = pairs.get(rows)
+    assert torch.equal(pairs.get(rows[2:3])[0][0], mixed[2])  # whatever else is asked for
+    own = context.data.labels(store.images)
+    assert own is not None
+    assert condition.label is not None
+    angles = []
+    for z, label in zip(mixed, condition.label.tolist(), strict=True):
+        latents = store.get(store.images[own == label], torch.zeros(int((own == label).sum()), dtype=torch.int64))
+        solved = torch.linalg.lstsq(latents.flatten(1).T.double(), z.flatten().double()).solution
+        used = solved.abs() > 1e-3
+        assert int(used.sum()) == 2
+        assert float(solved.square().sum()) == pytest.approx(1, abs=1e-2)  # cos^2 + sin^2
+        assert bool((solved[used] > 0).all())
+        torch.testing.assert_close((latents * solved.float().reshape(-1, 1, 1, 1)).sum(0), z, atol=1e-3, rtol=0)
+        angles.append(float(solved.max()))
+    assert len(set(angles)) == 4
+    denoiser, _ = load_teacher(context.run.teacher)
+    grid = sampling_grid(context.config)
+    expected = sample(denoiser, mixed, sigmas=grid, condition=condition, solver=DPMSolver2M()).clamp(-1, 1)
+    torch.testing.assert_close(images, expected, atol=1e-3, rtol=0)
+
+
+def test_mixtures_and_fresh_noise_are_not_taken_for_each_other(finished_run: RunFolder, tmp_path: Path) -> None:
+    context = context_of(finished_run, tmp_path / "run", config_of("both"))
+    make_teacher_pairs(context)
+    with pytest.raises(ArtifactError, match="mixed"):
+        make_teacher_pairs(open_context(context.run, config_of("both", **MIXED), Runtime("cpu"), quiet=True))
+    settings = [stage_settings(config_of("both", **changes), "distill")["distill"] for changes in ({}, MIXED)]
+    assert "latents" not in settings[0]["teacher_pairs"]  # as in runs of earlier versions
+    assert settings[1]["teacher_pairs"]["latents"] == "mixed"
+    with pytest.raises(ConfigError, match="two guidance weights have no mixture"):
+        config_of("both", **MIXED, guidance__scale_max=3.0)
+
+
 def test_labels_of_pairs_are_as_often_as_in_the_data(finished_run: RunFolder, tmp_path: Path) -> None:
     context = context_of(finished_run, tmp_path / "run", config_of("both", distill__teacher_pairs__count=20))
     labels = make_teacher_pairs(context).condition(torch.arange(20)).label
@@ -162,6 +203,18 @@ def test_without_pairs_the_stage_is_recorded_as_ever() -> None:
 def test_bad_settings_are_refused(changes: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         tiny_config(**changes)
+
+
+def test_a_distillation_of_the_teacher_alone_goes_its_own_way_and_on_to_the_octave(
+    finished_run: RunFolder, tmp_path: Path
+) -> None:
+    """mode=dstl through the whole door: learned from pairs alone, and grown on the latents of real images."""
+    run = train(config_of("dstl"), str(tmp_path / "run"), quiet=True)
+    assert model_hash(load_generator(run, 8)) != model_hash(load_generator(finished_run, 8))
+    assert run.is_done("grow-16")
+    # Which images have latents is nothing to it.
+    other = train(config_of("dstl", encode__share=0.5), str(tmp_path / "other"), quiet=True, until="distill")
+    assert model_hash(load_generator(other, 8)) == model_hash(load_generator(run, 8))
 
 
 def test_conditions_of_a_set_without_labels_stay_empty(tmp_path: Path) -> None:

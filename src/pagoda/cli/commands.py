@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,6 +53,7 @@ class Configure:
     def resolve(self, suitable: dict[str, Any] | None = None) -> RunConfig:
         """Preset, then what suits a teacher, then the file, then single settings, then named options."""
         from pagoda.stages.config import override, read_yaml
+        from pagoda.stages.config_checks import check_read
         from pagoda.stages.presets import preset_config
 
         settings = {} if self.config is None else flatten(read_yaml(self.config))
@@ -69,6 +71,7 @@ class Configure:
             )
         settings |= {"condition": condition}
         config = override(preset_config(self.preset, self.data, **sizes), {**settings, **sizes})
+        check_read(config, parse_settings(self.set))
         named = {
             "text.encoder": self.text_encoder,
             "codec": None if self.codec is None else str(self.codec),
@@ -164,11 +167,14 @@ class _Continue:
     def proceed(self, until: str, **changes: Any) -> None:
         """Run the stages of the folder up to `until`."""
         from pagoda.stages.config import override
+        from pagoda.stages.config_checks import check_read
         from pagoda.stages.train import require_run, train
 
         run, config = require_run(self.run_dir)
         named = {} if self.device is None else {"device": self.device}
-        config = override(config, {**parse_settings(self.set), **named, **changes})
+        given = parse_settings(self.set)
+        config = override(config, {**given, **named, **changes})
+        check_read(config, given)
         train(config, str(run.path), until=until, quiet=self.quiet)
 
 
@@ -402,7 +408,7 @@ class CheckData:
         if self.move_bad is not None:
             for path in move_bad(report, source, self.move_bad):
                 print(f"moved {path}")
-            return
+            report = dataclasses.replace(report, total=report.usable, bad=[])
         report.raise_if_bad()
 
 
@@ -420,8 +426,6 @@ class ListTechniques:
 
     def run(self) -> None:
         """Print the list."""
-        import dataclasses
-
         from pagoda.pretraining import TECHNIQUES
 
         width = max(len(name) for name in TECHNIQUES)

@@ -13,9 +13,11 @@ from typing import Any
 from pagoda.data import Downsampler
 from pagoda.diffusion import ScheduledDenoiser
 from pagoda.errors import ConfigError, ShapeError
-from pagoda.networks import ForeignTeacher, open_codec, open_teacher
+from pagoda.networks import ForeignTeacher, anatomy, open_codec, open_teacher
 from pagoda.stages.config import RunConfig
+from pagoda.stages.config_checks import check_crops
 from pagoda.stages.context import StageContext, save_teacher
+from pagoda.stages.critics import check_layers
 from pagoda.stages.run_folder import stage_settings
 
 STAGE = "teach"
@@ -77,6 +79,8 @@ def check_brought(context: StageContext) -> None:
         check_teacher(teacher, config, channels=data.channels)
         check_codec(teacher, context)
         teacher.fit_classes(data.num_classes)
+    check_crops(config, anatomy(teacher.network).stride)
+    check_layers(context, teacher.network)
 
 
 def check_teacher(teacher: ForeignTeacher, config: RunConfig, *, channels: int) -> None:

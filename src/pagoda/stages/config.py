@@ -10,7 +10,14 @@ from pagoda.errors import ConfigError, did_you_mean
 from pagoda.evaluation import EXTRACTORS, METRICS
 from pagoda.networks import BackboneConfig
 from pagoda.pretraining import TechniqueConfig, build_techniques
-from pagoda.stages.config_checks import check_codec, check_growth, check_matching_fits, check_shares, check_text
+from pagoda.stages.config_checks import (
+    check_codec,
+    check_growth,
+    check_matching_fits,
+    check_pairs,
+    check_shares,
+    check_text,
+)
 from pagoda.stages.config_values import from_dict, override, read_technique, read_yaml, to_dict, to_yaml
 from pagoda.stages.stage_config import (
     AmortiseConfig,
@@ -164,6 +171,12 @@ class RunConfig:
             raise ConfigError(
                 f"size must be base x 2^k: with base {self.base} one of {accepted}, ...; got {self.size}."
             )
+        if self.noise_scale <= 0:
+            raise ConfigError(f"noise_scale must be > 0, got {self.noise_scale}; the official code has 250.")
+        if self.sigma_data is not None and self.sigma_data <= 0:
+            raise ConfigError(
+                f"sigma_data is a standard deviation above 0, got {self.sigma_data}; leave it out to have it measured."
+            )
         if not 0 < self.encode.sigma_min < self.sigma_max:
             raise ConfigError(
                 f"encode.sigma_min must lie between 0 and sigma_max {self.sigma_max}, got {self.encode.sigma_min}."
@@ -183,6 +196,7 @@ class RunConfig:
         check_text(self)
         check_shares(self)
         check_matching_fits(self)
+        check_pairs(self)
         build_techniques(self.techniques)  # refuses pairs that cannot be combined
         check_growth(self)
 
@@ -196,9 +210,10 @@ class RunConfig:
             raise ConfigError(
                 "guidance.assignment=teacher is for the discriminator; set distill.loss.adversarial above 0."
             )
-        if self.guidance.assignment == "teacher" and self.size > self.base and self.grow.loss.adversarial > 0:
+        judged = [size for k, size in enumerate(self.sizes[1:]) if self.grow.loss_of(k).adversarial > 0]
+        if self.guidance.assignment == "teacher" and judged:
             raise ConfigError(
-                f"guidance.assignment=teacher: the teacher has no images of {2 * self.base} px for the octaves. Set "
+                f"guidance.assignment=teacher: the teacher has no images of {judged[0]} px for the octaves. Set "
                 "grow.loss.adversarial=0, or guidance.assignment=independent."
             )
 

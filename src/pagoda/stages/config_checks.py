@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import fields
 from typing import TYPE_CHECKING
 
 from pagoda.errors import ConfigError, did_you_mean
@@ -14,6 +16,18 @@ if TYPE_CHECKING:
     from pagoda.stages.config import LossConfig, MatchingConfig, RunConfig
 
 WEIGHTS = ("pixel", "feature", "lpips", "adversarial", "reconstruction_judge")
+
+
+def check_decay(name: str, decay: float) -> None:
+    """Refuse a decay of averaged weights that is none.
+
+    Raises:
+        ConfigError: naming the setting.
+    """
+    if not 0 <= decay < 1:
+        raise ConfigError(
+            f"{name} is the decay of an average per step, in [0, 1), got {decay}; 0.999 averages about 1,000 steps."
+        )
 
 
 def check_loss(loss: LossConfig) -> None:
@@ -58,6 +72,8 @@ def check_loss(loss: LossConfig) -> None:
         raise ConfigError(
             f"image_text_encoder={loss.image_text_encoder!r} is not used while image_text is 0; give the term a weight."
         )
+    if loss.crop < 0:
+        raise ConfigError(f"crop must be a side in pixels, or 0 for the whole image, got {loss.crop}.")
     if loss.lpips_size < 16:  # VGG-16 halves its maps four times
         raise ConfigError(f"lpips_size must be 16 or more, got {loss.lpips_size}.")
     judges = loss.adversarial > 0 or loss.reconstruction_judge > 0
@@ -102,6 +118,21 @@ def check_matching(matching: MatchingConfig) -> None:
         )
 
 
+def check_pairs(config: RunConfig) -> None:
+    """Refuse to mix latents that do not mix: those of captions, and those that carry guidance weights.
+
+    Raises:
+        ConfigError: naming the settings.
+    """
+    if config.distill.teacher_pairs.latents != "mixed" or config.distill.mode == "rec":
+        return
+    if config.condition == "text" or config.guidance.active:
+        what = "two captions have" if config.condition == "text" else "two guidance weights have"
+        raise ConfigError(
+            f"distill.teacher_pairs.latents=mixed mixes the latents of two images, and {what} no mixture here; set it to noise."
+        )
+
+
 def check_matching_fits(config: RunConfig) -> None:
     """Refuse to compare samples at noise levels above those of the run.
 
@@ -135,6 +166,83 @@ def _losses(config: RunConfig) -> dict[str, LossConfig]:
     octaves = enumerate(config.grow.octave_losses)
     named = {f"grow.octave_losses[{index}]": loss for index, loss in octaves}
     return {"distill.loss": config.distill.loss, "grow.loss": config.grow.loss, **named}
+
+
+def check_crops(config: RunConfig, stride: int) -> None:
+    """Refuse windows that the teacher cannot look at, before the first stage.
+
+    Args:
+        stride: Of the teacher's network.
+
+    Raises:
+        ConfigError: naming the setting and what would fit.
+    """
+    grow = config.grow
+    octaves = [
+        ("grow.octave_losses" if grow.octave_losses else "grow.loss", grow.loss_of(k))
+        for k in range(len(config.sizes) - 1)
+    ]
+    for size, (name, loss) in zip(config.sizes, [("distill.loss", config.distill.loss), *octaves], strict=True):
+        looked = [stack for stack, used in _looked_through(loss) if used]
+        if any("teacher" in stack.kinds for stack in looked) and 0 < loss.crop < size and loss.crop % stride:
+            fit = sorted({max(stride, loss.crop // stride * stride), -(-loss.crop // stride) * stride})
+            raise ConfigError(
+                f"{name}.crop={loss.crop}: the teacher looks at windows whose side is a multiple of its stride {stride}. Set it to "
+                f"{' or '.join(str(side) for side in fit)}, or to 0 for the whole image."
+            )
+
+
+def _looked_through(loss: LossConfig) -> list[tuple[FeatureConfig, bool]]:
+    """The stacks of a loss, each with whether anything looks through it."""
+    judges = loss.adversarial > 0 or loss.reconstruction_judge > 0
+    own = loss.feature > 0 or (judges and loss.judge is None)
+    return [(loss.stack, own), *([] if loss.judge is None else [(loss.judge, judges)])]
+
+
+def check_read(config: RunConfig, names: Iterable[str]) -> None:
+    """Refuse settings that were given by name and that nothing of this run reads. What a preset brings is not asked for by name.
+
+    Args:
+        config: The resolved configuration.
+        names: Dotted names of the settings that were given.
+
+    Raises:
+        ConfigError: naming the setting, why nothing reads it, and what to do.
+    """
+    loss, judged = config.distill.loss, ("adversarial_from", "augment", "raw_pixels", "heads")
+    unread: dict[str, str] = {
+        "grow.loop.steps": "octaves have steps of their own: set grow.steps",
+        "grow.loop.batch_size": "octaves have batches of their own: set grow.batch_size",
+    }
+    if config.teacher.path:
+        why = f"the teacher is brought ({config.teacher.path}) and trained already: leave it out, or leave out the teacher"
+        unread |= dict.fromkeys(("backbone", "noise_scale", "sigma_data"), why)
+        unread |= {f"teach.{field.name}": why for field in fields(config.teach) if field.name != "condition_dropout"}
+    elif config.backbone.kind == "dit":
+        unet = ("channels", "layers_per_block", "attention_levels", "middle", "norm_groups")
+        unread |= {
+            f"backbone.{name}": "the backbone is a DiT, and this belongs to U-Nets: set backbone.kind=unet"
+            for name in unet
+        }
+    else:
+        dit = ("patch_size", "hidden_size", "depth")
+        unread |= {
+            f"backbone.{name}": "the backbone is a U-Net, and this belongs to DiTs: set backbone.kind=dit"
+            for name in dit
+        }
+    if config.distill.mode == "rec":
+        unread["distill.teacher_pairs"] = (
+            "distill.mode=rec makes no pairs by the teacher: set distill.mode to both or dstl"
+        )
+    if config.distill.matching.weight == 0:
+        unread["distill.matching.optimizer"] = "distill.matching.weight is 0: set it above 0"
+    if loss.adversarial == 0 and loss.reconstruction_judge == 0:
+        why = "the distillation has no discriminator: set distill.loss.adversarial or reconstruction_judge above 0"
+        unread |= {"distill.discriminator": why, **{f"distill.loss.{name}": why for name in judged}}
+    for name in names:
+        for key, why in unread.items():
+            if name == key or name.startswith(f"{key}."):
+                raise ConfigError(f"nothing reads `{name}` in this run: {why}.")
 
 
 def check_text(config: RunConfig) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import types
 import typing
@@ -116,6 +117,7 @@ def override(config: ConfigT, settings: Mapping[str, Any]) -> ConfigT:
         from pagoda.stages.loss_presets import named_losses  # it builds on this module
 
         settings = named_losses(settings, values)
+    settings = _of_every_octave(settings, values)
     for dotted, value in settings.items():
         node, parts = values, dotted.split(".")
         for depth, part in enumerate(parts):
@@ -129,6 +131,28 @@ def override(config: ConfigT, settings: Mapping[str, Any]) -> ConfigT:
             else:
                 node = node[part]
     return from_dict(type(config), values)
+
+
+def _of_every_octave(settings: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Single settings under `grow.loss` reach the losses of the octaves too, where octaves have their own."""
+    prefix = "grow.loss."
+    single = {key.removeprefix(prefix): value for key, value in settings.items() if key.startswith(prefix)}
+    grow = values.get("grow")
+    losses = settings.get("grow.octave_losses", grow.get("octave_losses") if isinstance(grow, Mapping) else None)
+    if not single or not isinstance(losses, list | tuple):
+        return dict(settings)
+    changed = []
+    for loss in losses:
+        if not isinstance(loss, Mapping):
+            return dict(settings)  # refused where it is read
+        loss = copy.deepcopy(dict(loss))
+        for dotted, value in single.items():
+            node, parts = loss, dotted.split(".")
+            for part in parts[:-1]:
+                node = node[part] if isinstance(node.get(part), dict) else node.setdefault(part, {})
+            node[parts[-1]] = value
+        changed.append(loss)
+    return {**settings, "grow.octave_losses": changed}
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

@@ -16,11 +16,22 @@ from torch import nn
 from pagoda.diffusion import PreconditionedDenoiser
 from pagoda.errors import ArtifactError
 from pagoda.files import load_tensors, save_tensors, write_text_atomic
-from pagoda.networks import LPIPS, Discriminator, FeatureConfig, FeatureStack, build_features, check_features
+from pagoda.networks import (
+    LPIPS,
+    Discriminator,
+    FeatureConfig,
+    FeatureStack,
+    anatomy,
+    build_backbone,
+    build_features,
+    check_features,
+)
 from pagoda.networks.mixing import load_mixing, mixing_state
+from pagoda.networks.pretrained import check_transformers
 from pagoda.networks.published import check_published
 from pagoda.stages.config import LossConfig, RunConfig
 from pagoda.stages.context import StageContext, load_teacher
+from pagoda.text import TWO_TOWER
 from pagoda.training import derive_seed
 
 LPIPS_TRUNK = "vgg16"
@@ -97,7 +108,7 @@ def build_critics(
         torch.manual_seed(derive_seed(seed, seed_name, name))
         return Discriminator.for_stack(
             look,
-            image_size=loss.crop or size,
+            image_size=min(loss.crop or size, size),
             num_classes=context.num_classes,
             raw_pixels=loss.raw_pixels,
             guided=context.config.guidance.active,
@@ -126,9 +137,33 @@ def check_critics(config: RunConfig, stages: list[str]) -> None:
         check_features(loss.stack)
         if loss.judge is not None:
             check_features(loss.judge)
+        if loss.image_text > 0 and loss.image_text_encoder != TWO_TOWER:
+            check_transformers(loss.image_text_encoder, allow_download=config.text.allow_download)
         if loss.lpips > 0:
             check_published(LPIPS_TRUNK)
             check_published(f"lpips-{LPIPS_TRUNK}")
+
+
+def check_layers(context: StageContext, network: nn.Module | None = None) -> None:
+    """Refuse layers of the teacher that its network does not have, before it is trained.
+
+    Args:
+        network: The teacher's; None builds the run's own, without weights.
+
+    Raises:
+        ConfigError: naming the nearest part.
+    """
+    config = context.config
+    losses = [config.distill.loss, *(config.grow.loss_of(k) for k in range(len(config.sizes) - 1))]
+    stacks = [stack for loss in losses for stack in (loss.stack, loss.judge) if stack is not None]
+    layers = {layer for stack in stacks if "teacher" in stack.kinds for layer in stack.layers}
+    if not layers:
+        return
+    if network is None:
+        with torch.device("meta"):
+            network = build_backbone(config.backbone, image_size=config.base, in_channels=context.data.channels)
+    for layer in sorted(layers):
+        anatomy(network).check(layer)
 
 
 def keep_critics(context: StageContext, stage: str, critics: Critics) -> None:

@@ -27,7 +27,7 @@ CHECKED = 128
 
 def inversion_grid(config: EncodeConfig, sigma_max: float) -> Tensor:
     """Rising noise levels from sigma_min to sigma_max."""
-    return karras_sigmas(config.num_nodes, sigma_min=config.sigma_min, sigma_max=sigma_max).flip(0)
+    return karras_sigmas(config.num_nodes, sigma_min=config.sigma_min, sigma_max=sigma_max, rho=config.rho).flip(0)
 
 
 def start_noise(seed: int, indices: Tensor, flips: Tensor, shape: tuple[int, ...]) -> Tensor:
@@ -59,10 +59,11 @@ def encode(context: StageContext) -> None:
         **{
             k: v
             for k, v in asdict(settings).items()
-            if k not in ("batch_size", "shard_size", "dtype", "share", *LATER_SWITCHES)
+            if k not in ("batch_size", "shard_size", "dtype", "share", "rho", *LATER_SWITCHES)
         },
         **{name: True for name in LATER_SWITCHES if getattr(settings, name)},
         **({"share": settings.share} if settings.share < 1 else {}),
+        **({"rho": settings.rho} if settings.rho != EncodeConfig.rho else {}),
         **({"guidance": config.guidance.scale_max} if config.guidance.active else {}),
     }
     if context.captions is not None:

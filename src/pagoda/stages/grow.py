@@ -149,19 +149,22 @@ def grow(context: StageContext, size: int, *, match: ImageGuidance | None = None
     below = "distill" if lower_size == config.base else stage_name(lower_size)
     lower_hash = run.require(below, f"pagoda train ... --out {run.path}")["results"]["hash"]
     store = open_latents(context)
-    values = config.grow.octave(octave)
-    inputs = {"data": context.data.fingerprint, "generator": str(lower_hash), "latents": hash_json(store.provenance)}
+    inputs: dict[str, str | None] = {"data": context.data.fingerprint, "generator": str(lower_hash)}
+    inputs["latents"] = hash_json(store.provenance)
     inputs |= {} if match is None else {"match": match.fingerprint}
     image_text = open_image_text(context, config.grow.loss_of(octave))
     if image_text is not None:
         inputs["image_text"] = image_text.encoder.fingerprint
-    fingerprint = run.begin(stage, octave_settings(config, size), inputs, write=runtime.is_main)
     if run.is_done(stage):
+        run.check(stage, octave_settings(config, size), inputs)
         context.say(f"{stage}: done already")
         return
     lower = load_generator(run, lower_size, device=runtime.device)
     generator = add_octave(context, lower, size)
-    loop = dataclasses.replace(config.grow.loop, steps=values["steps"], batch_size=values["batch_size"])
+    # Fresh noise in every step in place of a pool of it: not to be continued as one with the cache, nor the other way round.
+    inputs["lower_outputs"] = None if is_cached(context, generator, store) else "anew in every step"
+    fingerprint = run.begin(stage, octave_settings(config, size), inputs, write=runtime.is_main)
+    loop = config.grow.loop_of(octave)
     cached = cache_inputs(context, generator, store, stage, match)
     objective = build_objective(context, generator, cached, size, image_text=image_text)
     keep_critics(context, stage, objective.critics)
@@ -250,10 +253,9 @@ def cache_inputs(
             f"{stage}: grow.train_from={config.grow.train_from} trains a part of the base, so nothing is cached"
         )
         return guided_inputs(config, LatentInputs(store), store, match=match)
-    rows = len(store) * (2 if store.flips else 1)
-    pool = prior_pool(config, generator.size)
+    rows, pool = len(store) * (2 if store.flips else 1), prior_pool(config, generator.size)
     needed = (rows + pool) * cached_bytes(context, generator)
-    if needed > config.grow.cache_gib * 2**30:
+    if not is_cached(context, generator, store):
         context.say(
             f"{stage}: the frozen levels' outputs need {needed / 2**30:.1f} GiB, more than grow.cache_gib "
             f"{config.grow.cache_gib}; they are computed anew each step"
@@ -281,6 +283,14 @@ def cache_inputs(
     fakes = _cache(context, generator, lambda part: noise[part], of_fakes, pool) if pool else pairs
     cached = CachedInputs(pairs, fakes, chosen, context.condition, rows=store.rows, size=size, fake_guidance=weights)
     return guided_inputs(config, cached, store, match=match)
+
+
+def is_cached(context: StageContext, generator: OneStepGenerator, store: LatentStore) -> bool:
+    """Whether the outputs of the frozen levels are kept in memory: there are some, and they fit in `grow.cache_gib`."""
+    if frozen_below(context, generator) is None:
+        return False
+    rows = len(store) * (2 if store.flips else 1) + prior_pool(context.config, generator.size)
+    return rows * cached_bytes(context, generator) <= context.config.grow.cache_gib * 2**30
 
 
 def prior_pool(config: RunConfig, size: int) -> int:

@@ -227,8 +227,7 @@ class Prober:
         settings = dataclasses.replace(config.grow, cache_gib=1e9 if cached else 0.0)
         context = dataclasses.replace(self.context, config=dataclasses.replace(config, grow=settings))
         inputs = cache_inputs(context, generator, self.store, f"grow-{size}")
-        values = config.grow.octave(config.sizes.index(size) - 1)
-        loop = dataclasses.replace(config.grow.loop, steps=values["steps"], batch_size=values["batch_size"])
+        loop = config.grow.loop_of(config.sizes.index(size) - 1)
         objective = build_grow(context, generator, inputs, size, denoiser)
         return generator, self._generator(objective, loop), cached
 

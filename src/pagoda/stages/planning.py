@@ -197,8 +197,7 @@ class _Planner:
             rows = self.rows + prior_pool(config, size)
             below = probe
             generator, probe, cached = prober.grow(generator, denoiser, size, rows)
-            values = config.grow.octave(octave)
-            loop = dataclasses.replace(config.grow.loop, steps=values["steps"], batch_size=values["batch_size"])
+            loop = config.grow.loop_of(octave)
             held = self.latent_bytes + cached if self.on_cpu else 0
             before = rows * below.pass_seconds if cached and self.timed else 0.0
             found.append(self._training(stage_name(size), loop, probe, held=held, before=before))

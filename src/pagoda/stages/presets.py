@@ -43,10 +43,17 @@ def preset_config(name: str, data: str, *, base: int, size: int) -> RunConfig:
     config = RunConfig(data=data, base=base, size=size, backbone=network)
     if name in ("official", "pagoda"):
         return dataclasses.replace(config, **{"official": _official, "pagoda": _pagoda}[name](config))
-    return dataclasses.replace(config, **{"tiny": _tiny, "small": _small, "base": _base}[name]())
+    return dataclasses.replace(
+        config, **{"tiny": _tiny, "small": _small, "base": lambda _: _base()}[name](network.stride)
+    )
 
 
-def _tiny() -> dict[str, Any]:
+def _window(side: int, stride: int) -> int:
+    """The smallest side from `side` up that a network of this stride can look at."""
+    return -(-side // stride) * stride
+
+
+def _tiny(stride: int) -> dict[str, Any]:
     """Minutes on two cores: 8 -> 32 px shapes."""
     return {
         "precision": "auto",
@@ -73,13 +80,13 @@ def _tiny() -> dict[str, Any]:
             batch_size=(16,),
             channels=(32, 24),
             optimizer=OptimizerConfig(lr=4e-3, betas=(0.5, 0.99)),
-            loss=LossConfig(huber=0.01, feature=20.0, adversarial=0.0, crop=16),
+            loss=LossConfig(huber=0.01, feature=20.0, adversarial=0.0, crop=_window(16, stride)),
             targets="consistent",
         ),
     }
 
 
-def _small() -> dict[str, Any]:
+def _small(stride: int) -> dict[str, Any]:
     """Within an hour on two cores, 16 -> 64 px; minutes on a GPU."""
     return {
         "precision": "auto",
@@ -104,7 +111,7 @@ def _small() -> dict[str, Any]:
             batch_size=(32, 16),
             channels=(48, 32),
             optimizer=OptimizerConfig(lr=2e-3, betas=(0.5, 0.99)),
-            loss=LossConfig(huber=0.01, feature=1.0, adversarial=0.05, adversarial_from=0.7, crop=24),
+            loss=LossConfig(huber=0.01, feature=1.0, adversarial=0.05, adversarial_from=0.7, crop=_window(24, stride)),
             fakes=2048,
         ),
     }

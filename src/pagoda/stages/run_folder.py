@@ -33,8 +33,8 @@ from pathlib import Path
 from typing import Any
 
 from pagoda.errors import ArtifactError, ConfigError
-from pagoda.files import hash_json, write_text_atomic
-from pagoda.stages.config import GrowConfig, LossConfig, RunConfig, from_dict, read_yaml, to_dict, to_yaml
+from pagoda.files import hash_json, named_disk_errors, write_text_atomic
+from pagoda.stages.config import EncodeConfig, GrowConfig, LossConfig, RunConfig, from_dict, read_yaml, to_dict, to_yaml
 from pagoda.version import __version__
 
 PLAN_FILE = "plan.json"
@@ -50,7 +50,8 @@ FREE_KEYS = (
     "tensorboard",
     "allow_download",
 )
-"""Settings that change how a run is watched or where it runs, not what comes out: free to change when a stage continues."""
+"""Settings that change how a run is watched or where it runs, not what comes out: free to change when a stage continues. Of `cache_gib`
+an octave keeps in its record which side of it the stage was on, since that decides where its samples of the prior come from."""
 
 
 class RunFolder:
@@ -199,22 +200,23 @@ class RunFolder:
             ) from error
         return dict(facts)
 
-    def check(self, stage: str, settings: Mapping[str, Any], inputs: Mapping[str, str]) -> dict[str, Any]:
+    def check(self, stage: str, settings: Mapping[str, Any], inputs: Mapping[str, str | None]) -> dict[str, Any]:
         """Compare a stage that was started with what it would be made from now; returns the latter.
 
         Args:
             stage: Name of the stage; one that was never started agrees with everything.
             settings: The configuration that decides what comes out.
-            inputs: Fingerprints of what the stage reads, as far as they are known.
+            inputs: Fingerprints of what the stage reads, as far as they are known; None for what it does not read.
 
         Raises:
             ArtifactError: the stage was started with other settings or inputs; the keys that differ are named.
         """
-        now = {"settings": json.loads(json.dumps(_without(settings, FREE_KEYS))), "inputs": dict(inputs)}
+        read = {key: value for key, value in inputs.items() if value is not None}
+        now = {"settings": json.loads(json.dumps(_without(settings, FREE_KEYS))), "inputs": read}
         before = self.record(stage)
         if before is not None:
             known = {key: before["inputs"].get(key) for key in inputs}
-            changed = _differences(before["settings"], now["settings"]) + _differences(known, now["inputs"])
+            changed = _differences(before["settings"], now["settings"]) + _differences(known, dict(inputs))
             if changed:
                 raise ArtifactError(
                     f"stage `{stage}` of {self.path} was started with another configuration: {'; '.join(changed[:5])}. "
@@ -223,13 +225,15 @@ class RunFolder:
                 )
         return now
 
-    def begin(self, stage: str, settings: Mapping[str, Any], inputs: Mapping[str, str], *, write: bool = True) -> str:
+    def begin(
+        self, stage: str, settings: Mapping[str, Any], inputs: Mapping[str, str | None], *, write: bool = True
+    ) -> str:
         """Start or continue a stage; returns its fingerprint.
 
         Args:
             stage: Name of the stage.
             settings: The configuration that decides what comes out.
-            inputs: Fingerprints of what the stage reads: data, teacher, latents, generator below.
+            inputs: Fingerprints of what the stage reads: data, teacher, latents, generator below; None for what it does not read.
             write: Whether this process is the one that writes files.
 
         Raises:
@@ -276,14 +280,15 @@ class RunFolder:
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
         try:
-            yield part
+            with named_disk_errors(target):
+                yield part
+                for file in part.rglob("*"):
+                    if file.is_file():
+                        with file.open("rb") as handle:
+                            os.fsync(handle.fileno())
         except BaseException:
             shutil.rmtree(part, ignore_errors=True)
             raise
-        for file in part.rglob("*"):
-            if file.is_file():
-                with file.open("rb") as handle:
-                    os.fsync(handle.fileno())
         if target.exists():
             shutil.rmtree(target)
         part.rename(target)
@@ -367,11 +372,15 @@ def stage_settings(config: RunConfig, stage: str) -> dict[str, Any]:
         settings["distill"] = {k: v for k, v in settings["distill"].items() if k not in ("mode", "teacher_pairs")}
     if stage == "distill" and config.distill.matching.weight == 0:  # nothing reads its other settings
         settings["distill"] = {k: v for k, v in settings["distill"].items() if k != "matching"}
+    if stage == "distill" and config.distill.mode != "rec" and config.distill.teacher_pairs.latents == "noise":
+        pairs = {k: v for k, v in settings["distill"]["teacher_pairs"].items() if k != "latents"}
+        settings["distill"] = {**settings["distill"], "teacher_pairs": pairs}
     if stage == "distill" and config.distill.latents == "stored":
         settings["distill"] = {k: v for k, v in settings["distill"].items() if k != "latents"}
     if stage == "encode":  # absent where they are off, as in earlier versions
         off = [name for name in LATER_SWITCHES if not values["encode"][name]]
         off += ["share"] if config.encode.share == 1 else []
+        off += ["rho"] if config.encode.rho == EncodeConfig.rho else []
         settings["encode"] = {k: v for k, v in values["encode"].items() if k not in off}
     if stage != "teach" and config.guidance.active:
         decides = ("scale_max",) if stage in ("encode", "amortise") else ("scale_max", "assignment")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, TypeVar
 
 from pagoda.diffusion import build_solver
 from pagoda.errors import ConfigError, did_you_mean
 from pagoda.networks import FeatureConfig
-from pagoda.stages.config_checks import check_loss, check_matching
+from pagoda.networks.generator import OUTPUTS
+from pagoda.stages.config_checks import check_decay, check_loss, check_matching
 from pagoda.text import TWO_TOWER
 from pagoda.training import LoopConfig, OptimizerConfig
 from pagoda.training.denoising import NoiseLaw
@@ -53,6 +54,11 @@ class TeachConfig:
     def __post_init__(self) -> None:
         if not 0 <= self.wrong_labels <= 1:
             raise ConfigError(f"teach.wrong_labels is a share in [0, 1], got {self.wrong_labels}.")
+        if not 0 <= self.condition_dropout <= 1:
+            raise ConfigError(
+                f"teach.condition_dropout is a chance in [0, 1], got {self.condition_dropout}; 0.1 leaves out one label in ten."
+            )
+        check_decay("teach.ema", self.ema)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +75,8 @@ class EncodeConfig:
     """Add noise of sigma_min first. Clean images do not lie on the marginal at sigma_min, and their latents come out contracted."""
     renormalise: bool = False
     """Bring each latent to a root mean square of 1. Latents then look more like noise, and come back less exactly."""
+    rho: float = 7.0
+    """How the levels between both ends lie: the larger, the denser near the image (EDM, eq. 5)."""
     clip_denoised: bool = False
     """Clamp every denoised estimate to [-1, 1], as the official code does."""
     soft_routing: bool = False
@@ -85,6 +93,18 @@ class EncodeConfig:
     def __post_init__(self) -> None:
         if not 0 < self.share <= 1:
             raise ConfigError(f"encode.share must lie in (0, 1], got {self.share}; 1 encodes all images.")
+        build_solver(self.solver)
+        if self.num_nodes < 2:
+            raise ConfigError(f"encode.num_nodes counts both ends of the grid, so 2 or more, got {self.num_nodes}.")
+        for name in ("batch_size", "shard_size"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"encode.{name} must be at least 1, got {getattr(self, name)}.")
+        if not 1 <= self.rho <= 100:
+            raise ConfigError(
+                f"encode.rho must lie in [1, 100], got {self.rho}; 1 spaces the levels evenly, 7 is the usual."
+            )
+        if self.dtype not in ("float16", "float32"):
+            raise ConfigError(f"encode.dtype must be float16 or float32, got {self.dtype!r}.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,6 +177,8 @@ class TeacherPairsConfig:
     """Noise levels from sigma_max down to `encode.sigma_min`; one step more ends at 0."""
     batch_size: int = 256
     """Images at once; does not change the result."""
+    latents: Literal["noise", "mixed"] = "noise"
+    """noise: fresh noise. mixed: mixtures of the latents of two encoded images of a class, which lie between what is rebuilt."""
 
     def __post_init__(self) -> None:
         if self.count < 1 or self.batch_size < 1:
@@ -251,6 +273,9 @@ class DistillConfig:
     def __post_init__(self) -> None:
         if self.mode not in DISTILL_MODES:
             raise ConfigError(f"unknown distill.mode {self.mode!r}. {did_you_mean(self.mode, DISTILL_MODES)}")
+        if self.output not in OUTPUTS:
+            raise ConfigError(f"unknown distill.output {self.output!r}. {did_you_mean(self.output, OUTPUTS)}")
+        check_decay("distill.ema", self.ema)
         if self.latents == "amortised" and self.mode == "dstl":
             raise ConfigError(
                 "distill.mode=dstl reads no latents of images, so distill.latents=amortised changes nothing."
@@ -276,6 +301,7 @@ class AmortiseConfig:
     def __post_init__(self) -> None:
         if not 0 < self.held_out <= 0.5:
             raise ConfigError(f"amortise.held_out must lie in (0, 0.5], got {self.held_out}.")
+        check_decay("amortise.ema", self.ema)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -323,13 +349,26 @@ class GrowConfig:
         for name in ("steps", "batch_size", "channels", "blocks"):
             values = getattr(self, name)
             if (not values and name != "blocks") or any(value < 1 for value in values):
-                raise ConfigError(f"{name} needs one positive number per octave, got {values}.")
-        if self.at_once < 1 or self.attention < 0:
-            raise ConfigError(f"at_once must be >= 1 and attention >= 0, got {self.at_once} and {self.attention}.")
+                raise ConfigError(f"grow.{name} needs one positive number per octave, got {values}.")
+        for name, least in (("num_blocks", 1), ("at_once", 1), ("attention", 0), ("fakes", 0), ("cache_gib", 0)):
+            if getattr(self, name) < least:
+                raise ConfigError(f"grow.{name} must be >= {least}, got {getattr(self, name)}.")
+        judged = [loss for loss in (self.octave_losses or (self.loss,)) if loss.adversarial > 0 or loss.image_text > 0]
+        if self.fakes == 0 and judged:
+            raise ConfigError(
+                "grow.fakes=0 leaves no samples of the prior, and the loss of an octave looks at them (adversarial, image_text): "
+                "give grow.fakes a number of samples, or set these weights to 0."
+            )
+        check_decay("grow.ema", self.ema)
 
     def octave(self, index: int) -> dict[str, int]:
         """steps, batch_size and channels of octave `index`, counted from 0."""
         return {n: _entry(getattr(self, n), index) for n in ("steps", "batch_size", "channels")}
+
+    def loop_of(self, index: int) -> LoopConfig:
+        """The loop of octave `index`."""
+        values = self.octave(index)
+        return replace(self.loop, steps=values["steps"], batch_size=values["batch_size"])
 
     def num_blocks_of(self, index: int) -> int:
         """Residual blocks of octave `index`."""

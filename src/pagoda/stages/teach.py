@@ -80,7 +80,7 @@ def build_objective(context: StageContext) -> tuple[EDMDenoiser, DenoisingObject
     network = DiffusersNetwork(model).to(runtime.device)
     load, noise_law = training_loader(context), config.teach.noise
     techniques = build_techniques(config.techniques)
-    sigma_data = config.sigma_data or measure_std(context)
+    sigma_data = measure_std(context) if config.sigma_data is None else config.sigma_data
     setup = Setup(
         image_size=config.base,
         channels=data.channels,

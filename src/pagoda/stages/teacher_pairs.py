@@ -1,13 +1,15 @@
 """Pairs that the teacher makes: fresh noise, and the image that its ODE carries it to.
 
 Encoded images tell the generator what belongs to their own latents. Where images are few, fresh noise lies between those,
-and only the teacher knows what belongs there.
+and only the teacher knows what belongs there. In place of fresh noise, mixtures of encoded latents can be asked for
+(`teacher_pairs.latents=mixed`): they lie on the way from one image to another.
 
 Source: the distillation loss L_dstl of Kim et al. 2024, PaGoDA, arXiv:2405.14822, here beside the reconstruction of real images.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
@@ -18,6 +20,8 @@ from torch import Tensor
 
 from pagoda.data import LatentStore
 from pagoda.diffusion import Condition, PreconditionedDenoiser, build_solver, karras_sigmas, sample
+from pagoda.errors import DataError
+from pagoda.files import hash_json
 from pagoda.stages.config import RunConfig
 from pagoda.stages.context import StageContext, load_teacher
 from pagoda.stages.guidance import drawn_weights, guided
@@ -38,12 +42,19 @@ class TeacherPairs:
         condition: Rows -> what the images were made with.
         seed: Seed of the run.
         scale_max: Guidance weights were drawn from U[1, scale_max]; 1 for none.
+        noise: Rows -> unit noise (B, C, b, b) that the images were made of; None for fresh noise (`pair_noise`).
     """
 
     def __init__(
-        self, images: LatentStore, condition: Callable[[Tensor], Condition], seed: int, scale_max: float = 1.0
+        self,
+        images: LatentStore,
+        condition: Callable[[Tensor], Condition],
+        seed: int,
+        scale_max: float = 1.0,
+        noise: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         self.condition = condition
+        self._noise = noise
         self._images = images
         self._seed = seed
         self._scale_max = scale_max
@@ -53,13 +64,54 @@ class TeacherPairs:
 
     def get(self, rows: Tensor) -> tuple[Tensor, Tensor, Condition]:
         """Unit noise (B, C, b, b), images (B, C, b, b) in [-1, 1], and what they are conditioned on."""
-        noise = pair_noise(self._seed, rows, self._images.shape)
+        noise = pair_noise(self._seed, rows, self._images.shape) if self._noise is None else self._noise(rows)
         return noise, self._images.get(rows), pair_condition(self._seed, rows, self.condition(rows), self._scale_max)
 
 
 def pair_noise(seed: int, rows: Tensor, shape: tuple[int, ...]) -> Tensor:
     """Unit noise of each pair, a function of the run's seed and the pair's number alone."""
     return torch.stack([torch.randn(shape, generator=seeded_generator(seed, "pairs", i)) for i in rows.tolist()])
+
+
+def mixed_latents(context: StageContext, store: LatentStore) -> Callable[[Tensor], Tensor]:
+    """Rows of the pairs -> mixtures of the latents of two images of the pair's class, cos(t) z + sin(t) z' with t ~ U[0, pi / 2].
+
+    Each is a function of the run's seed, the pair's number and the latents alone. Of a class with one encoded image its latent is taken.
+
+    Raises:
+        DataError: a class without an encoded image.
+    """
+    seed, labels = context.config.seed, pair_labels(context)
+    own = context.data.labels(store.images)
+    groups: dict[int, Tensor] = {}
+    if labels is None or own is None:
+        groups[0] = store.images
+        labels = torch.zeros(context.config.distill.teacher_pairs.count, dtype=torch.int64)
+    else:
+        groups = {label: store.images[own == label] for label in sorted(set(labels.tolist()))}
+    empty = [label for label, images in groups.items() if len(images) == 0]
+    if empty:
+        raise DataError(
+            f"classes {empty[:5]} have no encoded image, so there is nothing to mix; raise encode.share, or set "
+            "distill.teacher_pairs.latents=noise."
+        )
+
+    def draw(rows: Tensor) -> Tensor:
+        firsts, seconds, angles = [], [], []
+        for row in rows.tolist():
+            images, generator = groups[int(labels[row])], seeded_generator(seed, "pairs", row, "mixture")
+            first = int(torch.randint(len(images), (), generator=generator))
+            step = int(torch.randint(1, max(2, len(images)), (), generator=generator))  # never the same image twice
+            angle = float(torch.rand((), generator=generator)) * math.pi / 2
+            firsts.append(images[first])
+            seconds.append(images[(first + step) % len(images)])
+            angles.append(angle if len(images) > 1 else 0.0)
+        flips = torch.zeros(len(rows), dtype=torch.int64)
+        one, other = (store.get(torch.stack(found), flips) for found in (firsts, seconds))
+        turn = torch.tensor(angles).reshape(-1, 1, 1, 1)
+        return turn.cos() * one + turn.sin() * other
+
+    return draw
 
 
 def pair_condition(seed: int, rows: Tensor, told: Condition, scale_max: float) -> Condition:
@@ -93,18 +145,22 @@ def make_teacher_pairs(context: StageContext) -> TeacherPairs:
     """Fill `teacher-pairs/`; a shard that is there is not made again.
 
     Raises:
-        ArtifactError: the folder holds pairs of another teacher or configuration.
+        ArtifactError: the folder holds pairs of another teacher or configuration, or mixtures are asked for and there are no latents.
+        DataError: as `mixed_latents`.
     """
     run, config, runtime = context.run, context.config, context.runtime
     denoiser, facts = load_teacher(run.teacher)
     conditions, settings = pair_conditions(context), config.distill.teacher_pairs
+    latents = LatentStore.open(run.latents) if settings.latents == "mixed" else None
+    mixed = None if latents is None else mixed_latents(context, latents)
     provenance = {
         "kind": "images that the teacher made of fresh noise",
         "teacher": str(facts["hash"]),
         "data": context.data.fingerprint,  # whose labels are used
         "sigma_max": config.sigma_max,
         "seed": config.seed,
-        **{k: v for k, v in asdict(settings).items() if k not in ("batch_size", "share")},
+        **{k: v for k, v in asdict(settings).items() if k not in ("batch_size", "share", "latents")},
+        **({} if latents is None else {"mixed": hash_json(latents.provenance)}),
         **({"guidance": config.guidance.scale_max} if config.guidance.active else {}),
     }
     store = LatentStore.create(
@@ -124,7 +180,7 @@ def make_teacher_pairs(context: StageContext) -> TeacherPairs:
         parts = []
         for rows in store.shard_rows(shard)[0].split(settings.batch_size):
             condition = pair_condition(config.seed, rows, conditions(rows), config.guidance.scale_max)
-            noise = pair_noise(config.seed, rows, store.shape)
+            noise = pair_noise(config.seed, rows, store.shape) if mixed is None else mixed(rows)
             parts.append(teacher_images(context, denoiser, noise, condition).cpu())
             done += len(rows)
             rate = done / (time.monotonic() - started)
@@ -140,7 +196,7 @@ def make_teacher_pairs(context: StageContext) -> TeacherPairs:
     if begun is not None and not begun["done"]:  # also where a kill came between the last shard and this line
         _write_record(run, provenance, before + time.monotonic() - started, done=True)
     made = LatentStore.open(run.teacher_pairs, expect=provenance)
-    return TeacherPairs(made, conditions, config.seed, config.guidance.scale_max)
+    return TeacherPairs(made, conditions, config.seed, config.guidance.scale_max, mixed)
 
 
 def _seconds_so_far(run: RunFolder) -> float:

@@ -20,11 +20,13 @@ from pagoda.networks import OneStepGenerator, model_hash
 from pagoda.stages.adopt import adopt, check_brought
 from pagoda.stages.amortise import STAGE as AMORTISE
 from pagoda.stages.amortise import amortise
+from pagoda.stages.assignment import check_match
 from pagoda.stages.captions import STAGE as TEXT_STAGE
 from pagoda.stages.captions import caption_prompts
 from pagoda.stages.config import RunConfig
+from pagoda.stages.config_checks import check_crops
 from pagoda.stages.context import StageContext, open_context
-from pagoda.stages.critics import check_critics
+from pagoda.stages.critics import check_critics, check_layers
 from pagoda.stages.distill import distill
 from pagoda.stages.encode import encode, some_encoded
 from pagoda.stages.grow import check_boundary, grow, octave_settings, stage_name
@@ -37,7 +39,7 @@ from pagoda.stages.sampling import load_generator, sample_images
 from pagoda.stages.teach import teach
 from pagoda.stages.text import embed_text, text_settings
 from pagoda.text import draw_captions
-from pagoda.training import HealthWarning, Runtime, clock
+from pagoda.training import HealthWarning, Runtime, clock, micro_batches
 
 _CAPTIONED = 32
 """Images in the grid with captions."""
@@ -67,6 +69,8 @@ def train(config: RunConfig, out: str, *, until: str = "grow", quiet: bool = Fal
             f"base {config.base} is not divisible by the network's stride {network.stride} ({len(network.channels)} levels). "
             f"Use a multiple of {network.stride}, or fewer backbone.channels."
         )
+    if not config.teacher.path:
+        check_crops(config, network.stride)
     runtime = Runtime(config.device, config.precision)
     if runtime.is_main:
         RunFolder.create(out, config)
@@ -80,8 +84,14 @@ def train(config: RunConfig, out: str, *, until: str = "grow", quiet: bool = Fal
         wanted = stages_of(config, until)
         check_guidance(config, context.data.num_classes)
         check_stages(context, wanted)
+        check_batches(context, wanted)
         check_brought(context)
-        check_critics(config, [stage for stage in wanted if not run.is_done(stage)])
+        missing = [stage for stage in wanted if not run.is_done(stage)]
+        if any(stage == "distill" or stage.startswith("grow-") for stage in missing):
+            check_match(config, None)  # from here nobody can give the function that it needs
+        check_critics(config, missing)
+        if not config.teacher.path:
+            check_layers(context)
         check_boundary(context)
         if runtime.is_main:
             check_disk(run.path, _disk_needed(context), "the latents and caches of this run")
@@ -234,6 +244,28 @@ def check_stages(context: StageContext, stages: Sequence[str]) -> None:
                 f"stage `{stage}` is done according to {run.path}/stages/{stage}.json, but {made} is missing. "
                 "Put it back, or remove that file to run the stage again."
             )
+
+
+def check_batches(context: StageContext, stages: Sequence[str]) -> None:
+    """See that the batches of every stage can be divided among the processes and their micro-batches.
+
+    Raises:
+        ConfigError: naming the stage and its numbers.
+    """
+    config, runtime = context.config, context.runtime
+    own = {AMORTISE: config.amortise.loop, "distill": config.distill.loop}
+    own |= {} if config.teacher.path else {"teach": config.teach.loop}
+    for stage in stages:
+        if context.run.is_done(stage):
+            continue
+        try:
+            loop = own.get(stage)
+            if stage.startswith("grow-"):
+                loop = config.grow.loop_of(config.sizes.index(int(stage.removeprefix("grow-"))) - 1)
+            if loop is not None:
+                micro_batches(runtime, loop)
+        except ConfigError as error:
+            raise ConfigError(f"stage {stage}: {error}") from error
 
 
 def _disk_needed(context: StageContext) -> int:

@@ -52,7 +52,7 @@ def unseen_walk(context: StageContext, real: RealImages, store: LatentStore) -> 
                 f"evaluation.data={other} has {others[size].num_classes} classes, the run {data.num_classes}; "
                 "name images with the same classes, or none."
             )
-        chosen = RealImages.split(others[size], size, count=len(rows), seed=real.seed).stand_in
+        chosen = RealImages.whole(others[size], size, count=len(rows), seed=real.seed).stand_in
         kind = "images"
         if context.captions is None:
             shown = Condition.of_labels(others[size].labels(chosen))
