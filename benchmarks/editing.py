@@ -278,6 +278,16 @@ def ratio(results: Results, metric: str, arm: str, *others: str) -> float:
             at_most=1.0,
         ),
         PassLine(
+            "enlarging: a smaller mean distance in features to the true image than Lanczos",
+            lambda r: ratio(r, "feature_error", "upscale-pagoda", "upscale-lanczos", "upscale-lanczos-projected"),
+            at_most=1.0,
+        ),
+        PassLine(
+            "holes: a smaller mean distance in features to the true image than Telea and Navier-Stokes",
+            lambda r: ratio(r, "feature_error", "inpaint-pagoda", "inpaint-telea", "inpaint-navier-stokes"),
+            at_most=1.0,
+        ),
+        PassLine(
             "no known pixel is changed",
             lambda r: max(r.max(name, "known_pixels_changed") for name in INPAINT if name.startswith("inpaint-pagoda")),
             at_most=0,

@@ -21,6 +21,7 @@ from pagoda.evaluation import ClassifierFeatures, SmallClassifier, retrieval_acc
 from pagoda.stages.captions import prompt_condition
 from pagoda.stages.run_folder import RunFolder
 from pagoda.stages.sampling import load_generator, sample_images
+from pagoda.stages.train import stages_of
 from pagoda.text import TransformersImageTextEncoder, TwoTowerConfig, train_two_tower
 from pagoda.training import LoopConfig, Runtime
 
@@ -163,7 +164,9 @@ def emoji_text(budget: float) -> dict[str, Arm]:
     def arm(condition: str) -> Arm:
         def run(seed: int) -> dict[str, float]:
             opened, peak = made_run(condition, seed, budget)
-            stages = [path.stem for path in sorted((opened.path / "stages").glob("*.json"))]
+            stages = stages_of(
+                opened.config()
+            )  # without the encoder in one call, which `editing` adds to the runs that it reads
             minutes = {f"minutes_{s}": opened.require(s, "")["results"]["seconds"] / 60 for s in stages}
             figures = distance(opened, max(20, round(CLASSIFIER_STEPS * budget)), seed)
             if condition == "text":

@@ -90,6 +90,7 @@ SHAPES = Setting(
     steps=0.5,  # of the demo's: a seed of three ways then takes half an hour of one core
     settings={
         "mirror": False,  # a mirrored crescent is not drawn by the set
+        "encode.share": 0.5,  # as the demo
         "device": "cpu",
         "evaluation.gap.count": 0,
         **{f"{stage}.loop.preview_every": 0 for stage in ("teach", "distill", "grow")},

@@ -101,7 +101,7 @@ def emoji_text_config(data: str, *, seed: int = 0, condition: str = "text", budg
         budget: Share of the steps of every stage, for trying it out.
     """
     config = preset_config("small", data, base=16, size=64)
-    settings: dict[str, Any] = {"seed": seed, "mirror": False, "threads": 2, "condition": condition}
+    settings: dict[str, Any] = {"seed": seed, "mirror": False, "condition": condition}
     if condition == "text":
         settings |= {"distill.loss.image_text": 0.1, "grow.loss.image_text": 0.1}
     config = override(config, settings)

@@ -62,7 +62,7 @@ def _pass_lines(record: dict[str, Any]) -> str:
         mark = {True: "✓", False: "✗", None: "…"}[line["holds"]]
         bounds = [f"≥ {number(line['at_least'])}"] if line["at_least"] is not None else []
         bounds += [f"≤ {number(line['at_most'])}"] if line["at_most"] is not None else []
-        missing = "not yet" if line["holds"] is None else "not finite"
+        missing = "not yet" if line["holds"] is None else line.get("error", "not finite")
         measured = missing if line["value"] is None else number(line["value"])
         lines.append(f"| {mark} | {line['text']} | {' and '.join(bounds)} | {measured} |")
     return "\n".join(lines)

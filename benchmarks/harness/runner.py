@@ -148,12 +148,16 @@ def _write(
     passes = []
     for line in bench.passes:
         # A line is judged when everything is there; half of the seeds could tell another story.
-        value = float(line.value(results)) if complete else None
-        shown = value if value is not None and math.isfinite(value) else None
-        holds = None if value is None else line.holds(value)
-        passes.append(
-            {"text": line.text, "value": shown, "at_least": line.at_least, "at_most": line.at_most, "holds": holds}
-        )
+        judged: dict[str, Any] = {"text": line.text, "value": None, "at_least": line.at_least, "at_most": line.at_most}
+        passes.append(judged | {"holds": None})
+        if complete:
+            try:
+                value = float(line.value(results))
+            except (ArithmeticError, LookupError, ValueError) as error:
+                # What was measured is written all the same: hours of it do not depend on a line that divides by zero.
+                passes[-1] |= {"holds": False, "error": f"{type(error).__name__}: {error}"}
+            else:
+                passes[-1] |= {"value": value if math.isfinite(value) else None, "holds": line.holds(value)}
     record = {
         "format": FORMAT,
         **origin,

@@ -31,16 +31,15 @@ def work(config: RunConfig) -> int:
 
 
 def with_work(config: RunConfig, target: int) -> RunConfig:
-    """`config` with all its steps and pairs multiplied alike, so that it takes `target` multiply-adds.
-
-    What does not depend on steps, encoding the images, stays as it is.
-    """
+    """`config` with all its steps and pairs, and the share of the images that is encoded, multiplied alike, so that it takes `target`
+    multiply-adds."""
 
     def shortened(share: float) -> RunConfig:
         pairs = config.distill.teacher_pairs.count
         return override(
             config,
             {
+                "encode.share": min(1.0, share * config.encode.share),
                 "teach.loop.steps": max(1, round(share * config.teach.loop.steps)),
                 "distill.loop.steps": max(1, round(share * config.distill.loop.steps)),
                 "distill.teacher_pairs.count": max(1, round(share * pairs)),
