@@ -279,6 +279,7 @@ def test_a_matched_assignment_trains_with_its_function_and_is_refused_without(
     with pytest.raises(ConfigError, match=r"needs a function"):
         train(config, str(run.path), until="distill", quiet=True)
     assert run.record("distill") is None  # refused before anything began
+    train(config, str(run.path), until="encode", quiet=True)  # up to here nobody needs it
     distill(context_of(run), match=Always())
     record = run.record("distill")
     assert record is not None
