@@ -312,6 +312,11 @@ def check_growth(config: RunConfig) -> None:
         wanted, channels = grow.head_of(index), grow.octave(index)["channels"]
         if wanted not in HEAD_INITS:
             raise ConfigError(f"unknown head_init {wanted!r}. {did_you_mean(wanted, HEAD_INITS)}")
+        if grow.match_detail and wanted != "skip_rgb":
+            raise ConfigError(
+                f"grow.match_detail scales what a level adds to the enlarged lower image, and the octave of {size} px has the head "
+                f"{wanted}, which makes the whole image. Set its head to skip_rgb, or match_detail=false."
+            )
         if wanted == "copy":
             where = f"the octave of {size} px copies the head below (head_init=copy)"
             if head == "dit":

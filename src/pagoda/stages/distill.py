@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -140,13 +143,18 @@ def distill(context: StageContext, *, match: ImageGuidance | None = None) -> Non
 
 
 def export_generator(
-    context: StageContext, stage: str, generator: nn.Module, size: int, trainer: Trainer[GeneratorBatch]
+    context: StageContext,
+    stage: str,
+    generator: nn.Module,
+    size: int,
+    trainer: Trainer[GeneratorBatch],
+    told: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write the averaged generator and mark its stage done."""
+    """Write the averaged generator and mark its stage done, with what else is `told` of it."""
     assert isinstance(generator, OneStepGenerator)
     if context.runtime.is_main:
         with context.run.artifact(context.run.generator(size)) as folder:
             generator.save_pretrained(folder)
-        results = {"hash": model_hash(generator), "seconds": trainer.seconds, "steps": trainer.step}
+        results = {"hash": model_hash(generator), "seconds": trainer.seconds, "steps": trainer.step, **(told or {})}
         context.run.finish(stage, results)
     context.runtime.barrier()

@@ -19,6 +19,7 @@ from pagoda.stages.config import RunConfig, to_dict
 from pagoda.stages.consistency import LowerImages
 from pagoda.stages.context import StageContext, build_trainer
 from pagoda.stages.critics import build_critics, keep_critics
+from pagoda.stages.detail import match_detail
 from pagoda.stages.distill import export_generator
 from pagoda.stages.guidance import drawn_weights, stored_condition
 from pagoda.stages.image_shares import rebuilt_images
@@ -175,7 +176,14 @@ def grow(context: StageContext, size: int, *, match: ImageGuidance | None = None
     before, after = lower.state_dict(), averaged.state_dict()
     frozen = [name for name, parameter in generator.named_parameters() if not parameter.requires_grad]
     assert all(torch.equal(before[name], after[name]) for name in frozen), "a frozen level moved"
-    export_generator(context, stage, averaged, size, trainer)
+    told: dict[str, Any] = {}
+    if config.grow.match_detail:
+        gains = match_detail(context, averaged, store, octaves_of(config, size))
+        told["detail_gain"] = {str(side): gain for side, gain in gains.items()}
+        context.say(
+            f"{stage}: detail scaled by {', '.join(f'{gain:.2f} at {side} px' for side, gain in gains.items())}"
+        )
+    export_generator(context, stage, averaged, size, trainer, told)
 
 
 def add_octave(context: StageContext, lower: OneStepGenerator, size: int) -> OneStepGenerator:

@@ -82,6 +82,7 @@ def _tiny(stride: int) -> dict[str, Any]:
             optimizer=OptimizerConfig(lr=4e-3, betas=(0.5, 0.99)),
             loss=LossConfig(huber=0.01, feature=20.0, adversarial=0.0, crop=_window(16, stride)),
             targets="consistent",
+            match_detail=True,
         ),
     }
 
@@ -113,6 +114,7 @@ def _small(stride: int) -> dict[str, Any]:
             optimizer=OptimizerConfig(lr=2e-3, betas=(0.5, 0.99)),
             loss=LossConfig(huber=0.01, feature=1.0, adversarial=0.05, adversarial_from=0.7, crop=_window(24, stride)),
             fakes=2048,
+            match_detail=True,
         ),
     }
 
@@ -198,6 +200,7 @@ def _pagoda(config: RunConfig) -> dict[str, Any]:
         "grow": dataclasses.replace(
             values["grow"],
             channels=tuple(192 if size <= 128 else 96 for size in octaves),
+            match_detail=True,
             optimizer=adam,
             discriminator=judge,
             loss=loss_preset("pagoda", octaves[0], grown=True),

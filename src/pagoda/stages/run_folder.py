@@ -406,7 +406,17 @@ def without_neutral(values: Mapping[str, Any]) -> dict[str, Any]:
         "heads",
         "image_text",
     }
-    growth = {"blocks", "heads", "octave_losses", "use_rgb", "attention", "at_once", "train_from", "targets"}
+    growth = {
+        "blocks",
+        "heads",
+        "octave_losses",
+        "use_rgb",
+        "attention",
+        "at_once",
+        "train_from",
+        "targets",
+        "match_detail",
+    }
     names, neutral = (growth, to_dict(GrowConfig())) if "loss" in values else (loss, to_dict(LossConfig()))
     # The encoder of images and texts is an input of the stage, by its hash.
     kept = {k: v for k, v in values.items() if k != "image_text_encoder" and (k not in names or v != neutral[k])}

@@ -342,6 +342,8 @@ class GrowConfig:
     """Octaves that are added and trained together; of several, `steps`, `batch_size` and the loss are the last one's."""
     targets: Literal["images", "consistent"] = "images"
     """images: the images themselves. consistent: their detail on what the frozen levels made, see `pagoda.stages.consistency`."""
+    match_detail: bool = False
+    """Scale the head of each new level at the end of its stage: detail as strong as the images'; see `pagoda.stages.detail`."""
     train_from: str = "top"
     """What is trained: top (the new levels), a side in pixels (levels from there on), a part of the base (decoder.3) and all after it."""
 
