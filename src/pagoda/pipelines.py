@@ -102,7 +102,10 @@ class PagodaPipeline(DiffusionPipeline):
                 kwargs["generator"] = OneStepGenerator.from_pretrained(
                     pretrained_model_name_or_path, subfolder="generator", use_safetensors=True, **options
                 )
-            kwargs["use_safetensors"] = True  # of the autoencoder too, where there is one
+            if not kwargs.setdefault("use_safetensors", True):  # of the autoencoder too, where there is one
+                raise ConfigError(
+                    "only safetensors are read, because loading a pickle can run any code; leave use_safetensors out."
+                )
             pipeline: PagodaPipeline = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
             pipeline._read_prompts = open_exported(path) if pipeline.generator.token_dim else None
             return pipeline

@@ -262,7 +262,7 @@ def cache_inputs(
         )
         return guided_inputs(config, LatentInputs(store), store, match=match)
     rows, pool = len(store) * (2 if store.flips else 1), prior_pool(config, generator.size)
-    needed = (rows + pool) * cached_bytes(context, generator)
+    needed = cache_size(context, generator, store)
     if not is_cached(context, generator, store):
         context.say(
             f"{stage}: the frozen levels' outputs need {needed / 2**30:.1f} GiB, more than grow.cache_gib "
@@ -297,8 +297,13 @@ def is_cached(context: StageContext, generator: OneStepGenerator, store: LatentS
     """Whether the outputs of the frozen levels are kept in memory: there are some, and they fit in `grow.cache_gib`."""
     if frozen_below(context, generator) is None:
         return False
+    return cache_size(context, generator, store) <= context.config.grow.cache_gib * 2**30
+
+
+def cache_size(context: StageContext, generator: OneStepGenerator, store: LatentStore) -> int:
+    """Bytes of the outputs of the frozen levels, of all latents and of the samples of the prior."""
     rows = len(store) * (2 if store.flips else 1) + prior_pool(context.config, generator.size)
-    return rows * cached_bytes(context, generator) <= context.config.grow.cache_gib * 2**30
+    return rows * cached_bytes(context, generator)
 
 
 def prior_pool(config: RunConfig, size: int) -> int:
