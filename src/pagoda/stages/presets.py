@@ -69,14 +69,15 @@ def _tiny(stride: int) -> dict[str, Any]:
             # Pairs teach the way from noise to images, matching then makes the images likely: see docs/systems/pagoda-losses.md.
             teacher_pairs=TeacherPairsConfig(count=5000, share=0.7, num_nodes=10),
             matching=MatchingConfig(weight=20.0),
-            loop=LoopConfig(steps=800, batch_size=64, checkpoint_every=200, log_every=20, preview_every=560),
+            loop=LoopConfig(steps=640, batch_size=64, checkpoint_every=200, log_every=20, preview_every=450),
             optimizer=OptimizerConfig(lr=4e-3, betas=(0.5, 0.99)),
-            # In these minutes no adversarial term was seen to help, and it makes a step two to three times as long.
-            loss=LossConfig(huber=0.01, feature=0.3, adversarial=0.0),
+            # In these minutes no adversarial term was seen to help, and it makes a step two to three times as long; nor did features, which
+            # take a third of a step's time (docs/systems/pagoda-losses.md).
+            loss=LossConfig(huber=0.01, feature=0.0, adversarial=0.0),
         ),
         "grow": GrowConfig(
             loop=LoopConfig(checkpoint_every=200, log_every=50, preview_every=400),
-            steps=(1000, 600),
+            steps=(600, 400),
             batch_size=(16,),
             channels=(32, 24),
             optimizer=OptimizerConfig(lr=4e-3, betas=(0.5, 0.99)),
