@@ -54,6 +54,7 @@ TINY = {
     "grow.loop.preview_every": 2,
     # Bounds on what last bits grow to were measured with these; they must not move when a preset is tuned.
     "distill.matching.weight": 0.0,
+    "distill.loss.feature": 0.3,
     "grow.targets": "images",
     "grow.match_detail": False,
     "distill.optimizer.lr": 2e-3,
