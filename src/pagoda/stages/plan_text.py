@@ -88,12 +88,13 @@ def align(rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def compare_with_run(plan: RunPlan, run: RunFolder) -> list[dict[str, Any]]:
-    """Estimate and record of each stage of a run that has finished, and of what its artefacts take on disk.
+    """Estimate and record of each stage of a run that has finished, of the memory that it took, and of its artefacts on disk.
 
     Returns:
-        Rows with `what`, `estimate`, `measured` (seconds or bytes) and `ratio`, their quotient; stages that are not done are left out.
+        Rows with `what`, `estimate`, `measured` (seconds or bytes) and `ratio`, their quotient; stages that are not done are left out,
+        and so is the memory where it could not be told from what the process had held before.
     """
-    rows = []
+    rows, names = [], [stage.name for stage in plan.stages]
     for stage in plan.stages:
         record = run.record(stage.name)
         if record is None or not record["done"] or stage.seconds is None:
@@ -102,6 +103,11 @@ def compare_with_run(plan: RunPlan, run: RunFolder) -> list[dict[str, Any]]:
     if rows:
         estimate, measured = (sum(row[key] for row in rows) for key in ("estimate", "measured"))
         rows.append(_compared("all seconds", estimate, measured))
+    memory = [
+        record["results"].get("memory_mib", 0.0) for record in map(run.record, names) if record and record["done"]
+    ]
+    if any(memory):
+        rows.append(_compared("memory bytes", plan.memory_bytes, 2**20 * max(memory)))
     folders = [run.images, run.teacher, run.latents, run.teacher_pairs, *map(run.generator, run.generator_sizes())]
     if (
         all(run.record(s.name) is None or run.is_done(s.name) for s in plan.stages)

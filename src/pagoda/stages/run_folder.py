@@ -257,6 +257,12 @@ class RunFolder:
         self.write_record(stage, {**before, "done": True, "results": dict(results)})
         shutil.rmtree(self.work(stage), ignore_errors=True)
 
+    def note(self, stage: str, results: Mapping[str, Any]) -> None:
+        """Add to what a finished stage found out."""
+        record = self.record(stage)
+        assert record is not None, "a stage is finished before anything is added"
+        self.write_record(stage, {**record, "results": {**record["results"], **results}})
+
     def is_done(self, stage: str) -> bool:
         """Whether a stage has finished."""
         facts = self.record(stage)

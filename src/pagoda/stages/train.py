@@ -39,7 +39,7 @@ from pagoda.stages.sampling import load_generator, sample_images
 from pagoda.stages.teach import teach
 from pagoda.stages.text import embed_text, text_settings
 from pagoda.text import draw_captions
-from pagoda.training import HealthWarning, Runtime, clock, micro_batches
+from pagoda.training import HealthWarning, Runtime, clock, micro_batches, peak_memory_mib
 
 _CAPTIONED = 32
 """Images in the grid with captions."""
@@ -72,6 +72,7 @@ def train(config: RunConfig, out: str, *, until: str = "grow", quiet: bool = Fal
     if not config.teacher.path:
         check_crops(config, network.stride)
     runtime = Runtime(config.device, config.precision)
+    empty = peak_memory_mib(runtime.device)  # PyTorch itself, and whatever this process did before
     if runtime.is_main:
         RunFolder.create(out, config)
     runtime.barrier()
@@ -102,8 +103,12 @@ def train(config: RunConfig, out: str, *, until: str = "grow", quiet: bool = Fal
             wanted = []
         runtime.barrier()  # every process has read what is done before one of them finishes more
         for stage in wanted:
+            was_done = run.is_done(stage)
             run_stage(context, stage)
             measure_gaps(context)
+            taken = peak_memory_mib(runtime.device) - empty
+            if runtime.is_main and not was_done and taken > 0:  # it is 0 in a process that held more before
+                run.note(stage, {"memory_mib": taken})
         measure_gaps(context)  # also of a run that was stopped between a stage and its measurement
         if context.runtime.is_main and STAGES.index(until) >= 2:
             draw_samples(context)
