@@ -105,7 +105,7 @@ def test_two_processes_give_the_scores_of_one_to_the_last_digit(run: RunFolder, 
     # The judge has logits, which are gathered too; batches of 7 give three for two processes.
     options = ["--device", "cpu", "--resamples", "4", "--neighbours", "2", "--metrics", "fd", "kd", "recall", "is"]
     options += ["psnr", "--model", "reconstructions"]
-    script = "import pagoda.stages.evaluate as e, pagoda.stages.judging as j\ne.BATCH, j.JUDGE_STEPS = 7, 5\n"
+    script = "import pagoda.networks.batches as b, pagoda.stages.judging as j\nb.IMAGES_AT_ONCE, j.JUDGE_STEPS = 7, 5\n"
     (tmp_path / "run.py").write_text(
         script + "import sys\nfrom pagoda.cli.main import main\nsys.exit(main(sys.argv[1:]))\n"
     )

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from pagoda.data import LatentStore
 from pagoda.networks import OneStepGenerator
+from pagoda.networks.batches import images_at_once
 from pagoda.networks.growth import enlarge_image
 from pagoda.stages.context import StageContext
 from pagoda.stages.encode import some_encoded
@@ -45,7 +46,7 @@ def match_detail(
     was_training = generator.training
     generator.eval()
     indices = some_encoded(store, COUNT)
-    parts = list(torch.arange(len(indices)).split(64))
+    parts = list(torch.arange(len(indices)).split(images_at_once(generator.size)))
     gains = {}
     for octave in octaves:
         side = sizes[octave + 1]

@@ -28,14 +28,13 @@ from pagoda.evaluation import (
 )
 from pagoda.files import write_text_atomic
 from pagoda.images import make_grid, save_image
+from pagoda.networks.batches import images_at_once
 from pagoda.stages.judging import RealImages, open_judge, open_real
 from pagoda.stages.making import MakeImages, Maker, open_maker
 from pagoda.stages.pair_scores import PairOptions, fixed_order, open_pair_networks, score_pairs
 from pagoda.stages.run_folder import RunFolder
 from pagoda.training import Runtime
 
-BATCH = 256
-"""Images a call; part of what makes two evaluations equal to the last digit."""
 DEFAULT_METRICS = ("fd", "fd_inf", "kd", "precision", "recall", "density", "coverage")
 SHOWN_PAIRS = 16
 """Generated images that are shown beside their nearest training image."""
@@ -118,7 +117,7 @@ def evaluate_run(
         raise ConfigError(
             f"the reference {reference} is for fd and fd_inf, and none of them is among {', '.join(metrics)}."
         )
-    total = len(real.stand_in)
+    total, at_once = len(real.stand_in), images_at_once(maker.picture_size)
     say(
         f"scoring {total} images of {maker.picture_size} px"
         + (f" in features of `{judged.extractor.name}`" if judged else "")
@@ -139,7 +138,7 @@ def evaluate_run(
                 make,
                 runtime,
                 base=config.base,
-                batch_size=BATCH,
+                batch_size=at_once,
                 seed=seed,
                 intervals=options.resamples != 0,
             ),
@@ -149,7 +148,7 @@ def evaluate_run(
     ordered = [found[metric] for metric in metrics]
     figures = _PixelFigures()
     pixels = [
-        collect_features(figures, load, total, batch_size=BATCH, team=runtime).values.double().mean(0)
+        collect_features(figures, load, total, batch_size=at_once, team=runtime).values.double().mean(0)
         for load in (make, lambda rows: real.images(real.stand_in[rows]))
     ]
     if runtime.is_main:
@@ -215,7 +214,9 @@ def _score_features(
 ) -> tuple[list[Score], _Near]:
     """Scores of sets of images; `own` says that the real images are those of the training."""
     extractor = judged.extractor
-    made = collect_features(extractor, make, len(real.stand_in), batch_size=BATCH, team=runtime)
+    made = collect_features(
+        extractor, make, len(real.stand_in), batch_size=images_at_once(maker.picture_size), team=runtime
+    )
     reference = _features_of(real, real.reference, extractor, runtime) if len(real.reference) else _nothing(extractor)
     stand_in = _features_of(real, real.stand_in, extractor, runtime)
     near, training = _Near(made, reference, real.data, real.reference, real.size), None
@@ -245,7 +246,10 @@ def _score_features(
 
 
 def _features_of(real: RealImages, rows: Tensor, extractor: FeatureExtractor, runtime: Runtime) -> Features:
-    return collect_features(extractor, lambda part: real.images(rows[part]), len(rows), batch_size=BATCH, team=runtime)
+    at_once = images_at_once(real.data.picture_size(real.size))
+    return collect_features(
+        extractor, lambda part: real.images(rows[part]), len(rows), batch_size=at_once, team=runtime
+    )
 
 
 def _nothing(extractor: FeatureExtractor) -> Features:

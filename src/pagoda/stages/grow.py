@@ -14,6 +14,7 @@ from pagoda.diffusion import Condition, PreconditionedDenoiser
 from pagoda.errors import ConfigError
 from pagoda.files import hash_json
 from pagoda.networks import OneStepGenerator, anatomy, build_backbone
+from pagoda.networks.batches import images_at_once
 from pagoda.stages.assignment import ImageGuidance, check_match, guided_inputs
 from pagoda.stages.config import RunConfig, to_dict
 from pagoda.stages.consistency import LowerImages
@@ -338,8 +339,10 @@ def _cache(
 ) -> tuple[Tensor, ...]:
     """Outputs of `count` latents in half precision; `condition` says what rows are conditioned on."""
     kept: list[Tensor] = []
+    lowest = frozen_below(context, generator)
+    assert lowest is not None, "without frozen levels nothing is cached"
     with torch.no_grad():
-        for part in torch.arange(count).split(256):
+        for part in torch.arange(count).split(images_at_once(lowest // 2)):
             outputs = _outputs(context, generator, latents(part), condition(part))
             if not kept:
                 kept = [torch.empty(count, *output.shape[1:], dtype=torch.float16) for output in outputs]

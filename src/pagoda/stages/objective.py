@@ -24,6 +24,7 @@ from torch.nn import functional as F
 from pagoda.diffusion import Condition
 from pagoda.networks import LPIPS, Discriminator, FeatureStack, OneStepGenerator
 from pagoda.networks.augment import DiffAugment
+from pagoda.networks.batches import images_at_once
 from pagoda.stages.config import LossConfig
 from pagoda.stages.consistency import LowerImages
 from pagoda.stages.critics import Critics
@@ -376,8 +377,9 @@ class GeneratorObjective(Objective[GeneratorBatch]):
         generator = averaged["generator"]
         noise, condition = self.preview_inputs
         device = next(generator.parameters()).device
-        images: Tensor = generator(noise.to(device), condition.to(device))
-        return images
+        assert isinstance(generator, OneStepGenerator)
+        parts = torch.arange(len(noise)).split(images_at_once(generator.size))
+        return torch.cat([generator(noise[rows].to(device), condition[rows].to(device)) for rows in parts])
 
 
 def hinge_losses(real: Tensor, fake: Tensor) -> Losses:

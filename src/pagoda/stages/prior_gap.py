@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -28,7 +28,6 @@ from pagoda.data import LatentStore
 from pagoda.diffusion import spherical_mixture
 from pagoda.errors import ArtifactError
 from pagoda.evaluation import (
-    FeatureExtractor,
     FeatureMoments,
     collect_features,
     contrast,
@@ -38,6 +37,7 @@ from pagoda.evaluation import (
 )
 from pagoda.files import write_text_atomic
 from pagoda.networks import OneStepGenerator, model_hash
+from pagoda.networks.batches import images_at_once
 from pagoda.stages.context import StageContext
 from pagoda.stages.guidance import stored_condition
 from pagoda.stages.judging import RealImages, open_judge
@@ -53,7 +53,6 @@ REFERENCES = 4
 """Real images of the reference for each image of a point, at most."""
 ENOUGH = 8
 """Images for each feature from which on the Fréchet distance is shown; with fewer the kernel distance, which has no bias."""
-_BATCH = 256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,10 +158,13 @@ def _measure(
 ) -> dict[str, Any]:
     """Distances of every point."""
     settings, size, runtime = context.config.evaluation.gap, real.size, context.runtime
+    batch = images_at_once(context.data.picture_size(size))
     extractor = open_judge(settings.features, context.run, context.data, size, runtime)
     order = torch.randperm(len(real.reference), generator=torch.Generator().manual_seed(real.seed + 2))
     reference_rows = real.reference[order[: REFERENCES * len(real.stand_in)]]
-    reference = _features(extractor, lambda rows: real.images(reference_rows[rows]), len(reference_rows))
+    reference = collect_features(
+        extractor, lambda rows: real.images(reference_rows[rows]), len(reference_rows), batch_size=batch
+    ).values
     moments = FeatureMoments.from_features(reference)
 
     def judge(walk: Walk, name: str, fraction: float, count: int) -> GapPoint:
@@ -173,8 +175,8 @@ def _measure(
             images: Tensor = generator(z.to(runtime.device), condition, resolution=size)
             return generator.pictures(images).cpu()
 
-        fakes, originals = ([load(rows) for rows in torch.arange(count).split(_BATCH)] for load in (made, walk.images))
-        sets = [torch.cat([extractor(batch).float().cpu() for batch in batches]) for batches in (fakes, originals)]
+        fakes, originals = ([load(rows) for rows in torch.arange(count).split(batch)] for load in (made, walk.images))
+        sets = [torch.cat([extractor(images).float().cpu() for images in parts]) for parts in (fakes, originals)]
         fd, floor_fd = (frechet_distance(moments, FeatureMoments.from_features(values)) for values in sets)
         kd, floor_kd = (kernel_distance(reference, values) for values in sets)
         pixels = [(contrast(images).per_image, sharpness(images)) for images in map(torch.cat, (fakes, originals))]
@@ -207,10 +209,6 @@ def _measure(
         "shown": "fd" if count >= ENOUGH * extractor.dim else "kd",
         "points": [asdict(point) for point in points],
     }
-
-
-def _features(extractor: FeatureExtractor, load: Callable[[Tensor], Tensor], count: int) -> Tensor:
-    return collect_features(extractor, load, count, batch_size=_BATCH).values
 
 
 def _noise(seed: int, rows: Tensor, shape: tuple[int, ...]) -> Tensor:

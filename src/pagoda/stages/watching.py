@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from pagoda.diffusion import Condition, EDMDenoiser, per_sample
 from pagoda.evaluation import Features, ScoreOptions, collect_features, score_features
 from pagoda.networks import OneStepGenerator
+from pagoda.networks.batches import images_at_once
 from pagoda.stages.captions import caption_condition
 from pagoda.stages.context import StageContext
 from pagoda.stages.judging import RealImages, open_judge, open_real
@@ -134,7 +135,7 @@ def validation_losses(
     for level in levels:
         weight = (level**2 + data_std**2) / (level * data_std) ** 2
         errors = []
-        for part in torch.arange(len(rows)).split(256):
+        for part in torch.arange(len(rows)).split(images_at_once(real.size)):
             told = Condition.of_labels(None if labels is None else labels[part]) if texts is None else texts[part]
             condition = told.to(device)
             sigma = torch.full((len(part),), float(level), device=device)
