@@ -93,7 +93,9 @@ def peak_memory_mib(device: torch.device) -> float:
     if sys.platform == "win32":
         return float("nan")  # `resource` does not exist there
     status = Path("/proc/self/status")
-    if status.is_file():  # `resource` counts what the parent held when it started this process (Linux keeps it over exec)
+    if (
+        status.is_file()
+    ):  # `resource` counts what the parent held when it started this process (Linux keeps it over exec)
         found = re.search(r"^VmHWM:\s+(\d+) kB", status.read_text(encoding="ascii", errors="replace"), re.MULTILINE)
         if found is not None:
             return int(found[1]) / 2**10
