@@ -93,9 +93,8 @@ def peak_memory_mib(device: torch.device) -> float:
     if sys.platform == "win32":
         return float("nan")  # `resource` does not exist there
     status = Path("/proc/self/status")
-    if (
-        status.is_file()
-    ):  # `resource` counts what the parent held when it started this process (Linux keeps it over exec)
+    # `resource` also counts what the parent held when it started this process: Linux keeps that figure over exec.
+    if status.is_file():
         found = re.search(r"^VmHWM:\s+(\d+) kB", status.read_text(encoding="ascii", errors="replace"), re.MULTILINE)
         if found is not None:
             return int(found[1]) / 2**10
