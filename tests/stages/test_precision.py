@@ -109,3 +109,14 @@ def test_a_run_in_bf16_is_the_same_bitwise_stage_by_stage(with_hardware: None, t
     assert before.keys() == after.keys()
     for name, tensor in before.items():
         assert torch.equal(tensor, after[name]), name
+
+
+@pytest.mark.parametrize(
+    ("tiles", "products", "expected"), [(False, False, False), (True, False, True), (False, True, True)]
+)
+def test_either_kind_of_instructions_counts_as_hardware(
+    monkeypatch: pytest.MonkeyPatch, tiles: bool, products: bool, expected: bool
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: tiles)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: products)
+    assert runtime.cpu_has_bf16() is expected

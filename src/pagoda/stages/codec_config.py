@@ -101,7 +101,7 @@ class CodecTrainConfig:
     device: str = "auto"
     """auto, cpu or cuda."""
     precision: str = "float32"
-    """float32; bf16 on a GPU or a CPU with Intel AMX; auto: bf16 on such a CPU, float32 elsewhere."""
+    """float32; bf16 on a GPU or a CPU with AMX or AVX512_BF16; auto: bf16 on such a CPU, float32 elsewhere."""
     threads: int = 0
     """CPU threads; 0 leaves PyTorch's own choice."""
 

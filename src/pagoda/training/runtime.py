@@ -22,8 +22,9 @@ PRECISIONS = ("auto", "float32", "bf16")
 
 
 def cpu_has_bf16() -> bool:
-    """Whether matrix products in bf16 are faster than in float32 on this CPU: whether it has tiles (Intel AMX)."""
-    return torch.cpu._is_amx_tile_supported()  # PyTorch has no public name for it in all versions that we support
+    """Whether matrix products in bf16 are faster than in float32 on this CPU: whether it has instructions for them (AMX or AVX512_BF16)."""
+    # PyTorch has no public name for either in all versions that we support.
+    return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
 
 
 class Runtime:
@@ -51,7 +52,7 @@ class Runtime:
         on_cpu = device == "cpu" or not torch.cuda.is_available()
         if precision == "bf16" and on_cpu and not cpu_has_bf16():
             raise ConfigError(
-                "precision=bf16 is slower than float32 on this CPU, which has no hardware for it (Intel AMX). "
+                "precision=bf16 is slower than float32 on this CPU, which has no instructions for it (AMX or AVX512_BF16). "
                 "Use precision=float32 or precision=auto, or a GPU."
             )
         self._state = PartialState(cpu=on_cpu)
