@@ -59,8 +59,8 @@ def test_attention_is_not_the_slow_fused_one_in_bf16(with_hardware: None) -> Non
     torch.testing.assert_close(found.float(), exact, atol=0.02, rtol=0.02)
 
 
-def bf16(**changes: object) -> RunConfig:
-    return tiny_config(precision="bf16", distill__matching__weight=1.0, distill__matching__start=0.5, **changes)
+def bf16(precision: str = "bf16", **changes: object) -> RunConfig:
+    return tiny_config(precision=precision, distill__matching__weight=1.0, distill__matching__start=0.5, **changes)
 
 
 def first_figures(run: RunFolder) -> dict[str, Mapping[str, float]]:
@@ -78,20 +78,21 @@ def weights(run: RunFolder) -> dict[str, torch.Tensor]:
     return {f"{file.parent.name}/{name}": tensor for file in files for name, tensor in load_file(file).items()}
 
 
-def test_every_stage_is_near_float32_and_keeps_float32_weights(
-    with_hardware: None, tmp_path: Path, finished_run: RunFolder
-) -> None:
-    run = train(bf16(), str(tmp_path / "run"), quiet=True)
-    for stage, exact in first_figures(finished_run).items():
+def test_every_stage_is_near_float32_and_keeps_float32_weights(with_hardware: None, tmp_path: Path) -> None:
+    # Adam's first steps go by signs, which rounding turns: with usual rates the stages would start from unlike weights.
+    still = {f"{stage}__optimizer__lr": 1e-6 for stage in ("distill", "grow")}
+    run = train(bf16(**still), str(tmp_path / "run"), quiet=True)
+    exact_run = train(bf16("float32", **still), str(tmp_path / "exact"), quiet=True)
+    for stage, exact in first_figures(exact_run).items():
         found = first_figures(run)[stage]
-        for name in ("denoiser/loss", "generator/reconstruction", "generator/feature"):
-            if name in exact:
-                assert found[name] == pytest.approx(exact[name], rel=0.03), (stage, name)
-                assert found[name] != exact[name], (stage, name)  # it was another calculation
+        names = [n for n in ("teacher/loss", "generator/reconstruction", "generator/feature") if n in exact]
+        for name in names:
+            assert found[name] == pytest.approx(exact[name], rel=0.03), (stage, name)
+        assert stage == "encode" or any(found[name] != exact[name] for name in names), stage  # another calculation
     made = weights(run)
     assert made
     assert all(tensor.dtype != torch.bfloat16 for tensor in made.values())
-    encoded, exact_encoded = (r.require("encode", "")["results"] for r in (run, finished_run))
+    encoded, exact_encoded = (r.require("encode", "")["results"] for r in (run, exact_run))
     assert encoded["std"] == pytest.approx(exact_encoded["std"], abs=0.01)
 
 
