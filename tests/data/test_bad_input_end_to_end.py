@@ -345,7 +345,7 @@ def test_a_disk_without_room_for_checkpoints_is_noticed_before_the_first_step(
             "stage grow-16: batch_size 9 is not divisible by micro_batches 2",
         ),
         ({"distill.loss.stack.layers": ["encoder.77"]}, "encoder.77"),
-        ({"guidance.scale_max": 3.0, "guidance.assignment": "matched"}, "needs a function from images to weights"),
+        ({"guidance.scale_max": 3.0, "guidance.assignment": "matched"}, "or a function from images to weights"),
     ],
 )
 def test_settings_that_a_later_stage_would_refuse_are_refused_before_the_first(

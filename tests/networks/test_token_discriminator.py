@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -80,8 +82,26 @@ def test_a_discriminator_over_a_stack_chooses_its_heads() -> None:
     assert isinstance(found.heads, TokenDiscriminator)
     logits = found(torch.rand(2, 3, 16, 16), texts(2))
     assert logits.shape == (2, sum(side * side for side in stack.sides(16)) + 16)
-    with pytest.raises(ConfigError, match="leave `guided` off"):
-        Discriminator.for_stack(stack, image_size=16, num_classes=0, guided=True, tokens=True)
+
+
+@pytest.mark.parametrize("kind", [TokenDiscriminator, ProjectedDiscriminator])
+def test_the_guidance_weight_changes_nothing_at_first_and_is_heard_then(kind: type) -> None:
+    heads = kind(CHANNELS, sides=SIDES, num_classes=0, pooled_dim=6, guided=True).eval()
+    plain = kind(CHANNELS, sides=SIDES, num_classes=0, pooled_dim=6).eval()
+    shared = {name: value for name, value in heads.state_dict().items() if "guided" not in name}
+    plain.load_state_dict(shared)
+    seen, told = maps(), texts()
+    weighted = dataclasses.replace(told, guidance=torch.tensor([1.0, 2.0, 4.0]))
+    assert torch.equal(heads(seen, weighted), plain(seen, told))
+    for name, parameter in heads.named_parameters():
+        if ".outer." in name or name.startswith("guided.outer"):
+            torch.nn.init.normal_(parameter, std=0.1)
+    assert torch.equal(heads(seen, told), heads(seen, dataclasses.replace(told, guidance=torch.ones(3))))  # none is 1
+    louder = heads(seen, dataclasses.replace(told, guidance=torch.tensor([1.0, 2.0, 8.0])))
+    assert torch.equal(louder[:2], heads(seen, weighted)[:2])
+    assert not torch.allclose(louder[2], heads(seen, weighted)[2])
+    with pytest.raises(ConfigError, match="no input for the condition `guidance`"):
+        plain(seen, weighted)
 
 
 @pytest.mark.parametrize("kind", [TokenDiscriminator, ProjectedDiscriminator])

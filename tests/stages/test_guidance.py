@@ -237,13 +237,13 @@ def test_the_assignment_decides_what_the_discriminator_is_told(guided_run: RunFo
     indices = torch.arange(8)
     images, condition = context.load(8, indices, torch.zeros(8, dtype=torch.bool))
 
-    same, told = IndependentWeights(4.0)(random, images, condition)
+    same, told = IndependentWeights(4.0)(random, indices, images, condition)
     assert torch.equal(same, images)
     assert told.guidance is not None
     assert not torch.equal(told.guidance, pair_weights(context.config, indices, torch.zeros(8)))
 
     pairs = make_teacher_pairs(context)
-    replaced, told = TeacherImages(pairs)(random, images, condition)
+    replaced, told = TeacherImages(pairs)(random, indices, images, condition)
     rows = random.integers("real", len(pairs))
     assert torch.equal(replaced, pairs.get(rows)[1])
     assert torch.equal(told.guidance, pairs.get(rows)[2].guidance)  # type: ignore[arg-type]
@@ -254,10 +254,10 @@ def test_the_assignment_decides_what_the_discriminator_is_told(guided_run: RunFo
         def __call__(self, images: torch.Tensor, condition: Condition) -> torch.Tensor:
             return 1 + images.flatten(1).mean(1).clamp(0, 1)
 
-    _, told = MatchedWeights(Brightness(), 4.0)(random, images, condition)
+    _, told = MatchedWeights(Brightness(), 4.0)(random, indices, images, condition)
     assert torch.equal(told.guidance, Brightness()(images, condition))  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match=r"must lie in \[1, 1.0"):
-        MatchedWeights(Brightness(), 1.0001)(random, images, condition)
+        MatchedWeights(Brightness(), 1.0001)(random, indices, images, condition)
 
     inputs = guided_inputs(context.config, LatentInputs(store), store)
     assert isinstance(inputs, GuidedInputs)
@@ -276,7 +276,7 @@ def test_a_matched_assignment_trains_with_its_function_and_is_refused_without(
 
     config = tiny_config(guidance__scale_max=4.0, guidance__assignment="matched", distill__loss__adversarial_from=0.0)
     run = RunFolder(start_anew(guided_run, tmp_path))
-    with pytest.raises(ConfigError, match=r"needs a function"):
+    with pytest.raises(ConfigError, match=r"or a function from images to weights"):
         train(config, str(run.path), until="distill", quiet=True)
     assert run.record("distill") is None  # refused before anything began
     train(config, str(run.path), until="encode", quiet=True)  # up to here nobody needs it

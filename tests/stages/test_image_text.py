@@ -168,9 +168,28 @@ def test_settings_that_cannot_work_are_refused_and_neutral_ones_leave_no_trace(f
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"condition": "text", "guidance": {"scale_max": 4.0}}, "guidance in one step is for labels"),
         ({"condition": "text", "teacher": {"path": "elsewhere"}}, "one fixed text of every image"),
-        ({"distill": {"loss": {"heads": "tokens"}}, "guidance": {"scale_max": 4.0}}, "takes no guidance weight"),
+        (
+            {
+                "condition": "text",
+                "guidance": {"scale_max": 4.0, "assignment": "matched"},
+                "grow": {"loss": {"adversarial": 0.0}},
+            },
+            "matched is for the discriminator",
+        ),
+        (
+            {
+                "condition": "text",
+                "guidance": {"scale_max": 4.0, "assignment": "matched"},
+                "distill": {"loss": {"adversarial": 0.1}},
+                "text": {"encoder": "elsewhere"},
+            },
+            r"guidance.image_text_encoder=two-tower needs text.encoder=two-tower, got 'elsewhere'",
+        ),
+        (
+            {"guidance": {"scale_max": 4.0, "image_text_encoder": "clip"}},
+            r"guidance.image_text_encoder='clip' is not used by the assignment independent",
+        ),
     ],
 )
 def test_what_does_not_go_together_is_refused_by_name(settings: dict[str, object], message: str) -> None:

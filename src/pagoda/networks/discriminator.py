@@ -23,7 +23,7 @@ from pagoda.networks.calling import resolve_labels
 from pagoda.networks.features import FeatureStack
 from pagoda.networks.growth import count_groups
 from pagoda.networks.guidance import GuidanceEmbedding
-from pagoda.networks.token_discriminator import TextProjection, TokenDiscriminator, check_pooled
+from pagoda.networks.token_discriminator import TextProjection, TokenDiscriminator, check_pooled, judged_weights
 
 
 class MapHead(nn.Module):
@@ -148,11 +148,7 @@ class ProjectedDiscriminator(nn.Module):
         labels = None
         if self.num_classes or condition.label is not None:
             labels = resolve_labels(condition.label, self.num_classes, len(maps[0]), maps[0].device)
-        weights = condition.guidance
-        if weights is not None and not self.guided:
-            raise ConfigError("this discriminator has no input for the condition `guidance`; leave it out.")
-        if self.guided and weights is None:
-            weights = torch.ones(len(maps[0]), device=maps[0].device)
+        weights = judged_weights(condition, self.guided, maps[0])
         pooled = condition.pooled
         check_pooled(condition, cast(MapHead, self.heads[0]).text)
         return torch.cat(
@@ -187,20 +183,16 @@ class Discriminator(nn.Module):
         tokens: bool = False,
     ) -> Discriminator:
         """Fresh heads for a stack and images of `image_size` px; the maps' sizes are measured. See `ProjectedDiscriminator`, and
-        for one logit a token (`tokens=True`, without `guided`) `TokenDiscriminator`.
+        for one logit a token (`tokens=True`) `TokenDiscriminator`.
 
         Raises:
-            ConfigError: `tokens` together with `guided`, or numbers that the heads refuse.
+            ConfigError: numbers that the heads refuse.
         """
-        if tokens and guided:
-            raise ConfigError("the heads of tokens take no guidance weight; leave `guided` off, or take heads of maps.")
         channels = [*stack.channels, *([stack.in_channels] if raw_pixels else [])]
         sides = [*stack.sides(image_size), *([image_size] if raw_pixels else [])]
         common: dict[str, Any] = {"num_classes": num_classes, "pooled_dim": pooled_dim, "width": width}
-        common |= {"sides": sides, "raw_pixels": raw_pixels}
-        if tokens:
-            return cls(stack, TokenDiscriminator(channels, **common))
-        return cls(stack, ProjectedDiscriminator(channels, guided=guided, **common))
+        common |= {"sides": sides, "raw_pixels": raw_pixels, "guided": guided}
+        return cls(stack, (TokenDiscriminator if tokens else ProjectedDiscriminator)(channels, **common))
 
     def forward(self, images: Tensor, condition: Condition = UNCONDITIONAL) -> Tensor:
         """Logits (B, P) of images (B, C, H, W) in [-1, 1]; positive = real."""

@@ -2,11 +2,11 @@
 
     h = LeakyReLU(norm(conv1(tokens)));  h = (h + LeakyReLU(norm(conv9(h)))) / sqrt(2);  logit = <conv1(h), c> / sqrt(64)
 
-with c the 64 numbers that the class or the text is mapped to. Group norm stands where the paper normalises over eight samples,
-so that logits depend neither on the batch size nor on the number of processes.
+with c the 64 numbers that the class or the text is mapped to, and the guidance weight where there is one. Group norm stands where the
+paper normalises over eight samples, so that logits depend neither on the batch size nor on the number of processes.
 
-Source: Sauer et al. 2023, StyleGAN-T, arXiv:2301.09515, section 4.1; the hinge loss is taken per token, as in Kim et al. 2024,
-PaGoDA, arXiv:2405.14822.
+Source: Sauer et al. 2023, StyleGAN-T, arXiv:2301.09515, section 4.1; the hinge loss is taken per token, and the guidance
+weight told, as in Kim et al. 2024, PaGoDA, arXiv:2405.14822 (as far as its figures tell).
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from pagoda.diffusion.conditions import UNCONDITIONAL, Condition
 from pagoda.errors import ConfigError, ShapeError
 from pagoda.networks.calling import resolve_labels
 from pagoda.networks.growth import count_groups
+from pagoda.networks.guidance import GuidanceEmbedding
 
 CONDITION_WIDTH = 64
 """Numbers that a condition is mapped to."""
@@ -73,6 +74,7 @@ class TokenDiscriminator(nn.Module):
         width: Channels inside each head.
         raw_pixels: The last map is the image itself, of which patches of 4 x 4 px are tokens (2 x 2 or single pixels where 4 does
             not divide the side, or leaves too few).
+        guided: It is told the guidance weight of each image; logits start as without it.
 
     Raises:
         ConfigError: no map, a number below 1, or classes and texts at once.
@@ -87,6 +89,7 @@ class TokenDiscriminator(nn.Module):
         pooled_dim: int = 0,
         width: int = 64,
         raw_pixels: bool = False,
+        guided: bool = False,
     ) -> None:
         super().__init__()
         if len(channels) != len(sides):
@@ -108,30 +111,46 @@ class TokenDiscriminator(nn.Module):
         # Without a condition, one learnt vector is what every token is held against.
         self.mapping: nn.Module = nn.Embedding(num_classes + 1, CONDITION_WIDTH)
         self.text = TextProjection(pooled_dim, CONDITION_WIDTH) if pooled_dim else None
+        self.guided = GuidanceEmbedding(CONDITION_WIDTH) if guided else None
 
     def forward(self, maps: Sequence[Tensor], condition: Condition = UNCONDITIONAL) -> Tensor:
         """Logits (B, P) of all tokens of all maps; positive = real.
 
         Args:
             maps: (B, C_k, h_k, w_k).
-            condition: Labels, -1 or none at all for no class; or the pooled embeddings of texts.
+            condition: Labels, -1 or none at all for no class; or the pooled embeddings of texts; guidance weights, none at all for 1.
 
         Raises:
             ShapeError: another number of maps.
-            ConfigError: a label out of range, or texts that are missing or have no input, or a guidance weight.
+            ConfigError: a label out of range, texts that are missing or have no input, or guidance weights for one that is not told of
+                them.
         """
         if len(maps) != len(self.heads):
             raise ShapeError(f"this discriminator reads {len(self.heads)} maps, got {len(maps)}.")
-        if condition.guidance is not None:
-            raise ConfigError("the heads of tokens have no input for the condition `guidance`; take heads of maps.")
+        weights = judged_weights(condition, self.guided is not None, maps[0])
         rows = resolve_labels(condition.label, self.num_classes, len(maps[0]), maps[0].device)
         check_pooled(condition, self.text)
         told: Tensor = self.mapping(rows)
         if self.text is not None:
             told = told + self.text(condition.pooled)
+        if self.guided is not None:
+            told = told + self.guided(weights)
         tokens = [m.flatten(2) for m in maps[:-1]]
         tokens.append(F.pixel_unshuffle(maps[-1], self.patch).flatten(2))
         return torch.cat([head(t, told) for head, t in zip(self.heads, tokens, strict=True)], dim=1)
+
+
+def judged_weights(condition: Condition, guided: bool, like: Tensor) -> Tensor | None:
+    """Guidance weights (B,) of the images whose map is `like`: 1 where none are given, None for a discriminator that is not told them.
+
+    Raises:
+        ConfigError: weights for one that is not told of them.
+    """
+    if condition.guidance is not None and not guided:
+        raise ConfigError("this discriminator has no input for the condition `guidance`; leave it out.")
+    if not guided:
+        return None
+    return torch.ones(len(like), device=like.device) if condition.guidance is None else condition.guidance
 
 
 def check_pooled(condition: Condition, text: nn.Module | None) -> None:

@@ -7,8 +7,8 @@ it. Real images were made under no weight, so what the discriminator is told wit
                   guidance; what is learnt of it is learnt from the reconstructions.
     teacher       the real images are replaced by what the guided teacher makes of fresh noise, with its weights. This holds the
                   generator to guidance, and no longer to the data.
-    matched       a function of the image and its condition, given in Python: for instance the weight at which the teacher's images
-                  agree with their text as well as this one does.
+    matched       a weight that the image looks like. In runs of texts that of a teacher's image which agrees with its caption as well
+                  as this one does with its own (`pagoda.stages.agreement`); otherwise a function that is given in Python.
 
 Source: ours; Kim et al. 2024, PaGoDA, arXiv:2405.14822, tells of guidance in its figures, and its code has none.
 """
@@ -48,8 +48,16 @@ class Assignment(ABC):
     """What the discriminator is told with real images, and which images these are."""
 
     @abstractmethod
-    def __call__(self, random: StepRandom, images: Tensor, condition: Condition) -> tuple[Tensor, Condition]:
-        """Images (B, C, r, r) that count as real, and their conditions with a guidance weight each."""
+    def __call__(
+        self, random: StepRandom, indices: Tensor, images: Tensor, condition: Condition
+    ) -> tuple[Tensor, Condition]:
+        """Images (B, C, r, r) that count as real, and their conditions with a guidance weight each.
+
+        Args:
+            indices: Numbers (B,) of the images in the data.
+            images: (B, C, r, r) of the data.
+            condition: Theirs, without weights.
+        """
 
 
 class IndependentWeights(Assignment):
@@ -58,7 +66,9 @@ class IndependentWeights(Assignment):
     def __init__(self, scale_max: float) -> None:
         self.scale_max = scale_max
 
-    def __call__(self, random: StepRandom, images: Tensor, condition: Condition) -> tuple[Tensor, Condition]:
+    def __call__(
+        self, random: StepRandom, indices: Tensor, images: Tensor, condition: Condition
+    ) -> tuple[Tensor, Condition]:
         return images, replace(condition, guidance=drawn_weights(self.scale_max, random.uniform("guidance")))
 
 
@@ -68,7 +78,9 @@ class TeacherImages(Assignment):
     def __init__(self, pairs: TeacherPairs) -> None:
         self.pairs = pairs
 
-    def __call__(self, random: StepRandom, images: Tensor, condition: Condition) -> tuple[Tensor, Condition]:
+    def __call__(
+        self, random: StepRandom, indices: Tensor, images: Tensor, condition: Condition
+    ) -> tuple[Tensor, Condition]:
         _, taught, told = self.pairs.get(random.integers("real", len(self.pairs)))
         return taught, told
 
@@ -80,7 +92,9 @@ class MatchedWeights(Assignment):
         self.match = match
         self.scale_max = scale_max
 
-    def __call__(self, random: StepRandom, images: Tensor, condition: Condition) -> tuple[Tensor, Condition]:
+    def __call__(
+        self, random: StepRandom, indices: Tensor, images: Tensor, condition: Condition
+    ) -> tuple[Tensor, Condition]:
         weights = self.match(images, condition).detach().float().cpu()
         if weights.shape != (len(images),) or not bool(((weights >= 1) & (weights <= self.scale_max)).all()):
             raise ConfigError(
@@ -110,8 +124,10 @@ class GuidedInputs(GeneratorInputs):
     def paired(self, indices: Tensor, flips: Tensor, condition: Condition) -> Condition:
         return replace(condition, guidance=self.store.guidance(indices, flips))
 
-    def real(self, random: StepRandom, images: Tensor, condition: Condition) -> tuple[Tensor, Condition]:
-        return self.assignment(random, images, condition)
+    def real(
+        self, random: StepRandom, indices: Tensor, images: Tensor, condition: Condition
+    ) -> tuple[Tensor, Condition]:
+        return self.assignment(random, indices, images, condition)
 
     def prior(self, random: StepRandom, condition: Condition) -> tuple[tuple[Tensor, ...], Condition]:
         return self.inner.prior(random, condition)
@@ -128,40 +144,50 @@ def guided_inputs(
     inner: GeneratorInputs,
     store: LatentStore,
     pairs: TeacherPairs | None = None,
-    match: ImageGuidance | None = None,
+    match: ImageGuidance | Assignment | None = None,
 ) -> GeneratorInputs:
     """`inner` itself in a run without guidance, else with the weights beside it.
 
     Args:
         pairs: For the assignment `teacher`.
-        match: For the assignment `matched`.
+        match: For the assignment `matched`: a function, or what has the weights itself.
 
     Raises:
-        ConfigError: the assignment `matched` without its function, or a function without that assignment.
+        ConfigError: the assignment `matched` without either, or one of them without that assignment.
         ArtifactError: latents that carry no weights.
     """
     settings = config.guidance
-    check_match(config, match)
+    if (settings.assignment == "matched") != (match is not None):
+        raise ConfigError(f"assignment is {settings.assignment!r}, match is {'missing' if match is None else 'given'}.")
     if not settings.active:
         return inner
     if store.guidance(torch.zeros(1, dtype=torch.int64)) is None:
         raise ArtifactError(f"the latents in {store.path} carry no guidance weights. Delete the folder, encode again.")
     if settings.assignment == "teacher" and pairs is not None:
         return GuidedInputs(inner, store, TeacherImages(pairs))
+    if isinstance(match, Assignment):
+        return GuidedInputs(inner, store, match)
     if match is not None:
         return GuidedInputs(inner, store, MatchedWeights(match, settings.scale_max))
     return GuidedInputs(inner, store, IndependentWeights(settings.scale_max))
 
 
 def check_match(config: RunConfig, match: ImageGuidance | None) -> None:
-    """Refuse the assignment `matched` without its function, and the function without that assignment.
+    """Refuse the assignment `matched` without its function in a run of labels, and the function without that assignment.
 
     Raises:
         ConfigError: see above.
     """
-    if (config.guidance.assignment == "matched") != (match is not None):
+    matched = config.guidance.assignment == "matched"
+    if (matched and match is None and config.condition != "text") or (not matched and match is not None):
         raise ConfigError(
-            "guidance.assignment=matched needs a function from images to weights, which only Python can give: "
+            "guidance.assignment=matched needs captions (condition=text), or a function from images to weights, which only Python can "
+            "give: "
             f"distill(context, match=...) and grow(context, size, match=...); assignment is {config.guidance.assignment!r}, "
             f"match is {'given' if match is not None else 'missing'}."
         )
+
+
+def is_matched_to_captions(config: RunConfig, match: ImageGuidance | None) -> bool:
+    """Whether the agreement of images with their captions tells their weights: `matched` in a run of texts, without a function."""
+    return config.guidance.assignment == "matched" and match is None and config.condition == "text"

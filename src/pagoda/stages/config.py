@@ -13,6 +13,7 @@ from pagoda.pretraining import TechniqueConfig, build_techniques
 from pagoda.stages.config_checks import (
     check_codec,
     check_growth,
+    check_guided,
     check_matching_fits,
     check_pairs,
     check_shares,
@@ -192,30 +193,13 @@ class RunConfig:
                 "dit_moe, or leave it off."
             )
         check_codec(self)
-        self._check_guidance()
+        check_guided(self)
         check_text(self)
         check_shares(self)
         check_matching_fits(self)
         check_pairs(self)
         build_techniques(self.techniques)  # refuses pairs that cannot be combined
         check_growth(self)
-
-    def _check_guidance(self) -> None:
-        if self.guidance.active and self.teach.condition_dropout == 0:
-            raise ConfigError(
-                "guidance.scale_max above 1 needs a teacher that also knows images without their condition; "
-                "set teach.condition_dropout above 0, for instance 0.1."
-            )
-        if self.guidance.assignment == "teacher" and self.distill.loss.adversarial == 0:
-            raise ConfigError(
-                "guidance.assignment=teacher is for the discriminator; set distill.loss.adversarial above 0."
-            )
-        judged = [size for k, size in enumerate(self.sizes[1:]) if self.grow.loss_of(k).adversarial > 0]
-        if self.guidance.assignment == "teacher" and judged:
-            raise ConfigError(
-                f"guidance.assignment=teacher: the teacher has no images of {judged[0]} px for the octaves. Set "
-                "grow.loss.adversarial=0, or guidance.assignment=independent."
-            )
 
     @property
     def sizes(self) -> list[int]:

@@ -246,7 +246,7 @@ def check_read(config: RunConfig, names: Iterable[str]) -> None:
 
 
 def check_text(config: RunConfig) -> None:
-    """Refuse what does not go with texts, settings of texts that nothing would read, and heads of tokens under guidance.
+    """Refuse what does not go with texts, and settings of texts that nothing would read.
 
     Raises:
         ConfigError: naming the setting and what to do.
@@ -254,10 +254,6 @@ def check_text(config: RunConfig) -> None:
     if config.condition not in ("label", "text"):
         raise ConfigError(f"condition must be label or text, got {config.condition!r}.")
     for name, loss in _losses(config).items():
-        if loss.heads == "tokens" and config.guidance.active:
-            raise ConfigError(
-                f"{name}.heads=tokens takes no guidance weight; set {name}.heads=maps, or guidance.scale_max=1."
-            )
         if loss.image_text and config.condition != "text":
             raise ConfigError(f"{name}.image_text={loss.image_text} needs captions; set condition=text.")
         if loss.image_text and loss.image_text_encoder == TWO_TOWER != config.text.encoder:
@@ -271,15 +267,48 @@ def check_text(config: RunConfig) -> None:
         return
     if config.backbone.kind != "unet":
         raise ConfigError(f"condition=text needs a U-Net, got backbone.kind={config.backbone.kind}.")
-    if config.guidance.active:
-        raise ConfigError(
-            f"guidance in one step is for labels so far: guidance.scale_max is {config.guidance.scale_max:g} and condition is "
-            "text. Set guidance.scale_max=1, or condition=label."
-        )
     if config.teacher.path:
         raise ConfigError(
             f"a teacher that is brought ({config.teacher.path}) is told one fixed text of every image, so condition=text has "
             "nothing to say to it; set condition=label, or leave teacher.path out."
+        )
+
+
+def check_guided(config: RunConfig) -> None:
+    """Refuse guidance of a teacher that knows no images without their condition, and assignments that nothing would read.
+
+    Raises:
+        ConfigError: naming the setting and what to do.
+    """
+    settings = config.guidance
+    if settings.active and config.teach.condition_dropout == 0:
+        raise ConfigError(
+            "guidance.scale_max above 1 needs a teacher that also knows images without their condition; "
+            "set teach.condition_dropout above 0, for instance 0.1."
+        )
+    if settings.assignment == "teacher" and config.distill.loss.adversarial == 0:
+        raise ConfigError("guidance.assignment=teacher is for the discriminator; set distill.loss.adversarial above 0.")
+    judged = [size for k, size in enumerate(config.sizes[1:]) if config.grow.loss_of(k).adversarial > 0]
+    if settings.assignment == "teacher" and judged:
+        raise ConfigError(
+            f"guidance.assignment=teacher: the teacher has no images of {judged[0]} px for the octaves. Set "
+            "grow.loss.adversarial=0, or guidance.assignment=independent."
+        )
+    if settings.assignment != "matched":
+        return
+    if config.distill.loss.adversarial == 0 and not judged:
+        raise ConfigError(
+            "guidance.assignment=matched is for the discriminator; set distill.loss.adversarial or grow.loss.adversarial above 0."
+        )
+    if config.condition == "text" and config.codec:
+        raise ConfigError(
+            "guidance.assignment=matched looks at pictures, and this run works on latents; set guidance.assignment=independent, or drop "
+            "the codec."
+        )
+    if config.condition == "text" and settings.image_text_encoder == TWO_TOWER != config.text.encoder:
+        raise ConfigError(
+            f"guidance.image_text_encoder=two-tower needs text.encoder=two-tower, got {config.text.encoder!r}; name the folder of an "
+            "encoder of images and texts."
         )
 
 

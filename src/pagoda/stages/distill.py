@@ -12,13 +12,14 @@ from pagoda.diffusion import EDMDenoiser, PreconditionedDenoiser
 from pagoda.files import hash_json
 from pagoda.networks import DiffusersNetwork, OneStepGenerator, model_hash
 from pagoda.networks.extended import merge_switch_masks
+from pagoda.stages.agreement import open_agreement
 from pagoda.stages.amortise import STAGE as AMORTISE
 from pagoda.stages.amortise import AmortisedInputs, load_encoder
-from pagoda.stages.assignment import ImageGuidance, check_match, guided_inputs
+from pagoda.stages.assignment import ImageGuidance, check_match, guided_inputs, is_matched_to_captions
 from pagoda.stages.context import StageContext, build_trainer, load_teacher
 from pagoda.stages.critics import build_critics, keep_critics
 from pagoda.stages.image_shares import rebuilt_images
-from pagoda.stages.image_text import ImageTextTerm, open_image_text
+from pagoda.stages.image_text import ImageTextTerm, open_image_text, open_image_text_encoder
 from pagoda.stages.latent_inputs import LatentInputs, open_latents
 from pagoda.stages.matching import DistributionMatching
 from pagoda.stages.objective import GeneratorBatch, GeneratorInputs, GeneratorObjective
@@ -103,7 +104,8 @@ def distill(context: StageContext, *, match: ImageGuidance | None = None) -> Non
     """Train the generator of base size and write it to `generator-<base>/`; continues where it stopped.
 
     Args:
-        match: For the assignment `matched` of guidance: the weight that an image looks like.
+        match: For the assignment `matched` of guidance: the weight that an image looks like; in a run of texts its agreement with its
+            caption tells it when None.
 
     Raises:
         ConfigError: `match` is missing, or given for nothing.
@@ -127,13 +129,19 @@ def distill(context: StageContext, *, match: ImageGuidance | None = None) -> Non
     image_text = open_image_text(context, config.distill.loss)
     if image_text is not None:
         inputs["image_text"] = image_text.encoder.fingerprint
+    matched = is_matched_to_captions(config, match)
+    if matched:
+        inputs["match"] = open_image_text_encoder(context, config.guidance.image_text_encoder).fingerprint
     fingerprint = run.begin(STAGE, stage_settings(config, STAGE), inputs, write=runtime.is_main)
     if run.is_done(STAGE):
         context.say("distill: done already")
         return
-    needed = config.distill.mode != "rec" or config.guidance.assignment == "teacher"
+    needed = config.distill.mode != "rec" or config.guidance.assignment == "teacher" or matched
     pairs = make_teacher_pairs(context) if needed else None
-    sources = guided_inputs(config, latents, store, pairs, match)
+    agreement = open_agreement(context, pairs) if matched else None
+    if agreement is not None:
+        context.say(f"distill: the teacher's images agree with their captions by {agreement.describe()}")
+    sources = guided_inputs(config, latents, store, pairs, match or agreement)
     objective = build_objective(context, denoiser, sources, pairs, image_text)
     keep_critics(context, STAGE, objective.critics)
     evaluation = build_evaluation(context, config.base)

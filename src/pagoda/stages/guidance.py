@@ -77,10 +77,10 @@ def check_guidance(config: RunConfig, num_classes: int) -> None:
     """Refuse guidance where there is nothing to be guided by.
 
     Raises:
-        ConfigError: images without labels.
+        ConfigError: images without labels in a run of labels.
     """
-    if config.guidance.active and num_classes == 0:
+    if config.guidance.active and config.condition == "label" and num_classes == 0:
         raise ConfigError(
             f"guidance.scale_max is {config.guidance.scale_max:g}, and {config.data} has no labels to be guided by. "
-            "Set guidance.scale_max=1, or give labels."
+            "Set guidance.scale_max=1, or give labels, or captions and condition=text."
         )

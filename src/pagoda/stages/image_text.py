@@ -58,9 +58,18 @@ def open_image_text(context: StageContext, loss: LossConfig) -> ImageTextTerm | 
     if loss.image_text == 0:
         return None
     assert context.captions is not None, "checked by the configuration"
-    own = loss.image_text_encoder == TWO_TOWER
-    source = encoder_folder(context.run) if own else loss.image_text_encoder
-    encoder = TransformersImageTextEncoder(
+    encoder = open_image_text_encoder(context, loss.image_text_encoder)
+    return ImageTextTerm(encoder, encoder.embed_texts(context.captions.texts), context.captions.rows)
+
+
+def open_image_text_encoder(context: StageContext, name: str) -> ImageTextEncoder:
+    """The encoder that a setting names: two-tower for the run's own, or a folder or hub name.
+
+    Raises:
+        ArtifactError: the encoder is missing.
+        ConfigError: it has no image tower.
+    """
+    source = encoder_folder(context.run) if name == TWO_TOWER else name
+    return TransformersImageTextEncoder(
         source, allow_download=context.config.text.allow_download, device=context.runtime.device
     )
-    return ImageTextTerm(encoder, encoder.embed_texts(context.captions.texts), context.captions.rows)

@@ -73,8 +73,10 @@ class GeneratorInputs(ABC):
         """What the inputs of `encoded` were made under; `condition` is that of the images."""
         return condition
 
-    def real(self, random: StepRandom, images: Tensor, condition: Condition) -> tuple[Tensor, Condition]:
-        """What the discriminator sees as real, and is told with it; given are images of the data and their conditions."""
+    def real(
+        self, random: StepRandom, indices: Tensor, images: Tensor, condition: Condition
+    ) -> tuple[Tensor, Condition]:
+        """What the discriminator sees as real, and is told with it; given are images of the data, their numbers and conditions."""
         return images, condition
 
     @abstractmethod
@@ -183,7 +185,7 @@ class GeneratorObjective(Objective[GeneratorBatch]):
     def batch(self, indices: Tensor, random: StepRandom) -> GeneratorBatch:
         flips = random.uniform("flip") < (0.5 if self.mirror else 0.0)
         images, condition = self.load(indices, flips)
-        real, real_condition = self.inputs.real(random, images, condition)
+        real, real_condition = self.inputs.real(random, indices, images, condition)
         fake_inputs, fake_condition = None, real_condition
         if self._is_adversarial(random) or self.image_text is not None or self._is_matched(random):
             fake_inputs, fake_condition = self.inputs.prior(random, real_condition)

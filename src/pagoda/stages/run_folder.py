@@ -34,7 +34,17 @@ from typing import Any
 
 from pagoda.errors import ArtifactError, ConfigError
 from pagoda.files import hash_json, named_disk_errors, write_text_atomic
-from pagoda.stages.config import EncodeConfig, GrowConfig, LossConfig, RunConfig, from_dict, read_yaml, to_dict, to_yaml
+from pagoda.stages.config import (
+    EncodeConfig,
+    GrowConfig,
+    GuidanceConfig,
+    LossConfig,
+    RunConfig,
+    from_dict,
+    read_yaml,
+    to_dict,
+    to_yaml,
+)
 from pagoda.version import __version__
 
 PLAN_FILE = "plan.json"
@@ -389,7 +399,9 @@ def stage_settings(config: RunConfig, stage: str) -> dict[str, Any]:
         off += ["rho"] if config.encode.rho == EncodeConfig.rho else []
         settings["encode"] = {k: v for k, v in values["encode"].items() if k not in off}
     if stage != "teach" and config.guidance.active:
-        decides = ("scale_max",) if stage in ("encode", "amortise") else ("scale_max", "assignment")
+        decides = ["scale_max"] if stage in ("encode", "amortise") else ["scale_max", "assignment"]
+        if config.guidance.image_text_encoder != GuidanceConfig.image_text_encoder and "assignment" in decides:
+            decides.append("image_text_encoder")
         settings["guidance"] = {key: values["guidance"][key] for key in decides}
     if stage in ("distill", "grow"):
         settings[stage] = without_neutral(settings[stage])

@@ -206,7 +206,10 @@ class GuidanceConfig:
     """Weights are drawn from U[1, scale_max]; 1 trains without guidance."""
     assignment: str = "independent"
     """Weights that the discriminator is told with real images: independent draws; teacher (its guided images in place of the real
-    ones); matched (a function of the image, from Python only)."""
+    ones); matched (by how well an image agrees with its caption; without captions a function of the image, from Python only)."""
+    image_text_encoder: str = TWO_TOWER
+    """What tells how well images agree with captions, for matched: two-tower (the run's own, with text.encoder=two-tower), or the
+    folder or hub name of a CLIP."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.scale_max < float("inf"):
@@ -218,6 +221,11 @@ class GuidanceConfig:
         if self.assignment != "independent" and not self.active:
             raise ConfigError(
                 f"guidance.assignment={self.assignment} says nothing without guidance; set guidance.scale_max above 1."
+            )
+        if self.image_text_encoder != TWO_TOWER and self.assignment != "matched":
+            raise ConfigError(
+                f"guidance.image_text_encoder={self.image_text_encoder!r} is not used by the assignment {self.assignment}; set "
+                "guidance.assignment=matched."
             )
 
     @property
