@@ -14,6 +14,7 @@ from typing import Any
 from torch.nn import functional as F
 
 from benchmarks.harness import Arm, PassLine, Results, benchmark
+from benchmarks.heart import stage_log
 from benchmarks.metrics import score_images
 from benchmarks.shapes import judge, real_images
 from benchmarks.theory.shapes_runs import begun, finished, samples, shapes_config
@@ -33,12 +34,15 @@ ARMS: dict[str, Mapping[str, Any]] = {
     "teacher, 0.05": {"adversarial": 0.05},
     "teacher, 0.3": {"adversarial": 0.3},
     "teacher, 0.3, every fourth step": {"adversarial": 0.3, "adversarial_every": 4},
+    "teacher, 0.3, after a warm-up": {"adversarial": 0.3, "adversarial_from": 0.6, "judge_warmup": 0.2},
+    "teacher, 0.3, from 60 % on": {"adversarial": 0.3, "adversarial_from": 0.6},
     "teacher mixed, 0.3": {"adversarial": 0.3, "judge": {"mixing": True}},
     "random, 0.3": {"adversarial": 0.3, "judge": {"networks": ["random"]}},
     "teacher, separate": {"adversarial": 0.3, "updates": "separate"},
     "teacher, 0.3, and of pairs": {"adversarial": 0.3, "reconstruction_judge": 0.3},
 }
-"""Settings of the last octave's loss, beside the demo's: what the judge looks through, its weight, how often, updates, a second judge."""
+"""Settings of the last octave's loss, beside the demo's: what the judge looks through, its weight, how often, from when, whether it learns
+to tell the generator's images before the generator is told of it, updates, a second judge."""
 
 
 def config_of(seed: int, budget: float, size: int, loss: Mapping[str, Any], steps: int) -> RunConfig:
@@ -49,12 +53,32 @@ def config_of(seed: int, budget: float, size: int, loss: Mapping[str, Any], step
         {
             "evaluation.gap.count": 0,
             **{f"{stage}.loop.preview_every": 0 for stage in ("teach", "distill", "grow")},
+            "grow.loop.log_every": 10,
         },
     )
     own = override(config, {f"grow.loss.{name}": value for name, value in loss.items()}).grow.loss
     below = config.grow.octave(0)["steps"]
     grow = dataclasses.replace(config.grow, octave_losses=(config.grow.loss, own), steps=(below, steps))
     return dataclasses.replace(config, grow=grow)
+
+
+def win_rates(run: RunFolder) -> dict[str, float]:
+    """How often the judge ranks a real image above a generated one: at first, when the generator is first told of it, and at the end.
+
+    0.5 is chance. Nothing where no judged step was logged.
+    """
+    rows = [row for row in stage_log(run.path) if row["stage"] == f"grow-{SIZE}"]
+    told = [row for row in rows if "generator/adversarial" in row or "adversarial/adversarial" in row]
+    if not told:
+        return {}
+    before = [
+        row for row in rows if "discriminator/win_rate" in row and int(str(row["step"])) <= int(str(told[0]["step"]))
+    ]
+    return {
+        "win_rate_first": float(str(before[0]["discriminator/win_rate"])),
+        "win_rate_told": float(str(before[-1]["discriminator/win_rate"])),
+        "win_rate_last": float(str(told[-1]["discriminator/win_rate"])),
+    }
 
 
 def seconds_of(run: RunFolder) -> float:
@@ -70,7 +94,7 @@ def compare(loss: Mapping[str, Any], budget: float, seed: int) -> dict[str, floa
     with finished(shared, config_of(seed, budget, SIZE, loss, steps), "grow") as run:
         count = max(200, round(2000 * budget))
         made, below = samples(run, SIZE, count), samples(run, SIZE, count, resolution=BELOW)
-        figures = {"steps": float(steps), "seconds": seconds_of(run)}
+        figures = {"steps": float(steps), "seconds": seconds_of(run), **win_rates(run)}
     enlarged = F.interpolate(below, size=(SIZE, SIZE), mode="bicubic", antialias=False).clamp(-1, 1)
     found, start = (
         score_images(ClassifierFeatures(judge(SIZE)), *real_images(SIZE), images, seed) for images in (made, enlarged)
@@ -113,5 +137,5 @@ def unequal(results: Results) -> float:
     ],
 )  # fmt: skip
 def adversarial(budget: float) -> dict[str, Arm]:
-    """Eight arms on top of one generator a seed."""
+    """Ten arms on top of one generator a seed."""
     return {name: partial(compare, loss, budget) for name, loss in ARMS.items()}

@@ -219,6 +219,45 @@ def test_judges_take_part_in_every_so_many_steps_alone(
     assert steps["generator"] == {6 + 3 * (updates == "separate")}
 
 
+@pytest.mark.parametrize("updates", ["joint", "separate"])
+def test_judges_can_learn_first_while_the_generator_is_not_told(
+    open_as: Callable[..., StageContext], tmp_path: Path, updates: str
+) -> None:
+    settings = {
+        "distill__loss__updates": updates,
+        "distill__loss__adversarial_from": 0.67,  # of six steps: from the fifth on
+        "distill__loss__judge_warmup": 0.33,
+        "distill__loss__reconstruction_judge": 0.1,
+    }
+    context = open_as(**settings)
+    objective = objective_of(context)
+    assert [step for step in range(6) if objective.is_warmup(step)] == [2, 3]
+    assert [objective.kind_of(step)[:2] for step in range(6)] == [(False, False)] * 2 + [(False, True)] * 2 + [
+        (True, False)
+    ] * 2
+    trainer = trainer_of(context, tmp_path / "work")
+    trainer.run()
+    steps = {name: {int(e["step"]) for e in state.optimizer.state.values()} for name, state in trainer.states.items()}
+    assert steps["discriminator"] == steps["reconstruction_discriminator"] == {4}
+    assert steps["generator"] == {6 + 2 * (updates == "separate")}
+    # Up to there the generator is the one that no judge looks at, bit for bit.
+    weights = []
+    for changes in (settings, {**settings, "distill__loss__judge_warmup": 0.0}):
+        started = trainer_of(open_as(**changes), tmp_path / f"part-{len(weights)}", stop=4)
+        with pytest.raises(StoppedError):
+            started.run()
+        weights.append(model_hash(started.states["generator"].module))
+    assert weights[0] == weights[1]
+
+
+def test_a_warm_up_has_judges_and_steps_to_take(open_as: Callable[..., StageContext]) -> None:
+    assert "judge_warmup" not in stage_settings(tiny_config(), "distill")["distill"]["loss"]
+    with pytest.raises(ConfigError, match=r"in \[0, 0.2\] \(adversarial_from\), got 0.3"):
+        open_as(distill__loss__judge_warmup=0.3, distill__loss__adversarial_from=0.2)
+    with pytest.raises(ConfigError, match="judge_warmup trains discriminators, and there are none"):
+        open_as(distill__loss__adversarial=0.0, distill__loss__judge_warmup=0.1, distill__loss__adversarial_from=0.2)
+
+
 def test_judging_every_step_is_no_setting_at_all(open_as: Callable[..., StageContext]) -> None:
     assert "adversarial_every" not in stage_settings(tiny_config(), "distill")["distill"]["loss"]
     with pytest.raises(ConfigError, match="adversarial_every must be at least 1"):

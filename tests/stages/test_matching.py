@@ -174,7 +174,7 @@ def test_the_report_shows_how_far_samples_are_pulled(open_as: Callable[..., Stag
 def test_the_term_starts_where_it_is_told_to(open_as: Callable[..., StageContext], tmp_path: Path) -> None:
     context = open_as(**{**MATCHED, "distill__matching__start": 0.5})
     objective = objective_of(context)
-    assert [step for step in range(6) if objective.kind_of(step) == (False, True)] == [3, 4, 5]
+    assert [step for step in range(6) if objective.kind_of(step) == (False, False, True)] == [3, 4, 5]
     assert objective.batch(torch.arange(8), at(2, 8)).fake_inputs is None  # nothing is drawn that nobody looks at
     trainer = trainer_of(context, tmp_path / "work")
     trainer.run()

@@ -43,6 +43,11 @@ def check_loss(loss: LossConfig) -> None:
         raise ConfigError(f"adversarial_from must lie in [0, 1], got {loss.adversarial_from}.")
     if loss.adversarial_every < 1:
         raise ConfigError(f"adversarial_every must be at least 1, got {loss.adversarial_every}; 1 judges every step.")
+    if not 0 <= loss.judge_warmup <= loss.adversarial_from:
+        raise ConfigError(
+            f"judge_warmup is the fraction of the steps before adversarial_from in which only discriminators learn, in [0, "
+            f"{loss.adversarial_from:g}] (adversarial_from), got {loss.judge_warmup}."
+        )
     if not 0 < loss.pairs <= 1:
         raise ConfigError(
             f"pairs is a share in (0, 1], got {loss.pairs}; to reconstruct nothing set pixel, feature and lpips to 0."
@@ -80,6 +85,10 @@ def check_loss(loss: LossConfig) -> None:
     if loss.adversarial_every > 1 and not judges:
         raise ConfigError(
             "adversarial_every spaces the steps of discriminators, and there are none: adversarial and reconstruction_judge are 0."
+        )
+    if loss.judge_warmup and not judges:
+        raise ConfigError(
+            "judge_warmup trains discriminators, and there are none: adversarial and reconstruction_judge are 0."
         )
     if loss.judge is not None and not judges:
         raise ConfigError(

@@ -150,6 +150,7 @@ class GeneratorObjective(Objective[GeneratorBatch]):
         self.load = load
         self.config = config
         self.first_adversarial_step = round(config.adversarial_from * steps)
+        self.first_judge_step = round((config.adversarial_from - config.judge_warmup) * steps)
         self.mirror = mirror
         self.optimizers = optimizers
         self.ema = ema
@@ -187,7 +188,8 @@ class GeneratorObjective(Objective[GeneratorBatch]):
         images, condition = self.load(indices, flips)
         real, real_condition = self.inputs.real(random, indices, images, condition)
         fake_inputs, fake_condition = None, real_condition
-        if self._is_adversarial(random) or self.image_text is not None or self._is_matched(random):
+        needed = self._is_adversarial(random) or self.image_text is not None or self._is_matched(random)
+        if needed or (self.discriminator is not None and self.is_warmup(random.step)):
             fake_inputs, fake_condition = self.inputs.prior(random, real_condition)
         rows, row_flips, row_images, row_condition = indices, flips, images, condition
         if self.kept is not None:
@@ -204,14 +206,19 @@ class GeneratorObjective(Objective[GeneratorBatch]):
         return made
 
     def is_judged(self, step: int) -> bool:
-        """Whether discriminators take part in a step."""
+        """Whether the generator is told of the discriminators in a step."""
         since = step - self.first_adversarial_step
         return since >= 0 and since % self.config.adversarial_every == 0
 
-    def kind_of(self, step: int) -> tuple[bool, bool]:
-        """Whether discriminators take part in a step, and whether distributions are matched in it: steps of a kind cost the same."""
-        judged = (self.discriminator is not None or self.second is not None) and self.is_judged(step)
-        return judged, self.matching is not None and self.matching.is_due(step)
+    def is_warmup(self, step: int) -> bool:
+        """Whether the discriminators alone learn to tell the generator's images."""
+        return self.first_judge_step <= step < self.first_adversarial_step
+
+    def kind_of(self, step: int) -> tuple[bool, bool, bool]:
+        """Whether the generator is judged in a step, discriminators alone learn, distributions are matched: such steps cost the same."""
+        judges = self.discriminator is not None or self.second is not None
+        matched = self.matching is not None and self.matching.is_due(step)
+        return judges and self.is_judged(step), judges and self.is_warmup(step), matched
 
     def _is_matched(self, random: StepRandom) -> bool:
         return self.matching is not None and self.matching.is_due(random.step)
@@ -253,6 +260,8 @@ class GeneratorObjective(Objective[GeneratorBatch]):
         inputs, condition = _move(batch.inputs, device), batch.target_condition
         drawn = batch.fake_inputs is not None and self.config.updates == "joint"
         adversarial = drawn and self._is_adversarial(random)
+        if self.is_warmup(random.step) and self.image_text is None and not self._is_matched(random):
+            drawn = False  # the discriminator's update makes them, without a gradient
         if drawn:
             assert batch.fake_inputs is not None
             # One call makes reconstructions and prior samples: no layer of the generator looks across the batch.
@@ -289,8 +298,9 @@ class GeneratorObjective(Objective[GeneratorBatch]):
                 named["adaptive_weight"] = weight
             gradient = gradient + self.config.adversarial * weight * pull
             value = value + self.config.adversarial * weight * named["adversarial"].mean().detach()
-        if self.second is not None and self.is_judged(random.step):
+        if self.second is not None and (self.is_judged(random.step) or self.is_warmup(random.step)):
             batch.rebuilt = made[: len(real)].detach()
+        if self.second is not None and self.is_judged(random.step):
             logits = self._judge(self.second, rebuilt, batch.target_condition, random, "pair")
             named["reconstruction_adversarial"] = -logits.mean(1)
             (pull,) = torch.autograd.grad(named["reconstruction_adversarial"].mean(), images)
@@ -319,7 +329,7 @@ class GeneratorObjective(Objective[GeneratorBatch]):
 
     def _adversarial_losses(self, batch: GeneratorBatch, random: StepRandom, runtime: Runtime) -> Losses | None:
         """The adversarial term alone, for separate updates: made by the generator as the reconstruction's step left it."""
-        if batch.fake_inputs is None:
+        if batch.fake_inputs is None or not self.is_judged(random.step):
             return None
         assert self.discriminator is not None
         inputs, condition = _move(batch.fake_inputs, runtime.device), batch.fake_condition.to(runtime.device)
@@ -332,6 +342,11 @@ class GeneratorObjective(Objective[GeneratorBatch]):
         return _descend(made, weight * pull, weight * named["adversarial"].mean().detach(), named)
 
     def _discriminator_losses(self, batch: GeneratorBatch, random: StepRandom, runtime: Runtime) -> Losses | None:
+        if batch.fakes is None and self.is_warmup(random.step):
+            assert batch.fake_inputs is not None
+            inputs, condition = _move(batch.fake_inputs, runtime.device), batch.fake_condition.to(runtime.device)
+            with torch.no_grad():
+                batch.fakes = self.inputs.generate(self.generator, inputs, condition).float()
         if batch.fakes is None:
             return None
         assert self.discriminator is not None

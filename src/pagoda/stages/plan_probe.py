@@ -235,7 +235,7 @@ class Prober:
         generator = objective.generator
         shape = (generator.channels, generator.base_size, generator.base_size)
         frozen = [*objective.critics.modules, *([objective.matching.teacher] if objective.matching else [])]
-        kinds_of_steps: dict[tuple[bool, bool], list[int]] = {}
+        kinds_of_steps: dict[tuple[bool, bool, bool], list[int]] = {}
         for step in range(loop.steps):
             kinds_of_steps.setdefault(objective.kind_of(step), []).append(step)
         # A step in the middle of its kind stands for all of it.

@@ -421,6 +421,7 @@ def without_neutral(values: Mapping[str, Any]) -> dict[str, Any]:
         "reconstruction_judge",
         "pairs",
         "adversarial_every",
+        "judge_warmup",
         "heads",
         "image_text",
     }

@@ -122,6 +122,9 @@ class LossConfig:
     adversarial_every: int = 1
     """From then on, steps from one with the adversarial term to the next; discriminators are trained in these alone. A judged step takes
     two to three times as long as one without."""
+    judge_warmup: float = 0.0
+    """Fraction of the steps, the last before `adversarial_from`, in which discriminators are trained and the generator is not told of them:
+    it then starts against judges that can tell its images."""
     adaptive: bool = True
     """Scale the adversarial gradient to the reconstruction's at the last layer, within [0.01, 10]."""
     augment: tuple[str, ...] = ("colour", "translation", "cutout")
