@@ -27,7 +27,7 @@ from pagoda.stages.context import build_trainer, load_teacher
 from pagoda.stages.distill import STAGE, build_objective, export_generator
 from pagoda.stages.latent_inputs import LatentInputs, open_latents
 from pagoda.stages.objective import GeneratorBatch, GeneratorObjective
-from pagoda.stages.run_folder import stage_settings
+from pagoda.stages.recorded_settings import stage_settings
 from pagoda.training import Losses, Objective, Runtime, StepRandom, Trainable, seeded_generator
 
 SHARES = (0.05, 0.25, 1.0)

@@ -22,7 +22,8 @@ from pagoda.stages.config import override
 from pagoda.stages.context import load_teacher, open_context
 from pagoda.stages.encode import start_noise
 from pagoda.stages.latent_inputs import open_latents
-from pagoda.stages.run_folder import RunFolder, stage_settings
+from pagoda.stages.recorded_settings import stage_settings
+from pagoda.stages.run_folder import RunFolder
 from pagoda.stages.train import stages_of, train
 from pagoda.training import Runtime, StepRandom
 

@@ -16,7 +16,8 @@ from pagoda.networks.growth import enlarge_image
 from pagoda.stages.context import StageContext, open_context
 from pagoda.stages.detail import LARGEST_GAIN, match_detail
 from pagoda.stages.guidance import stored_condition
-from pagoda.stages.run_folder import RunFolder, stage_settings
+from pagoda.stages.recorded_settings import stage_settings
+from pagoda.stages.run_folder import RunFolder
 from pagoda.stages.sampling import load_generator
 from pagoda.stages.train import train
 from pagoda.training import Runtime

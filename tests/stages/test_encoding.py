@@ -14,7 +14,8 @@ from pagoda.data import LatentStore
 from pagoda.errors import ArtifactError
 from pagoda.stages.config import EncodeConfig
 from pagoda.stages.encode import inversion_grid, renormalise
-from pagoda.stages.run_folder import RunFolder, stage_settings
+from pagoda.stages.recorded_settings import stage_settings
+from pagoda.stages.run_folder import RunFolder
 from pagoda.stages.train import train
 
 

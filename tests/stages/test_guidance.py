@@ -27,7 +27,8 @@ from pagoda.stages.latent_inputs import LatentInputs
 from pagoda.stages.plan_probe import encode_calls, pair_calls
 from pagoda.stages.planning import plan_run
 from pagoda.stages.provenance import compare_with_run
-from pagoda.stages.run_folder import RunFolder, stage_settings
+from pagoda.stages.recorded_settings import stage_settings
+from pagoda.stages.run_folder import RunFolder
 from pagoda.stages.sampling import load_generator, sample_images
 from pagoda.stages.teacher_pairs import TeacherPairs, make_teacher_pairs, pair_noise, sampling_grid
 from pagoda.stages.train import train

@@ -17,7 +17,8 @@ from pagoda.stages.grow import CachedInputs, add_octave, cache_inputs
 from pagoda.stages.image_shares import encoded_images, num_drawn, rebuilt_images, share_of_images
 from pagoda.stages.planning import plan_run
 from pagoda.stages.prior_gap import load_gaps
-from pagoda.stages.run_folder import RunFolder, stage_settings
+from pagoda.stages.recorded_settings import stage_settings
+from pagoda.stages.run_folder import RunFolder
 from pagoda.stages.sampling import load_generator
 from pagoda.stages.train import train
 from pagoda.training import Runtime, StepRandom

@@ -18,7 +18,8 @@ from pagoda.stages.grow import CachedInputs
 from pagoda.stages.image_text import ImageTextTerm, open_image_text
 from pagoda.stages.latent_inputs import LatentInputs, open_latents
 from pagoda.stages.presets import preset_config
-from pagoda.stages.run_folder import RunFolder, stage_settings
+from pagoda.stages.recorded_settings import stage_settings
+from pagoda.stages.run_folder import RunFolder
 from pagoda.stages.train import train
 from pagoda.text import ImageTextEncoder
 from pagoda.training import StepRandom

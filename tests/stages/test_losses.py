@@ -26,7 +26,8 @@ from pagoda.stages.image_shares import share_of_images
 from pagoda.stages.latent_inputs import LatentInputs, open_latents
 from pagoda.stages.objective import adaptive_weight
 from pagoda.stages.reconstruction import ReconstructionLoss
-from pagoda.stages.run_folder import RunFolder, stage_settings
+from pagoda.stages.recorded_settings import stage_settings
+from pagoda.stages.run_folder import RunFolder
 from pagoda.stages.train import train
 from pagoda.training import StepRandom
 

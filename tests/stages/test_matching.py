@@ -26,8 +26,9 @@ from pagoda.stages.context import StageContext, load_teacher, open_context
 from pagoda.stages.distill import build_objective
 from pagoda.stages.latent_inputs import LatentInputs, open_latents
 from pagoda.stages.matching import DistributionMatching
+from pagoda.stages.recorded_settings import stage_settings
 from pagoda.stages.report import write_report
-from pagoda.stages.run_folder import RunFolder, stage_settings
+from pagoda.stages.run_folder import RunFolder
 from pagoda.stages.teach import measure_std
 from pagoda.stages.teacher_pairs import make_teacher_pairs
 from pagoda.stages.train import train

@@ -17,8 +17,9 @@ from pagoda.stages.config import RunConfig
 from pagoda.stages.context import StageContext, load_teacher, open_context
 from pagoda.stages.latent_inputs import LatentInputs, open_latents
 from pagoda.stages.objective import GeneratorObjective
+from pagoda.stages.recorded_settings import stage_settings
 from pagoda.stages.report import write_report
-from pagoda.stages.run_folder import RunFolder, stage_settings
+from pagoda.stages.run_folder import RunFolder
 from pagoda.stages.sampling import load_generator
 from pagoda.stages.teacher_pairs import make_teacher_pairs, pair_noise, sampling_grid
 from pagoda.stages.train import train

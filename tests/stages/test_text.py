@@ -33,7 +33,8 @@ from pagoda.stages.evaluate import evaluate_run
 from pagoda.stages.pair_scores import PairOptions
 from pagoda.stages.provenance import compare_with_run, sample_facts
 from pagoda.stages.reading import open_readable
-from pagoda.stages.run_folder import RunFolder, stage_settings
+from pagoda.stages.recorded_settings import stage_settings
+from pagoda.stages.run_folder import RunFolder
 from pagoda.stages.sampling import load_generator, sample_images
 from pagoda.stages.train import train
 from pagoda.steering import box_blur

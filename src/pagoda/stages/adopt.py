@@ -18,7 +18,7 @@ from pagoda.stages.config import RunConfig
 from pagoda.stages.config_checks import check_crops
 from pagoda.stages.context import StageContext, save_teacher
 from pagoda.stages.critics import check_layers
-from pagoda.stages.run_folder import stage_settings
+from pagoda.stages.recorded_settings import stage_settings
 
 STAGE = "teach"
 

@@ -30,7 +30,8 @@ from pagoda.stages.context import StageContext, build_trainer, load_teacher
 from pagoda.stages.encode import start_noise
 from pagoda.stages.guidance import stored_condition
 from pagoda.stages.latent_inputs import LatentInputs, open_latents
-from pagoda.stages.run_folder import RunFolder, stage_settings
+from pagoda.stages.recorded_settings import stage_settings
+from pagoda.stages.run_folder import RunFolder
 from pagoda.stages.sampling import load_generator
 from pagoda.training import (
     Losses,

@@ -7,8 +7,9 @@ import contextlib
 from pagoda.stages.amortise import STAGE, amortise
 from pagoda.stages.config import RunConfig
 from pagoda.stages.context import open_context
+from pagoda.stages.recorded_settings import stage_settings
 from pagoda.stages.report import write_report
-from pagoda.stages.run_folder import RunFolder, stage_settings
+from pagoda.stages.run_folder import RunFolder
 from pagoda.stages.train import check_stages, require_run, stages_of
 from pagoda.training import Runtime
 

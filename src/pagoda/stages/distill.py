@@ -23,7 +23,7 @@ from pagoda.stages.image_text import ImageTextTerm, open_image_text, open_image_
 from pagoda.stages.latent_inputs import LatentInputs, open_latents
 from pagoda.stages.matching import DistributionMatching
 from pagoda.stages.objective import GeneratorBatch, GeneratorInputs, GeneratorObjective
-from pagoda.stages.run_folder import stage_settings
+from pagoda.stages.recorded_settings import stage_settings
 from pagoda.stages.teach import measure_std
 from pagoda.stages.teacher_pairs import STAGE, TeacherPairs, make_teacher_pairs
 from pagoda.stages.watching import build_evaluation

@@ -17,7 +17,7 @@ from pagoda.stages.config import EncodeConfig, RunConfig
 from pagoda.stages.context import StageContext, load_teacher
 from pagoda.stages.guidance import guided, pair_weights, std_by_weight, stored_condition
 from pagoda.stages.image_shares import encoded_images, num_drawn
-from pagoda.stages.run_folder import LATER_SWITCHES, stage_settings
+from pagoda.stages.recorded_settings import LATER_SWITCHES, stage_settings
 from pagoda.training import Runtime, clock, seeded_generator
 
 STAGE = "encode"

@@ -28,7 +28,7 @@ from pagoda.stages.image_shares import rebuilt_images
 from pagoda.stages.image_text import ImageTextTerm, open_image_text, open_image_text_encoder
 from pagoda.stages.latent_inputs import LatentInputs, open_latents
 from pagoda.stages.objective import GeneratorInputs, GeneratorObjective
-from pagoda.stages.run_folder import stage_settings, without_neutral
+from pagoda.stages.recorded_settings import stage_settings, without_neutral
 from pagoda.stages.sampling import load_generator
 from pagoda.stages.watching import build_evaluation
 from pagoda.training import StepRandom, derive_seed, seeded_generator

@@ -14,7 +14,7 @@ from pagoda.networks import DiffusersNetwork, build_backbone
 from pagoda.pretraining import build_techniques, corrupt_labels
 from pagoda.stages.config import to_dict
 from pagoda.stages.context import StageContext, build_trainer, save_teacher
-from pagoda.stages.run_folder import stage_settings
+from pagoda.stages.recorded_settings import stage_settings
 from pagoda.stages.watching import build_evaluation
 from pagoda.training import Setup, Trainable, derive_seed
 from pagoda.training.denoising import DenoisingObjective

@@ -33,8 +33,9 @@ from pagoda.stages.grow import check_boundary, grow, octave_settings, stage_name
 from pagoda.stages.guidance import check_guidance, stored_condition
 from pagoda.stages.prior_gap import measure_gap
 from pagoda.stages.provenance import draw_octaves, sample_facts
+from pagoda.stages.recorded_settings import stage_settings
 from pagoda.stages.report import write_report
-from pagoda.stages.run_folder import RunFolder, stage_settings
+from pagoda.stages.run_folder import RunFolder
 from pagoda.stages.sampling import load_generator, sample_images
 from pagoda.stages.teach import teach
 from pagoda.stages.text import embed_text, text_settings
