@@ -115,7 +115,11 @@ def check_matching(matching: MatchingConfig) -> None:
             f"matching.start is the fraction of the steps before the term starts, in [0, 1), got {matching.start}; to leave it out set "
             "matching.weight=0."
         )
-    unread = ("start", "sigma_min", "sigma_max") if matching.weight == 0 else ()
+    if not 0 <= matching.ramp <= 1 - matching.start:
+        raise ConfigError(
+            f"matching.ramp is a fraction of the steps after matching.start, in [0, {1 - matching.start:g}], got {matching.ramp}."
+        )
+    unread = ("start", "ramp", "sigma_min", "sigma_max") if matching.weight == 0 else ()
     for name in unread:
         if getattr(matching, name) != getattr(type(matching), name):
             raise ConfigError(

@@ -77,10 +77,17 @@ class DistributionMatching:
         self.config = config
         self.sigma_data = sigma_data
         self.first_step = round(config.start * steps)
+        self.ramp_steps = round(config.ramp * steps)
 
     def is_due(self, step: int) -> bool:
         """Whether a step has the term."""
         return step >= self.first_step
+
+    def weight(self, step: int) -> float:
+        """Of the gradient in a step that has the term: rises in a straight line over the ramp, from 0 in the first one."""
+        if self.ramp_steps == 0:
+            return self.config.weight
+        return self.config.weight * min(1.0, (step - self.first_step) / self.ramp_steps)
 
     @property
     def trainable(self) -> Trainable:

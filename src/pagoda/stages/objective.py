@@ -324,7 +324,7 @@ class GeneratorObjective(Objective[GeneratorBatch]):
             named["matching"], batch.fake_denoising = found.size, found.denoising
             # A direction, and no loss: nothing is added to the value.
             gradient = gradient.clone()
-            gradient[len(real) :] += self.matching.config.weight * found.gradient / found.gradient.numel()
+            gradient[len(real) :] += self.matching.weight(random.step) * found.gradient / found.gradient.numel()
         return _descend(made, gradient, value, named)
 
     def _adversarial_losses(self, batch: GeneratorBatch, random: StepRandom, runtime: Runtime) -> Losses | None:

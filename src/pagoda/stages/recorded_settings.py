@@ -43,6 +43,9 @@ def stage_settings(config: RunConfig, stage: str) -> dict[str, Any]:
         settings["distill"] = {k: v for k, v in settings["distill"].items() if k not in ("mode", "teacher_pairs")}
     if stage == "distill" and config.distill.matching.weight == 0:  # nothing reads its other settings
         settings["distill"] = {k: v for k, v in settings["distill"].items() if k != "matching"}
+    elif stage == "distill" and config.distill.matching.ramp == 0:
+        matching = {k: v for k, v in settings["distill"]["matching"].items() if k != "ramp"}
+        settings["distill"] = {**settings["distill"], "matching": matching}
     if stage == "distill" and config.distill.mode != "rec" and config.distill.teacher_pairs.latents == "noise":
         pairs = {k: v for k, v in settings["distill"]["teacher_pairs"].items() if k != "latents"}
         settings["distill"] = {**settings["distill"], "teacher_pairs": pairs}
