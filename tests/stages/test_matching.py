@@ -183,6 +183,31 @@ def test_the_term_starts_where_it_is_told_to(open_as: Callable[..., StageContext
     assert steps == {"generator": {6}, "fake_denoiser": {3}}
 
 
+def test_the_weight_rises_from_nothing_while_the_copy_learns(open_as: Callable[..., StageContext]) -> None:
+    ramp = {"distill__matching__start": 0.33, "distill__matching__ramp": 0.5, "distill__matching__weight": 6.0}
+    context = open_as(**{**MATCHED, **ramp})
+    objective = objective_of(context)
+    assert objective.matching is not None
+    assert [objective.matching.weight(step) for step in range(2, 6)] == [0.0, 2.0, 4.0, 6.0]
+    assert objective.matching.weight(50) == 6.0
+    gradients = []
+    for weight in (6.0, 3.0):  # in the first step the generator is pulled by neither
+        context = open_as(**{**MATCHED, **ramp, "distill__matching__weight": weight})
+        objective = objective_of(context)
+        batch = objective.batch(torch.arange(8), at(2, 8))
+        losses = objective.losses("generator", batch, at(2, 8), context.runtime)
+        assert losses is not None
+        losses.total.backward()
+        gradients.append([p.grad for p in objective.generator.parameters()])
+        copy = objective.losses("fake_denoiser", batch, at(2, 8), context.runtime)
+        assert copy is not None
+        assert copy.total.requires_grad  # it does learn
+    for one, other in zip(*gradients, strict=True):
+        assert (one is None and other is None) or torch.equal(one, other)
+    assert "ramp" in stage_settings(context.config, "distill")["distill"]["matching"]
+    assert "ramp" not in stage_settings(open_as(**MATCHED).config, "distill")["distill"]["matching"]
+
+
 @pytest.mark.parametrize(("mode", "before", "matched"), [("both", True, False), ("dstl", True, True)])
 def test_matched_steps_leave_the_pairs_out_unless_there_is_nothing_else(
     open_as: Callable[..., StageContext], mode: str, before: bool, matched: bool
@@ -340,6 +365,7 @@ def test_a_stage_without_the_term_is_recorded_as_ever() -> None:
         ({"weight": 0.0, "start": 0.5}, "start=0.5 is not read while weight is 0"),
         ({"weight": 0.0, "sigma_max": 5.0}, "sigma_max=5.0 is not read while weight is 0"),
         ({"weight": 1.0, "sigma_min": 0.0}, "0 < sigma_min < sigma_max"),
+        ({"weight": 1.0, "start": 0.7, "ramp": 0.4}, r"after matching.start, in \[0, 0.3\], got 0.4"),
         ({"weight": 1.0, "sigma_min": 3.0, "sigma_max": 2.0}, "got 3.0 and 2.0"),
         ({"weight": 1.0, "sigma_max": 100.0}, "lies above sigma_max=80"),
         ({"wieght": 1.0}, "Did you mean `weight`"),

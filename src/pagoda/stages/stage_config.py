@@ -247,7 +247,7 @@ class MatchingConfig:
     """Fraction of the steps after which it starts; the mode `both` then goes on without the teacher's pairs. A step with it takes about
     three times as long as one of reconstruction alone."""
     ramp: float = 0.0
-    """Fraction of the steps over which the weight then rises from 0, while the teacher's copy learns the samples; 0 has it whole at once."""
+    """Fraction of the steps over which its weight then rises from 0, while the copy learns the samples; 0 has it whole at once."""
     sigma_min: float = 0.04
     """Lowest noise level at which samples are compared."""
     sigma_max: float = 20.0
