@@ -45,6 +45,7 @@ def edited(server: ModelServer, **settings: Any) -> Any:
 def test_a_run_can_be_edited_with_when_it_has_generator_and_teacher(runs: Path) -> None:
     catalog = RunCatalog(runs)
     assert can_edit(catalog, "finished")
+    assert can_edit(catalog, "texts")
     assert not can_edit(catalog, "nested/under-way")  # no generator yet
     assert not can_edit(catalog, "newer")
     assert not can_edit(catalog, "../finished")
@@ -103,7 +104,8 @@ def test_the_other_edits_have_the_sizes_that_they_should(server: ModelServer) ->
     ("settings", "message"),
     [
         ({"kind": "inpaint"}, "where is the hole"),
-        ({"kind": "transfer"}, "to which class"),
+        ({"kind": "transfer"}, "what shall it show"),
+        ({"prompt": "a star", "label": None}, "trained on labels, not on texts"),
         ({"kind": "upscale"}, "not enlarged"),
         ({"run": "nested/under-way"}, "no generator yet"),
     ],
@@ -111,6 +113,19 @@ def test_the_other_edits_have_the_sizes_that_they_should(server: ModelServer) ->
 def test_what_cannot_be_done_is_said(server: ModelServer, settings: dict[str, Any], message: str) -> None:
     with pytest.raises(PagodaError, match=message):
         edited(server, **settings)
+
+
+def test_a_run_of_texts_is_told_in_words_what_an_image_shows_and_shall_show(server: ModelServer) -> None:
+    one, other = (
+        edited(server, run="texts", kind="transfer", label=None, prompt="a red circle", to=text)
+        for text in ("a blue star", "a red circle")
+    )
+    rebuilt = edited(server, run="texts", label=None, prompt="a red circle")
+    assert one.facts["edit"] == "transfer"
+    assert one.image.size == (24, 20)
+    assert np.array_equal(np.asarray(other.image), np.asarray(rebuilt.image))  # nothing is to be changed
+    assert not np.array_equal(np.asarray(one.image), np.asarray(other.image))
+    assert edited(server, run="texts", kind="upscale", image=photo((8, 6)), label=None).image.size == (16, 12)
 
 
 def test_an_edit_tells_how_far_it_is_and_stops_when_told_to(server: ModelServer) -> None:

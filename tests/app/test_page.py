@@ -257,7 +257,19 @@ def test_a_run_of_texts_is_asked_by_prompts_and_its_images_can_be_made_again(
     go_to(page, "Explore")
     page.wait_for_selector("#explore-live img[alt*='50% across']")
     assert page.locator("#explore-prompt textarea, #explore-prompt input").first.input_value()
-    page.wait_for_selector("#tab-edit-button", state="detached")  # texts are not edited yet
+    go_to(page, "Edit")
+    Image.new("RGB", (24, 20), (200, 30, 30)).save(tmp_path / "photo.png")
+    page.locator("#edit-upload input[type=file]").set_input_files(tmp_path / "photo.png")
+    page.wait_for_selector("#edit-status >> text=photo.png: 24 x 20 px")
+    page.get_by_label("Carry over").check()
+    page.locator("#edit-go").click()
+    page.wait_for_selector("#edit-status .bad >> text=what shall it show?")
+    page.locator("#edit-shows textarea, #edit-shows input").first.fill("a red square")
+    page.locator("#edit-shall-show textarea, #edit-shall-show input").first.fill("a large green star")
+    page.locator("#edit-go").click()
+    page.wait_for_selector("#edit-status >> text=Done.")
+    choose(page, "Run", "finished")
+    page.wait_for_selector("#edit-shows", state="hidden")
     assert complaints == []
     page.context.close()
 

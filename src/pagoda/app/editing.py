@@ -36,7 +36,8 @@ class EditRequest:
         image: As `read_upload` gives it.
         keep: Of an inpainting, bool (H, W) of the image's size: False where the hole is.
         label: What the image shows; guessed when None, at the cost of an inversion for each class.
-        to: Of a transfer, the other class.
+        prompt: What it shows in words, in a run of texts; nothing in particular when None.
+        to: Of a transfer, the other class, or the text in a run of texts.
         strength: How far the latent moves towards fresh noise, in [0, 1].
         seed: Of that noise.
     """
@@ -46,17 +47,16 @@ class EditRequest:
     image: Image.Image
     keep: np.ndarray | None = None
     label: int | None = None
-    to: int | None = None
+    prompt: str | None = None
+    to: int | str | None = None
     strength: float = 0.0
     seed: int = 0
 
 
 def can_edit(catalog: RunCatalog, name: Any) -> bool:
-    """Whether a run has what an edit needs: a generator, and its teacher as the encoder. Runs of texts are not edited yet."""
+    """Whether a run has what an edit needs: a generator, and its teacher as the encoder."""
     try:
         run = catalog.open(name)
-        if run.config().condition == "text":
-            return False
         return bool(run.generator_sizes()) and (run.teacher / "denoiser.json").is_file()
     except (PagodaError, OSError):
         return False
@@ -85,8 +85,9 @@ class EditDesk:
         classes = pipeline.editor.generator.num_classes if request.label is None else 0
         encoder.watch(job, classes + (ROUNDS if request.kind == "inpaint" else 1))
         if request.kind == "upscale":
-            return pipeline.upscale(request.image, label=request.label)
-        common: dict[str, Any] = {"label": request.label, "strength": request.strength, "seed": request.seed}
+            return pipeline.upscale(request.image, label=request.label, prompt=request.prompt)
+        common: dict[str, Any] = {"label": request.label, "prompt": request.prompt}
+        common |= {"strength": request.strength, "seed": request.seed}
         if request.kind == "inpaint":
             if request.keep is None:
                 raise ConfigError("where is the hole? Paint it on the image, or type its boxes.")
@@ -94,7 +95,7 @@ class EditDesk:
             return pipeline.inpaint(request.image, mask, rounds=ROUNDS, **common)
         if request.kind == "transfer":
             if request.to is None:
-                raise ConfigError("to which class? Choose one.")
+                raise ConfigError("what shall it show? Choose a class, or say it in words.")
             return pipeline.transfer(request.image, request.to, **common)
         return pipeline.reconstruct(request.image, **common)
 

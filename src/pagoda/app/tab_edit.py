@@ -1,4 +1,4 @@
-"""The tab *Edit*: an uploaded image rebuilt, filled in where it was painted over, enlarged, or carried over to another class."""
+"""The tab *Edit*: an uploaded image rebuilt, filled in where it was painted over, enlarged, or carried over to another class or text."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pagoda.app.jobs import Job, TaskRequest
 from pagoda.app.models import LoadedModel
 from pagoda.app.page_style import shots, told
 from pagoda.app.painting import FIELD, painter
-from pagoda.app.tab_generate import class_choices
+from pagoda.app.tab_generate import LONGEST_PROMPT, class_choices, prompt_from
 from pagoda.app.uploads import read_uploaded_file
 from pagoda.errors import ConfigError, PagodaError
 from pagoda.stages.editing import Edited
@@ -25,7 +25,7 @@ _TITLES = {
     "Rebuild": "reconstruct",
     "Fill the painted hole": "inpaint",
     "Enlarge": "upscale",
-    "Carry over to a class": "transfer",
+    "Carry over": "transfer",
 }
 
 
@@ -47,13 +47,24 @@ def build(context: PageContext, page: Any, tab: Any, run: Any) -> None:
     """Build the tab; `run` is the menu of runs. It shows where the run has what edits need."""
     gr, server = context.gr, context.server
     desk = EditDesk(server.catalog, server.config.device)
-    names = class_choices(context.model(run.value))[1:]
+    model = context.model(run.value)
+    names, reads = class_choices(model)[1:], model is not None and model.texts is not None
     with gr.Row():
         with gr.Column(scale=1, min_width=260):
             upload = gr.File(label="Image", file_count="single", type="filepath", elem_id="edit-upload")
             kind = gr.Radio(list(_TITLES), value="Rebuild", label="Edit", elem_id="edit-kind")
             shows = gr.Dropdown([GUESS, *names], value=GUESS, label="The image shows", visible=bool(names))
             to = gr.Dropdown(names, value=names[0] if names else None, label="It shall show", visible=bool(names))
+            words = gr.Textbox(
+                label="The image shows",
+                info="In words; left empty: nothing in particular.",
+                max_length=LONGEST_PROMPT,
+                visible=reads,
+                elem_id="edit-shows",
+            )
+            to_words = gr.Textbox(
+                label="It shall show", max_length=LONGEST_PROMPT, visible=reads, elem_id="edit-shall-show"
+            )
             strength = gr.Slider(
                 0, 1, value=0.3, step=0.05, label="Freedom", info="0 stays with the image, 1 starts from fresh noise."
             )
@@ -84,7 +95,17 @@ def build(context: PageContext, page: Any, tab: Any, run: Any) -> None:
         return told(f"{read.name}: {read.image.width} x {read.image.height} px."), painter(read.image), "", "", hidden
 
     def read_request(
-        name: Any, path: Any, title: Any, seen: Any, wanted: Any, free: Any, start: Any, painted: Any, typed: Any
+        name: Any,
+        path: Any,
+        title: Any,
+        seen: Any,
+        wanted: Any,
+        said: Any,
+        wished: Any,
+        free: Any,
+        start: Any,
+        painted: Any,
+        typed: Any,
     ) -> EditRequest:
         if not path:
             raise ConfigError("there is no image yet. Upload one.")
@@ -98,13 +119,17 @@ def build(context: PageContext, page: Any, tab: Any, run: Any) -> None:
             if chosen == "inpaint"
             else None
         )
+        to: int | str | None = None
+        if chosen == "transfer":
+            to = label_from(wanted, model, what="it shall show") if model.texts is None else prompt_from(wished, model)
         return EditRequest(
             run=str(name),
             kind=chosen,
             image=image,
             keep=keep,
             label=label_from(seen, model, what="the image shows"),
-            to=label_from(wanted, model, what="it shall show") if chosen == "transfer" else None,
+            prompt=prompt_from(said, model),
+            to=to,
             strength=number(free, "freedom", 0, 1),
             seed=whole_number(start, "the seed", 0, MAX_SEED),
         )
@@ -120,6 +145,8 @@ def build(context: PageContext, page: Any, tab: Any, run: Any) -> None:
         title: Any,
         seen: Any,
         wanted: Any,
+        said: Any,
+        wished: Any,
         free: Any,
         start: Any,
         painted: Any,
@@ -128,7 +155,9 @@ def build(context: PageContext, page: Any, tab: Any, run: Any) -> None:
     ) -> AsyncIterator[tuple[Any, ...]]:
         hidden = gr.update(visible=False)
         try:
-            asked = await asyncio.to_thread(read_request, name, path, title, seen, wanted, free, start, painted, typed)
+            asked = await asyncio.to_thread(
+                read_request, name, path, title, seen, wanted, said, wished, free, start, painted, typed
+            )
         except PagodaError as error:
             yield told(str(error), bad=True), gr.skip(), hidden
             return
@@ -161,18 +190,21 @@ def build(context: PageContext, page: Any, tab: Any, run: Any) -> None:
         return gr.update(visible=True if can_edit(server.catalog, name) else "hidden")
 
     def change_run(name: Any) -> tuple[Any, ...]:
-        names = class_choices(context.model(name))[1:]
+        found = context.model(name)
+        names, reads = class_choices(found)[1:], found is not None and found.texts is not None
         return (
             show_tab(name),
             gr.update(choices=[GUESS, *names], value=GUESS, visible=bool(names)),
             gr.update(choices=names, value=names[0] if names else None, visible=bool(names)),
+            gr.update(visible=reads),
+            gr.update(visible=reads),
         )
 
     private: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "concurrency_limit": None}
     upload.change(opened, upload, [status, easel, mask, boxes, download], **private)
-    inputs = [run, upload, kind, shows, to, strength, seed, mask, boxes]
+    inputs = [run, upload, kind, shows, to, words, to_words, strength, seed, mask, boxes]
     go.click(context.with_request(edit), inputs, [status, result, download], **private)
     stop.click(context.with_request(cancel), None, status, api_visibility="private")
-    run.change(change_run, run, [tab, shows, to], **private)
+    run.change(change_run, run, [tab, shows, to, words, to_words], **private)
     # Only ever hides: its answer may come after that of a run chosen meanwhile.
     page.load(lambda name: gr.skip() if can_edit(server.catalog, name) else show_tab(name), run, tab, **private)
