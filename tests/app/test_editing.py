@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,12 @@ import pytest
 from PIL import Image
 
 from pagoda.app import JobCancelledError, ModelServer, RunCatalog, ServerConfig, TaskRequest, UploadLimits
-from pagoda.app.editing import EditDesk, EditRequest, can_edit, parse_mask
+from pagoda.app.editing import EditDesk, EditRequest, can_edit, can_encode_in_one_call, parse_mask
+from pagoda.edit_pipeline import PagodaEditPipeline
 from pagoda.errors import ConfigError, DataError, PagodaError
+from pagoda.stages.amortise_run import amortise_run
+from pagoda.stages.config import override
+from pagoda.stages.run_folder import RunFolder
 
 LIMITS = UploadLimits(max_bytes=100_000, max_pixels=100_000)
 
@@ -126,6 +131,22 @@ def test_a_run_of_texts_is_told_in_words_what_an_image_shows_and_shall_show(serv
     assert np.array_equal(np.asarray(other.image), np.asarray(rebuilt.image))  # nothing is to be changed
     assert not np.array_equal(np.asarray(one.image), np.asarray(other.image))
     assert edited(server, run="texts", kind="upscale", image=photo((8, 6)), label=None).image.size == (16, 12)
+
+
+def test_an_image_is_read_in_one_call_where_the_run_has_such_an_encoder(runs: Path, tmp_path: Path) -> None:
+    shutil.copytree(runs / "finished", tmp_path / "fast")
+    config = override(
+        RunFolder.open(tmp_path / "fast").config(), {"amortise.loop.steps": 2, "amortise.loop.preview_every": 0}
+    )
+    amortise_run(str(tmp_path / "fast"), config, quiet=True)
+    assert not can_encode_in_one_call(RunCatalog(runs), "finished")
+    assert not can_encode_in_one_call(RunCatalog(runs), "nowhere")
+    with ModelServer(RunCatalog(tmp_path), ServerConfig(batch_size=2)) as server:
+        assert can_encode_in_one_call(server.catalog, "fast")
+        one, exact = (edited(server, run="fast", encoder=kind) for kind in ("amortised", "teacher"))
+    wanted = PagodaEditPipeline.from_pretrained(tmp_path / "fast", encoder="amortised").reconstruct(photo(), label=1)
+    assert np.array_equal(np.asarray(one.image), np.asarray(wanted.image))
+    assert not np.array_equal(np.asarray(one.image), np.asarray(exact.image))
 
 
 def test_an_edit_tells_how_far_it_is_and_stops_when_told_to(server: ModelServer) -> None:

@@ -18,6 +18,7 @@ from pagoda.diffusion import Condition
 from pagoda.edit_pipeline import PagodaEditPipeline
 from pagoda.errors import ConfigError, DataError, PagodaError
 from pagoda.files import hash_json
+from pagoda.stages.amortise import STAGE as AMORTISE
 from pagoda.stages.editing import Edited, OneCallEncoder, TeacherEncoder, load_encoder
 
 EditKind = Literal["reconstruct", "inpaint", "upscale", "transfer"]
@@ -40,6 +41,7 @@ class EditRequest:
         to: Of a transfer, the other class, or the text in a run of texts.
         strength: How far the latent moves towards fresh noise, in [0, 1].
         seed: Of that noise.
+        encoder: teacher, the exact inversion; amortised, one call of what `pagoda amortise` trained.
     """
 
     run: str
@@ -51,6 +53,7 @@ class EditRequest:
     to: int | str | None = None
     strength: float = 0.0
     seed: int = 0
+    encoder: Literal["teacher", "amortised"] = "teacher"
 
 
 def can_edit(catalog: RunCatalog, name: Any) -> bool:
@@ -62,8 +65,16 @@ def can_edit(catalog: RunCatalog, name: Any) -> bool:
         return False
 
 
+def can_encode_in_one_call(catalog: RunCatalog, name: Any) -> bool:
+    """Whether a run has an encoder that `pagoda amortise` has finished."""
+    try:
+        return catalog.open(name).is_done(AMORTISE)
+    except (PagodaError, OSError):
+        return False
+
+
 class EditDesk:
-    """Keeps the pipeline of the run that was edited with last. Called in the server's thread only.
+    """Keeps the pipeline of the run and encoder that was edited with last. Called in the server's thread only.
 
     Args:
         catalog: Which runs there are.
@@ -81,7 +92,7 @@ class EditDesk:
             PagodaError: a run or an image that cannot be edited, settings out of range.
             JobCancelledError: nobody wants it any more; noticed before each inversion.
         """
-        pipeline, encoder = self._pipeline(request.run)
+        pipeline, encoder = self._pipeline(request.run, request.encoder)
         classes = pipeline.editor.generator.num_classes if request.label is None else 0
         encoder.watch(job, classes + (ROUNDS if request.kind == "inpaint" else 1))
         if request.kind == "upscale":
@@ -99,14 +110,15 @@ class EditDesk:
             return pipeline.transfer(request.image, request.to, **common)
         return pipeline.reconstruct(request.image, **common)
 
-    def _pipeline(self, name: str) -> tuple[PagodaEditPipeline, _WatchedEncoder]:
+    def _pipeline(self, name: str, kind: str) -> tuple[PagodaEditPipeline, _WatchedEncoder]:
         run = self._catalog.open(name)
         sizes = run.generator_sizes()
         files = [run.teacher / "denoiser.json", *(run.generator(size) / "config.json" for size in sizes)]
-        stamp = hash_json([name, *(path.stat().st_mtime_ns for path in files if path.is_file())])
+        files += [run.encoder / "config.json"] if kind == "amortised" else []
+        stamp = hash_json([name, kind, *(path.stat().st_mtime_ns for path in files if path.is_file())])
         if self._kept is None or self._kept[0] != stamp:
             self._kept = None
-            encoder = _WatchedEncoder(load_encoder(run, device=self._device))
+            encoder = _WatchedEncoder(load_encoder(run, kind, device=self._device))
             self._kept = (stamp, PagodaEditPipeline.from_pretrained(run, encoder=encoder, device=self._device), encoder)
         return self._kept[1], self._kept[2]
 

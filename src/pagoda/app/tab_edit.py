@@ -6,10 +6,10 @@ import asyncio
 import uuid
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pagoda.app.context import PageContext, client_of, follow, number, whole_number
-from pagoda.app.editing import KINDS, EditDesk, EditRequest, can_edit, parse_mask
+from pagoda.app.editing import KINDS, EditDesk, EditRequest, can_edit, can_encode_in_one_call, parse_mask
 from pagoda.app.jobs import Job, TaskRequest
 from pagoda.app.models import LoadedModel
 from pagoda.app.page_style import shots, told
@@ -21,6 +21,7 @@ from pagoda.stages.editing import Edited
 from pagoda.stages.exploring import MAX_SEED
 
 GUESS = "guess it"
+_ENCODERS: dict[str, Literal["teacher", "amortised"]] = {"exactly": "teacher", "in one call": "amortised"}
 _TITLES = {
     "Rebuild": "reconstruct",
     "Fill the painted hole": "inpaint",
@@ -69,6 +70,13 @@ def build(context: PageContext, page: Any, tab: Any, run: Any) -> None:
                 0, 1, value=0.3, step=0.05, label="Freedom", info="0 stays with the image, 1 starts from fresh noise."
             )
             seed = gr.Number(0, label="Seed of the noise", precision=0, minimum=0)
+            encoder = gr.Radio(
+                list(_ENCODERS),
+                value="exactly",
+                label="The image is read",
+                visible=can_encode_in_one_call(server.catalog, run.value),
+                elem_id="edit-encoder",
+            )
             with gr.Row():
                 go = gr.Button("Edit", variant="primary", elem_id="edit-go")
                 stop = gr.Button("Cancel", variant="stop", elem_id="edit-stop")
@@ -104,6 +112,7 @@ def build(context: PageContext, page: Any, tab: Any, run: Any) -> None:
         wished: Any,
         free: Any,
         start: Any,
+        reader: Any,
         painted: Any,
         typed: Any,
     ) -> EditRequest:
@@ -111,6 +120,8 @@ def build(context: PageContext, page: Any, tab: Any, run: Any) -> None:
             raise ConfigError("there is no image yet. Upload one.")
         if title not in _TITLES:
             raise ConfigError(f"no edit {str(title)[:40]!r}; choose one of {', '.join(_TITLES)}.")
+        if reader not in _ENCODERS:
+            raise ConfigError(f"an image is not read {str(reader)[:40]!r}; choose one of {', '.join(_ENCODERS)}.")
         chosen = KINDS[KINDS.index(_TITLES[title])]  # type: ignore[arg-type]
         model = server.model(str(name))
         image = read_uploaded_file(path, context.folder, context.limits).image
@@ -132,6 +143,7 @@ def build(context: PageContext, page: Any, tab: Any, run: Any) -> None:
             to=to,
             strength=number(free, "freedom", 0, 1),
             seed=whole_number(start, "the seed", 0, MAX_SEED),
+            encoder=_ENCODERS[reader],
         )
 
     def write(edited: Edited) -> Path:
@@ -149,6 +161,7 @@ def build(context: PageContext, page: Any, tab: Any, run: Any) -> None:
         wished: Any,
         free: Any,
         start: Any,
+        reader: Any,
         painted: Any,
         typed: Any,
         request: Any,
@@ -156,7 +169,7 @@ def build(context: PageContext, page: Any, tab: Any, run: Any) -> None:
         hidden = gr.update(visible=False)
         try:
             asked = await asyncio.to_thread(
-                read_request, name, path, title, seen, wanted, said, wished, free, start, painted, typed
+                read_request, name, path, title, seen, wanted, said, wished, free, start, reader, painted, typed
             )
         except PagodaError as error:
             yield told(str(error), bad=True), gr.skip(), hidden
@@ -198,13 +211,14 @@ def build(context: PageContext, page: Any, tab: Any, run: Any) -> None:
             gr.update(choices=names, value=names[0] if names else None, visible=bool(names)),
             gr.update(visible=reads),
             gr.update(visible=reads),
+            gr.update(value="exactly", visible=can_encode_in_one_call(server.catalog, name)),
         )
 
     private: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "concurrency_limit": None}
     upload.change(opened, upload, [status, easel, mask, boxes, download], **private)
-    inputs = [run, upload, kind, shows, to, words, to_words, strength, seed, mask, boxes]
+    inputs = [run, upload, kind, shows, to, words, to_words, strength, seed, encoder, mask, boxes]
     go.click(context.with_request(edit), inputs, [status, result, download], **private)
     stop.click(context.with_request(cancel), None, status, api_visibility="private")
-    run.change(change_run, run, [tab, shows, to, words, to_words], **private)
+    run.change(change_run, run, [tab, shows, to, words, to_words, encoder], **private)
     # Only ever hides: its answer may come after that of a run chosen meanwhile.
     page.load(lambda name: gr.skip() if can_edit(server.catalog, name) else show_tab(name), run, tab, **private)
