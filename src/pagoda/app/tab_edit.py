@@ -151,26 +151,10 @@ def build(context: PageContext, page: Any, tab: Any, run: Any) -> None:
         edited.save(target)
         return target
 
-    async def edit(
-        name: Any,
-        path: Any,
-        title: Any,
-        seen: Any,
-        wanted: Any,
-        said: Any,
-        wished: Any,
-        free: Any,
-        start: Any,
-        reader: Any,
-        painted: Any,
-        typed: Any,
-        request: Any,
-    ) -> AsyncIterator[tuple[Any, ...]]:
+    async def edit(request: Any, *values: Any) -> AsyncIterator[tuple[Any, ...]]:
         hidden = gr.update(visible=False)
         try:
-            asked = await asyncio.to_thread(
-                read_request, name, path, title, seen, wanted, said, wished, free, start, reader, painted, typed
-            )
+            asked = await asyncio.to_thread(read_request, *values)
         except PagodaError as error:
             yield told(str(error), bad=True), gr.skip(), hidden
             return
@@ -191,7 +175,7 @@ def build(context: PageContext, page: Any, tab: Any, run: Any) -> None:
             saved = await asyncio.to_thread(write, step.outcome)
             yield (
                 told("Done."),
-                shots([(str(title), pictures)], width="100%"),
+                shots([(str(values[2]), pictures)], width="100%"),
                 gr.update(value=str(saved), visible=True),
             )
 
