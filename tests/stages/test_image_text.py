@@ -191,6 +191,13 @@ def test_settings_that_cannot_work_are_refused_and_neutral_ones_leave_no_trace(f
             {"guidance": {"scale_max": 4.0, "image_text_encoder": "clip"}},
             r"guidance.image_text_encoder='clip' is not used by the assignment independent",
         ),
+        (
+            {
+                "guidance": {"scale_max": 4.0, "assignment": "matched", "image_text_encoder": "clip"},
+                "distill": {"loss": {"adversarial": 0.1}},
+            },
+            r"compares images with captions, and this run has labels",
+        ),
     ],
 )
 def test_what_does_not_go_together_is_refused_by_name(settings: dict[str, object], message: str) -> None:

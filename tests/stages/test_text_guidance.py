@@ -14,13 +14,14 @@ from pagoda.data import LatentStore
 from pagoda.diffusion import Condition
 from pagoda.errors import ConfigError
 from pagoda.images import read_metadata
+from pagoda.networks import TokenDiscriminator
 from pagoda.pipelines import PagodaPipeline
-from pagoda.stages.agreement import NEAREST, AgreementWeights, open_agreement
+from pagoda.stages.agreement import NEAREST, AgreementWeights, agreement_encoder, agreement_weights
 from pagoda.stages.assignment import GuidedInputs, guided_inputs
 from pagoda.stages.captions import prompt_condition
 from pagoda.stages.config import RunConfig
-from pagoda.stages.context import open_context
-from pagoda.stages.image_text import open_image_text_encoder
+from pagoda.stages.context import load_teacher, open_context
+from pagoda.stages.distill import build_objective
 from pagoda.stages.latent_inputs import LatentInputs
 from pagoda.stages.run_folder import RunFolder
 from pagoda.stages.sampling import load_generator, sample_images
@@ -52,7 +53,7 @@ def guided_run(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
 
 
 def agreement_of(scores: torch.Tensor, taught: torch.Tensor, weights: torch.Tensor) -> AgreementWeights:
-    return AgreementWeights(lambda rows: scores[rows], len(scores), taught, weights, "closed form")
+    return AgreementWeights(lambda rows: scores[rows], len(scores), taught, weights)
 
 
 def draws(assignment: AgreementWeights, indices: torch.Tensor, step: int = 0) -> torch.Tensor:
@@ -92,7 +93,7 @@ def test_few_images_of_the_teacher_will_do_and_each_image_is_scored_once() -> No
         asked.extend(rows.tolist())
         return rows / 10
 
-    found = AgreementWeights(score, 5, torch.tensor([0.1]), torch.tensor([2.5]), "")
+    found = AgreementWeights(score, 5, torch.tensor([0.1]), torch.tensor([2.5]))
     assert draws(found, torch.tensor([3, 3, 0])).tolist() == [2.5, 2.5, 2.5]
     assert draws(found, torch.tensor([0, 4, 3]), step=1).tolist() == [2.5, 2.5, 2.5]
     assert sorted(asked) == [0, 3, 4]
@@ -101,13 +102,16 @@ def test_few_images_of_the_teacher_will_do_and_each_image_is_scored_once() -> No
 
 def test_the_scores_are_the_angles_between_pictures_and_captions(guided_run: RunFolder) -> None:
     context = open_context(guided_run, guided_run.config(), Runtime("cpu"), quiet=True)
-    agreement = open_agreement(context)
-    encoder, captions = open_image_text_encoder(context, "two-tower"), context.captions
+    encoder, captions = agreement_encoder(context, None), context.captions
+    assert encoder is not None
     assert captions is not None
+    agreement = agreement_weights(context, encoder)
     rows = torch.tensor([5, 0, 17])
     texts = encoder.embed_texts([captions.texts[row] for row in captions.rows[rows].tolist()])
     wanted = (encoder.embed_images(context.data.images(rows, 8)) * texts).sum(1)
     torch.testing.assert_close(agreement.scores(rows), wanted, atol=1e-5, rtol=0)
+    alone = agreement_weights(context, encoder)
+    assert torch.equal(alone.scores(rows[:1]), agreement.scores(rows)[:1])  # whatever company it was first met in
     _, images, told = make_teacher_pairs(context).get(torch.tensor([7]))
     own = (encoder.embed_images(images) * encoder.embed_texts([captions.texts[int(captions.rows[7])]])).sum()
     place = int((agreement.weights == told.guidance).nonzero())  # type: ignore[arg-type]
@@ -142,6 +146,13 @@ def test_tokens_judge_under_guidance(tmp_path: Path) -> None:
     config = guided_texts(guidance__assignment="independent", distill__loss__heads="tokens", evaluation__gap__count=0)
     run = train(config, str(tmp_path / "run"), until="distill", quiet=True)
     assert run.is_done("distill")
+    context = open_context(run, config, Runtime("cpu"), quiet=True)
+    denoiser, _ = load_teacher(run.teacher)
+    store = LatentStore.open(run.latents)
+    judge = build_objective(context, denoiser, guided_inputs(config, LatentInputs(store), store), None).discriminator
+    assert judge is not None
+    assert isinstance(judge.heads, TokenDiscriminator)
+    assert judge.heads.guided is not None
 
 
 def test_a_run_of_matched_weights_stops_and_continues_to_the_same_weights(

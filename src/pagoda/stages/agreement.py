@@ -23,10 +23,10 @@ from torch import Tensor
 
 from pagoda.diffusion import Condition
 from pagoda.networks.batches import images_at_once
-from pagoda.stages.assignment import Assignment
+from pagoda.stages.assignment import Assignment, ImageGuidance
 from pagoda.stages.context import StageContext
 from pagoda.stages.image_text import open_image_text_encoder
-from pagoda.stages.teacher_pairs import TeacherPairs, make_teacher_pairs
+from pagoda.stages.teacher_pairs import make_teacher_pairs
 from pagoda.text import ImageTextEncoder
 from pagoda.training import StepRandom
 
@@ -44,15 +44,11 @@ class AgreementWeights(Assignment):
         count: Images of the data.
         agreement: Of the teacher's images (M,).
         weights: The guidance weights that they were made under (M,).
-        fingerprint: Of what tells the agreement.
     """
 
-    def __init__(
-        self, score: Callable[[Tensor], Tensor], count: int, agreement: Tensor, weights: Tensor, fingerprint: str
-    ) -> None:
+    def __init__(self, score: Callable[[Tensor], Tensor], count: int, agreement: Tensor, weights: Tensor) -> None:
         order = agreement.argsort(stable=True)
         self.agreement, self.weights = agreement[order].contiguous(), weights[order]
-        self.fingerprint = fingerprint
         self._score = score
         self._known = torch.full((count,), torch.nan)  # of images that were met before
 
@@ -81,38 +77,43 @@ class AgreementWeights(Assignment):
         return ", ".join(told)
 
 
-def open_agreement(context: StageContext, pairs: TeacherPairs | None = None) -> AgreementWeights:
-    """The assignment of a run of texts; the teacher's pairs are made where they are not there yet.
-
-    Args:
-        pairs: Where they are open already.
+def agreement_encoder(context: StageContext, match: ImageGuidance | None) -> ImageTextEncoder | None:
+    """What tells how well images agree with their captions; None where that does not decide: `match` does, or another assignment.
 
     Raises:
-        ArtifactError: the encoder is missing, or the folder of pairs holds others.
-        ConfigError: an encoder without an image tower.
+        ArtifactError: the encoder is missing.
+        ConfigError: it has no image tower.
+    """
+    config = context.config
+    if config.guidance.assignment != "matched" or match is not None or config.condition != "text":
+        return None
+    return open_image_text_encoder(context, config.guidance.image_text_encoder)
+
+
+def agreement_weights(context: StageContext, encoder: ImageTextEncoder) -> AgreementWeights:
+    """The assignment of a run of texts; the teacher's pairs are made where they are not there yet.
+
+    Raises:
+        ArtifactError: the folder of pairs holds others.
     """
     captions = context.captions
     assert captions is not None, "checked by the configuration"
-    encoder = open_image_text_encoder(context, context.config.guidance.image_text_encoder)
-    texts = encoder.embed_texts(captions.texts)
-    pairs = make_teacher_pairs(context) if pairs is None else pairs
-    batch = images_at_once(context.config.base)
+    texts, pairs = encoder.embed_texts(captions.texts), make_teacher_pairs(context)
 
     def agree(images: Tensor, of: Tensor) -> Tensor:
         return (embed(encoder, images.to(context.runtime.device)) * texts[captions.rows[of]]).sum(1)
 
     def score(indices: Tensor) -> Tensor:
-        still = torch.zeros(len(indices), dtype=torch.bool)
-        parts = zip(indices.split(batch), still.split(batch), strict=True)
-        return torch.cat([agree(context.data.images(rows, context.config.base, flips), rows) for rows, flips in parts])
+        # One by one: last bits depend on the company, which is another one when a run continues.
+        return torch.cat([agree(context.data.images(row, context.config.base), row) for row in indices.split(1)])
 
     agreement, weights = [], []
-    for rows in torch.arange(min(MOST, len(pairs))).split(batch):
+    for rows in torch.arange(min(MOST, len(pairs))).split(images_at_once(context.config.base)):
         _, images, condition = pairs.get(rows)
         assert condition.guidance is not None
         agreement.append(agree(images, rows % len(context.data)))  # captions in turn, as `pair_conditions` has it
         weights.append(condition.guidance)
-    return AgreementWeights(score, len(context.data), torch.cat(agreement), torch.cat(weights), encoder.fingerprint)
+    return AgreementWeights(score, len(context.data), torch.cat(agreement), torch.cat(weights))
 
 
 @torch.no_grad()

@@ -158,7 +158,7 @@ def guided_inputs(
     """
     settings = config.guidance
     if (settings.assignment == "matched") != (match is not None):
-        raise ConfigError(f"assignment is {settings.assignment!r}, match is {'missing' if match is None else 'given'}.")
+        raise _misfit(config, match)
     if not settings.active:
         return inner
     if store.guidance(torch.zeros(1, dtype=torch.int64)) is None:
@@ -180,14 +180,12 @@ def check_match(config: RunConfig, match: ImageGuidance | None) -> None:
     """
     matched = config.guidance.assignment == "matched"
     if (matched and match is None and config.condition != "text") or (not matched and match is not None):
-        raise ConfigError(
-            "guidance.assignment=matched needs captions (condition=text), or a function from images to weights, which only Python can "
-            "give: "
-            f"distill(context, match=...) and grow(context, size, match=...); assignment is {config.guidance.assignment!r}, "
-            f"match is {'given' if match is not None else 'missing'}."
-        )
+        raise _misfit(config, match)
 
 
-def is_matched_to_captions(config: RunConfig, match: ImageGuidance | None) -> bool:
-    """Whether the agreement of images with their captions tells their weights: `matched` in a run of texts, without a function."""
-    return config.guidance.assignment == "matched" and match is None and config.condition == "text"
+def _misfit(config: RunConfig, match: object) -> ConfigError:
+    return ConfigError(
+        "guidance.assignment=matched needs captions (condition=text), or a function from images to weights, which only Python can give: "
+        f"distill(context, match=...) and grow(context, size, match=...); assignment is {config.guidance.assignment!r}, "
+        f"match is {'given' if match is not None else 'missing'}."
+    )

@@ -313,6 +313,11 @@ def check_guided(config: RunConfig) -> None:
         raise ConfigError(
             "guidance.assignment=matched is for the discriminator; set distill.loss.adversarial or grow.loss.adversarial above 0."
         )
+    if config.condition != "text" and settings.image_text_encoder != TWO_TOWER:
+        raise ConfigError(
+            f"guidance.image_text_encoder={settings.image_text_encoder!r} compares images with captions, and this run has labels; set "
+            "condition=text, or leave it out."
+        )
     if config.condition == "text" and config.codec:
         raise ConfigError(
             "guidance.assignment=matched looks at pictures, and this run works on latents; set guidance.assignment=independent, or drop "

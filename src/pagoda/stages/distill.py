@@ -12,14 +12,14 @@ from pagoda.diffusion import EDMDenoiser, PreconditionedDenoiser
 from pagoda.files import hash_json
 from pagoda.networks import DiffusersNetwork, OneStepGenerator, model_hash
 from pagoda.networks.extended import merge_switch_masks
-from pagoda.stages.agreement import open_agreement
+from pagoda.stages.agreement import agreement_encoder, agreement_weights
 from pagoda.stages.amortise import STAGE as AMORTISE
 from pagoda.stages.amortise import AmortisedInputs, load_encoder
-from pagoda.stages.assignment import ImageGuidance, check_match, guided_inputs, is_matched_to_captions
+from pagoda.stages.assignment import ImageGuidance, check_match, guided_inputs
 from pagoda.stages.context import StageContext, build_trainer, load_teacher
 from pagoda.stages.critics import build_critics, keep_critics
 from pagoda.stages.image_shares import rebuilt_images
-from pagoda.stages.image_text import ImageTextTerm, open_image_text, open_image_text_encoder
+from pagoda.stages.image_text import ImageTextTerm, open_image_text
 from pagoda.stages.latent_inputs import LatentInputs, open_latents
 from pagoda.stages.matching import DistributionMatching
 from pagoda.stages.objective import GeneratorBatch, GeneratorInputs, GeneratorObjective
@@ -129,16 +129,16 @@ def distill(context: StageContext, *, match: ImageGuidance | None = None) -> Non
     image_text = open_image_text(context, config.distill.loss)
     if image_text is not None:
         inputs["image_text"] = image_text.encoder.fingerprint
-    matched = is_matched_to_captions(config, match)
-    if matched:
-        inputs["match"] = open_image_text_encoder(context, config.guidance.image_text_encoder).fingerprint
+    encoder = agreement_encoder(context, match)
+    if encoder is not None:
+        inputs["match"] = encoder.fingerprint
     fingerprint = run.begin(STAGE, stage_settings(config, STAGE), inputs, write=runtime.is_main)
     if run.is_done(STAGE):
         context.say("distill: done already")
         return
-    needed = config.distill.mode != "rec" or config.guidance.assignment == "teacher" or matched
+    needed = config.distill.mode != "rec" or config.guidance.assignment == "teacher"
     pairs = make_teacher_pairs(context) if needed else None
-    agreement = open_agreement(context, pairs) if matched else None
+    agreement = None if encoder is None else agreement_weights(context, encoder)
     if agreement is not None:
         context.say(f"distill: the teacher's images agree with their captions by {agreement.describe()}")
     sources = guided_inputs(config, latents, store, pairs, match or agreement)

@@ -15,8 +15,8 @@ from pagoda.errors import ConfigError
 from pagoda.files import hash_json
 from pagoda.networks import OneStepGenerator, anatomy, build_backbone
 from pagoda.networks.batches import images_at_once
-from pagoda.stages.agreement import open_agreement
-from pagoda.stages.assignment import Assignment, ImageGuidance, check_match, guided_inputs, is_matched_to_captions
+from pagoda.stages.agreement import agreement_encoder, agreement_weights
+from pagoda.stages.assignment import Assignment, ImageGuidance, check_match, guided_inputs
 from pagoda.stages.config import RunConfig, to_dict
 from pagoda.stages.consistency import LowerImages
 from pagoda.stages.context import StageContext, build_trainer
@@ -25,7 +25,7 @@ from pagoda.stages.detail import match_detail
 from pagoda.stages.distill import export_generator
 from pagoda.stages.guidance import drawn_weights, stored_condition
 from pagoda.stages.image_shares import rebuilt_images
-from pagoda.stages.image_text import ImageTextTerm, open_image_text, open_image_text_encoder
+from pagoda.stages.image_text import ImageTextTerm, open_image_text
 from pagoda.stages.latent_inputs import LatentInputs, open_latents
 from pagoda.stages.objective import GeneratorInputs, GeneratorObjective
 from pagoda.stages.recorded_settings import stage_settings, without_neutral
@@ -159,9 +159,9 @@ def grow(context: StageContext, size: int, *, match: ImageGuidance | None = None
     image_text = open_image_text(context, config.grow.loss_of(octave))
     if image_text is not None:
         inputs["image_text"] = image_text.encoder.fingerprint
-    matched = is_matched_to_captions(config, match)
-    if matched:
-        inputs["match"] = open_image_text_encoder(context, config.guidance.image_text_encoder).fingerprint
+    encoder = agreement_encoder(context, match)
+    if encoder is not None:
+        inputs["match"] = encoder.fingerprint
     if run.is_done(stage):
         run.check(stage, octave_settings(config, size), inputs)
         context.say(f"{stage}: done already")
@@ -172,7 +172,8 @@ def grow(context: StageContext, size: int, *, match: ImageGuidance | None = None
     inputs["lower_outputs"] = None if is_cached(context, generator, store) else "anew in every step"
     fingerprint = run.begin(stage, octave_settings(config, size), inputs, write=runtime.is_main)
     loop = config.grow.loop_of(octave)
-    cached = cache_inputs(context, generator, store, stage, open_agreement(context) if matched else match)
+    matched = match if encoder is None else agreement_weights(context, encoder)
+    cached = cache_inputs(context, generator, store, stage, matched)
     objective = build_objective(context, generator, cached, size, image_text=image_text)
     keep_critics(context, stage, objective.critics)
     evaluation = build_evaluation(context, size)
