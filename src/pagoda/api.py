@@ -203,7 +203,7 @@ def adopt(
     kept = _TemporaryFolder() if out is None else None
     folder = kept.path / "run" if kept is not None else Path(str(out))
     given = dict(settings or {})
-    suitable = teacher_settings(str(path), null_condition=given.get("teacher.null_condition", ""))
+    suitable = teacher_settings(str(path), given)
     size = suitable["base"]
     config = override(preset_config(preset, str(data), base=size, size=size), {**suitable, **given})
     check_read(config, given)

@@ -169,7 +169,7 @@ def test_settings_that_cannot_work_are_refused_and_neutral_ones_leave_no_trace(f
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"condition": "text", "teacher": {"path": "elsewhere"}}, "one fixed text of every image"),
+        ({"condition": "text", "teacher": {"path": "elsewhere"}}, "texts of its own encoder"),
         (
             {
                 "condition": "text",

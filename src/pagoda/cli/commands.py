@@ -70,10 +70,11 @@ class Configure:
                 f"--text-encoder reads captions, and the condition is {condition!r}; add --condition text."
             )
         settings |= {"condition": condition}
+        if self.text_encoder is not None:  # in one go with the condition: a teacher's texts allow no other encoder
+            settings["text.encoder"] = self.text_encoder
         config = override(preset_config(self.preset, self.data, **sizes), {**settings, **sizes})
         check_read(config, parse_settings(self.set))
         named = {
-            "text.encoder": self.text_encoder,
             "codec": None if self.codec is None else str(self.codec),
             "data": self.data,
             "seed": self.seed,
@@ -116,6 +117,7 @@ class Train(_Start):
       pagoda train shapes --out runs/shapes --base 8 --size 32 --preset tiny
       pagoda train emoji.zip --out runs/emoji --base 16 --size 64 --filter skin_tone=
       pagoda train ~/photos --out runs/photos --teacher ~/ddpm-32 --size 256
+      pagoda train ~/captioned --out runs/words --teacher ~/stable-diffusion --condition text
       pagoda train ~/photos --out runs/photos --codec runs/codec --base 16 --size 32
       torchrun --nproc_per_node 2 -m pagoda train ~/photos --out runs/photos
     """
@@ -128,9 +130,13 @@ class Train(_Start):
         if self.teacher is None:
             return super().resolve(suitable)
         from pagoda.stages.adopt import teacher_settings
+        from pagoda.stages.config import read_yaml
 
-        null_condition = parse_settings(self.set).get("teacher.null_condition", "")
-        return super().resolve(teacher_settings(str(self.teacher), null_condition=null_condition))
+        given = {} if self.config is None else flatten(read_yaml(self.config))
+        given |= parse_settings(self.set)
+        if self.condition is not None:
+            given["condition"] = self.condition
+        return super().resolve(teacher_settings(str(self.teacher), given))
 
     def run(self) -> None:
         """Run every stage."""
@@ -212,7 +218,7 @@ class Distill(_Continue):
             from pagoda.stages.adopt import teacher_settings
 
             given = parse_settings(self.set)
-            suitable = teacher_settings(str(self.teacher), null_condition=given.get("teacher.null_condition", ""))
+            suitable = teacher_settings(str(self.teacher), given)
             changes = {key: value for key, value in suitable.items() if key not in {"base", *given}}
         self.proceed("distill", **changes)
 

@@ -23,7 +23,7 @@ from pagoda.networks.calling import resolve_labels
 from pagoda.networks.features import FeatureStack
 from pagoda.networks.growth import count_groups
 from pagoda.networks.guidance import GuidanceEmbedding
-from pagoda.networks.token_discriminator import TextProjection, TokenDiscriminator, check_pooled, judged_weights
+from pagoda.networks.token_discriminator import TextProjection, TokenDiscriminator, judged_texts, judged_weights
 
 
 class MapHead(nn.Module):
@@ -136,7 +136,7 @@ class ProjectedDiscriminator(nn.Module):
         Args:
             maps: (B, C_k, h_k, w_k).
             condition: Labels, -1 or none at all for no class; guidance weights, none at all for 1; or the pooled embeddings of
-                texts (tokens are not read).
+                texts, or the mean of their tokens where there are none.
 
         Raises:
             ShapeError: another number of maps.
@@ -149,8 +149,7 @@ class ProjectedDiscriminator(nn.Module):
         if self.num_classes or condition.label is not None:
             labels = resolve_labels(condition.label, self.num_classes, len(maps[0]), maps[0].device)
         weights = judged_weights(condition, self.guided, maps[0])
-        pooled = condition.pooled
-        check_pooled(condition, cast(MapHead, self.heads[0]).text)
+        pooled = judged_texts(condition, cast(MapHead, self.heads[0]).text)
         return torch.cat(
             [head(features, labels, weights, pooled) for head, features in zip(self.heads, maps, strict=True)], dim=1
         )

@@ -63,6 +63,8 @@ class OneStepGenerator(SafeModel, ModelMixin, ConfigMixin):  # type: ignore[misc
         scheduler: Configuration of the diffusers scheduler that the base was trained with; sigma_data and noise_scale are then not
             read. None: EDM preconditioning.
         null_condition: Shapes of what the base receives in slots that a condition lacks; see `NullCondition`.
+        reads_texts: Whether a base with a null condition takes prompts: it was trained on a text an image. One without a null
+            condition does where it has an input for them.
 
     Raises:
         ConfigError: an unknown output or base class, or noise levels that are not positive.
@@ -81,6 +83,7 @@ class OneStepGenerator(SafeModel, ModelMixin, ConfigMixin):  # type: ignore[misc
         guidance_max: float | None = None,
         scheduler: dict[str, Any] | None = None,
         null_condition: dict[str, list[int]] | None = None,
+        reads_texts: bool = False,
     ) -> None:
         super().__init__()
         if guidance_max is not None and guidance_max <= 1:
@@ -98,8 +101,8 @@ class OneStepGenerator(SafeModel, ModelMixin, ConfigMixin):  # type: ignore[misc
             raise ShapeError("the base model's config has no sample_size; give the side of its images in pixels.")
         self.base_size = size
         self.num_classes = count_classes(self.base)
-        # A base with a null condition of its own is told nothing: prompts are for those that were trained on texts.
-        self.token_dim = 0 if null_condition is not None else token_width(self.base) or 0
+        # A base that was told one text of every image takes no prompts: they are for those that were trained on texts.
+        self.token_dim = 0 if null_condition is not None and not reads_texts else token_width(self.base) or 0
         self._denoiser = precondition(  # for its scalings
             _unused_network, sigma_data=sigma_data, noise_scale=noise_scale, scheduler=scheduler
         )
@@ -139,6 +142,7 @@ class OneStepGenerator(SafeModel, ModelMixin, ConfigMixin):  # type: ignore[misc
         noise_scale: float = 250.0,
         guidance_max: float | None = None,
         scheduler: Mapping[str, Any] | None = None,
+        reads_texts: bool = False,
     ) -> OneStepGenerator:
         """A generator of the teacher's architecture and size that starts from a copy of its weights.
 
@@ -151,6 +155,7 @@ class OneStepGenerator(SafeModel, ModelMixin, ConfigMixin):  # type: ignore[misc
             noise_scale: As the teacher was trained with.
             guidance_max: See the class. The weight's embedding is drawn from torch's global generator.
             scheduler: As the teacher was trained with; None: EDM preconditioning.
+            reads_texts: See the class.
 
         Raises:
             ConfigError: a model without anatomy, an unknown output, or a sigma_max outside of the schedule.
@@ -168,6 +173,7 @@ class OneStepGenerator(SafeModel, ModelMixin, ConfigMixin):  # type: ignore[misc
             guidance_max=guidance_max,
             scheduler=None if scheduler is None else dict(scheduler),
             null_condition=None if null is None else null.shapes,
+            reads_texts=reads_texts,
         )
         _match(generator, model)
         carry_over(model, generator.base)

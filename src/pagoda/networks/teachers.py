@@ -7,7 +7,8 @@
 | a teacher of pagoda (`denoiser.json`) | the folder itself | `denoiser.json` |
 
 What the network predicts, its noise levels and its clock are read from the scheduler's configuration; what that leaves out has the
-default of its class in diffusers. A text-conditional network is given one embedding for all images, `null_condition.safetensors`.
+default of its class in diffusers. A text-conditional network is told the captions of the images, or one embedding for all of them,
+`null_condition.safetensors`.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pagoda.diffusion import PreconditionedDenoiser, precondition
 from pagoda.diffusion.schedules import READ_SETTINGS
@@ -61,6 +62,7 @@ class ForeignTeacher:
         channels: Of its images.
         codec: Folder of the autoencoder whose latents its images are; None for pixels, or where it did not come along.
         codec_fingerprint: Of that autoencoder, where a run of pagoda has written it down.
+        text_encoder: Fingerprint of the encoder whose texts it was trained on, where a run of pagoda has written it down.
     """
 
     denoiser: PreconditionedDenoiser
@@ -68,6 +70,7 @@ class ForeignTeacher:
     channels: int
     codec: Path | None = None
     codec_fingerprint: str | None = None
+    text_encoder: str | None = None
 
     @property
     def network(self) -> DiffusersNetwork:
@@ -125,12 +128,16 @@ def _add_null_row(model: Any) -> None:
     model.register_to_config(num_class_embeds=new.num_embeddings)
 
 
-def open_teacher(path: Path | str, *, null_condition: str = "") -> ForeignTeacher:
+def open_teacher(
+    path: Path | str, *, null_condition: str | NullCondition = "", reads_texts: bool = False
+) -> ForeignTeacher:
     """The teacher in a folder.
 
     Args:
         path: See the module.
-        null_condition: A safetensors file in place of the folder's own, or "zeros".
+        null_condition: A safetensors file in place of the folder's own, or "zeros"; or the condition itself.
+        reads_texts: It will be told a text of each image, so that one of pagoda's own needs no null condition: it knows dropped texts
+            as zeros.
 
     Raises:
         ArtifactError: no such folder, no network, no scheduler, no safetensors weights; or a text-conditional network whose null
@@ -147,11 +154,12 @@ def open_teacher(path: Path | str, *, null_condition: str = "") -> ForeignTeache
     if index is None:
         network_folder, codec = path, None
     else:
-        part = next((name for name in ("unet", "transformer", "model") if index.get(name)), None)
+        named = [name for name, kind in index.items() if isinstance(kind, list) and kind[:1] != [None]]
+        part = next((name for name in ("unet", "transformer", "model") if name in named), None)
         if part is None:
-            raise ArtifactError(f"{path}/model_index.json names no `unet` or `transformer`; it has {sorted(index)}.")
+            raise ArtifactError(f"{path}/model_index.json names no `unet` or `transformer`; it has {sorted(named)}.")
         network_folder = path / part
-        codec_name = next((name for name in ("vae", "vqvae") if index.get(name)), None)
+        codec_name = next((name for name in ("vae", "vqvae") if name in named), None)
         codec = None if codec_name is None else path / codec_name
     own = _read_json(path / "denoiser.json")
     scheduler = None if own is not None else read_scheduler(path)
@@ -160,15 +168,18 @@ def open_teacher(path: Path | str, *, null_condition: str = "") -> ForeignTeache
     size = square_size(model)
     if size is None:
         raise ShapeError(f"{network_folder} does not say its `sample_size`; add it to its config.json.")
-    network = DiffusersNetwork(model, _read_null(model, path, null_condition)).eval().requires_grad_(False)
+    latents_of = None if own is None else own.get("codec")
+    texts = None if own is None else own.get("text_encoder")
+    knows_none = reads_texts and texts is not None and not null_condition
+    null = None if knows_none else _read_null(model, path, null_condition)
+    network = DiffusersNetwork(model, null).eval().requires_grad_(False)
     if own is not None:
         denoiser = precondition(network, **preconditioning_of(own, str(path)))
     else:
         denoiser = precondition(network, scheduler=scheduler)
-    named = None if own is None else own.get("codec")
-    if named is not None and codec is None and (path.parent / "codec" / "config.json").is_file():
+    if latents_of is not None and codec is None and (path.parent / "codec" / "config.json").is_file():
         codec = path.parent / "codec"  # the run's own
-    return ForeignTeacher(denoiser.eval(), size, network.in_channels, codec, named)
+    return ForeignTeacher(denoiser.eval(), size, network.in_channels, codec, latents_of, texts)
 
 
 def preconditioning_of(facts: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -246,22 +257,31 @@ def _check_inputs(model: nn.Module) -> None:
         )
 
 
-def _read_null(model: nn.Module, path: Path, given: str) -> NullCondition | None:
+def _read_null(model: nn.Module, path: Path, given: str | NullCondition) -> NullCondition | None:
     if not takes_tokens(model):
         if given:
             raise ConfigError(f"`{type(model).__name__}` takes no text; leave teacher.null_condition empty.")
         return None
     if given == ZEROS:
         return null_of_zeros(model)
-    pooled, width = pooled_width(model) or None, token_width(model)
+    if isinstance(given, NullCondition):
+        _check_null(model, given.rows())
+        return given
+    pooled = pooled_width(model)
     file = Path(given) if given else path / NULL_CONDITION
     if not file.is_file():
         raise ArtifactError(
             f"{file} is not there. `{type(model).__name__}` is conditioned on text: put the embedding of the empty prompt "
-            "there, `tokens` (T, D)" + (" and `pooled` (P,)" if pooled is not None else "") + ", or take zeros with "
+            "there, `tokens` (T, D)" + (" and `pooled` (P,)" if pooled else "") + ", or take zeros with "
             "`--set teacher.null_condition=zeros`."
         )
     rows, _ = load_tensors(file)
+    _check_null(model, rows)
+    return NullCondition.of(rows)
+
+
+def _check_null(model: nn.Module, rows: Mapping[str, Tensor]) -> None:
+    pooled, width = pooled_width(model) or None, token_width(model)
     wanted = {"tokens"} | ({"pooled"} if pooled is not None else set())
     optional = set() if pooled is not None else {"tokens_mask"}
     if not wanted <= set(rows) <= wanted | optional:
@@ -270,4 +290,3 @@ def _read_null(model: nn.Module, path: Path, given: str) -> NullCondition | None
         raise ShapeError(f"the null condition's tokens are {rows['tokens'].shape[-1]} wide, the model expects {width}.")
     if pooled is not None and rows["pooled"].shape[-1] != pooled:
         raise ShapeError(f"the null condition's pooled is {rows['pooled'].shape[-1]} wide, the model expects {pooled}.")
-    return NullCondition.of(rows)

@@ -118,7 +118,8 @@ class TokenDiscriminator(nn.Module):
 
         Args:
             maps: (B, C_k, h_k, w_k).
-            condition: Labels, -1 or none at all for no class; or the pooled embeddings of texts; guidance weights, none at all for 1.
+            condition: Labels, -1 or none at all for no class; or the pooled embeddings of texts, or their tokens where there are none;
+                guidance weights, none at all for 1.
 
         Raises:
             ShapeError: another number of maps.
@@ -129,10 +130,10 @@ class TokenDiscriminator(nn.Module):
             raise ShapeError(f"this discriminator reads {len(self.heads)} maps, got {len(maps)}.")
         weights = judged_weights(condition, self.guided is not None, maps[0])
         rows = resolve_labels(condition.label, self.num_classes, len(maps[0]), maps[0].device)
-        check_pooled(condition, self.text)
+        texts = judged_texts(condition, self.text)
         told: Tensor = self.mapping(rows)
         if self.text is not None:
-            told = told + self.text(condition.pooled)
+            told = told + self.text(texts)
         if self.guided is not None:
             told = told + self.guided(weights)
         tokens = [m.flatten(2) for m in maps[:-1]]
@@ -153,16 +154,29 @@ def judged_weights(condition: Condition, guided: bool, like: Tensor) -> Tensor |
     return torch.ones(len(like), device=like.device) if condition.guidance is None else condition.guidance
 
 
-def check_pooled(condition: Condition, text: nn.Module | None) -> None:
-    """A discriminator of texts needs their pooled embeddings, and another one has no input for them.
+def judged_texts(condition: Condition, text: nn.Module | None) -> Tensor | None:
+    """What a discriminator of texts holds images against, (B, P): pooled embeddings, or the mean over the tokens of texts that have none.
+
+    Returns:
+        None for a discriminator that does not judge by texts.
 
     Raises:
-        ConfigError: naming which of both it is.
+        ConfigError: texts for a discriminator without an input for them, or none for one that needs them.
     """
-    if text is None and condition.pooled is not None:
-        raise ConfigError("this discriminator has no input for the condition `pooled`; build it with pooled_dim.")
-    if text is not None and condition.pooled is None:
-        raise ConfigError("this discriminator judges by texts: give `pooled` embeddings (B, P), zeros for none.")
+    if text is None:
+        if condition.pooled is not None:
+            raise ConfigError("this discriminator has no input for the condition `pooled`; build it with pooled_dim.")
+        return None
+    if condition.pooled is not None:
+        return condition.pooled
+    if condition.tokens is None:
+        raise ConfigError(
+            "this discriminator judges by texts: give `pooled` embeddings (B, P), zeros for none, or `tokens` (B, T, P)."
+        )
+    if condition.tokens_mask is None:
+        return condition.tokens.mean(1)
+    kept = condition.tokens_mask[..., None].to(condition.tokens)
+    return (condition.tokens * kept).sum(1) / kept.sum(1).clamp_min(1)
 
 
 def _conv(before: int, after: int, reach: int) -> nn.Module:

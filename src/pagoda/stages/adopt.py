@@ -7,6 +7,7 @@ hash: the folder may move, or go once the stage is done.
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,15 @@ from pagoda.data import Downsampler
 from pagoda.diffusion import ScheduledDenoiser
 from pagoda.errors import ConfigError, ShapeError
 from pagoda.networks import ForeignTeacher, anatomy, open_codec, open_teacher
-from pagoda.stages.config import RunConfig
+from pagoda.networks.teachers import ZEROS
+from pagoda.stages.captions import open_encoder
+from pagoda.stages.config import MatchingConfig, RunConfig
 from pagoda.stages.config_checks import check_crops
 from pagoda.stages.context import StageContext, save_teacher
 from pagoda.stages.critics import check_layers
+from pagoda.stages.pipeline_texts import PipelineTextEncoder, has_texts
 from pagoda.stages.recorded_settings import stage_settings
+from pagoda.text import TEACHERS
 
 STAGE = "teach"
 
@@ -35,21 +40,23 @@ def adopt(context: StageContext) -> None:
         context.say(f"teach: the run has its teacher already ({config.teacher.path} is gone)")
         return
     started = time.monotonic()
-    teacher = open_teacher(config.teacher.path, null_condition=config.teacher.null_condition)
+    teacher = _open(context)
     inputs = {"data": data.fingerprint, "source": teacher.fingerprint}
+    if context.captions is not None:
+        inputs["captions"] = context.captions.fingerprint
     run.begin(STAGE, stage_settings(config, STAGE), inputs, write=runtime.is_main)
     if run.is_done(STAGE):
         context.say("teach: done already")
         return
     check_teacher(teacher, config, channels=data.channels)
     check_codec(teacher, context)
-    teacher = teacher.fit_classes(data.num_classes)
+    teacher = teacher.fit_classes(context.num_classes)
     if runtime.is_main:
         facts: dict[str, object] = {
             "image_size": config.base,
             "channels": data.channels,
-            "num_classes": data.num_classes,
-            "class_names": data.class_names,
+            "num_classes": context.num_classes,
+            "class_names": data.class_names if context.captions is None else None,
             "sigma_max": config.sigma_max,
             "downsampler": Downsampler(config.downsampler).fingerprint,
             "data": data.fingerprint,
@@ -57,6 +64,8 @@ def adopt(context: StageContext) -> None:
         }
         if config.codec:
             facts["codec"] = context.codec.fingerprint
+        if context.captions is not None:
+            facts["text_encoder"] = context.captions.encoder
         with run.artifact(run.teacher) as folder:
             digest = save_teacher(folder, teacher.denoiser, teacher.network, facts)
         context.say(f"teach: took the {type(teacher.network.model).__name__} in {config.teacher.path}")
@@ -73,14 +82,43 @@ def check_brought(context: StageContext) -> None:
     run, config, data = context.run, context.config, context.data
     if not config.teacher.path or (run.is_done(STAGE) and not Path(config.teacher.path).is_dir()):
         return
-    teacher = open_teacher(config.teacher.path, null_condition=config.teacher.null_condition)
+    teacher = _open(context)
     run.check(STAGE, stage_settings(config, STAGE), {"data": data.fingerprint, "source": teacher.fingerprint})
     if not run.is_done(STAGE):
         check_teacher(teacher, config, channels=data.channels)
         check_codec(teacher, context)
-        teacher.fit_classes(data.num_classes)
+        teacher.fit_classes(0 if config.condition == "text" else data.num_classes)
     check_crops(config, anatomy(teacher.network).stride)
     check_layers(context, teacher.network)
+
+
+def _open(context: StageContext) -> ForeignTeacher:
+    """The teacher as the run needs it: told of every image the same, or a caption.
+
+    Raises:
+        As `open_teacher`; ArtifactError: the run's encoder is not there.
+        ConfigError: a teacher that does not read texts, or reads those of another encoder.
+    """
+    config = context.config
+    path = config.teacher.path
+    if config.condition != "text":
+        return open_teacher(path, null_condition=config.teacher.null_condition)
+    encoder = open_encoder(context.run, config)
+    if isinstance(encoder, PipelineTextEncoder):
+        return open_teacher(path, null_condition=encoder.null)
+    teacher = open_teacher(path, reads_texts=True)
+    if teacher.text_encoder is None:
+        raise ConfigError(
+            f"{path} does not say which encoder its texts are from. Put the network into the folder of a pipeline with its `text_encoder` "
+            "and `tokenizer` and set text.encoder=teacher, or set condition=label to tell it the same of every image."
+        )
+    if teacher.text_encoder != encoder.fingerprint:
+        raise ConfigError(
+            f"the teacher in {path} was trained on texts of the encoder {teacher.text_encoder}, {config.text.encoder} is "
+            f"{encoder.fingerprint}. Give the encoder of the run that it comes from, and its text.max_tokens: "
+            f"text.encoder={Path(path).parent / 'text' / 'encoder'}."
+        )
+    return teacher
 
 
 def check_teacher(teacher: ForeignTeacher, config: RunConfig, *, channels: int) -> None:
@@ -139,13 +177,23 @@ def check_codec(teacher: ForeignTeacher, context: StageContext) -> None:
         )
 
 
-def teacher_settings(path: str, *, null_condition: str = "") -> dict[str, Any]:
-    """Settings that suit the teacher in a folder, by dotted key: its size, its codec, and noise levels inside of its range.
+def teacher_settings(path: str, given: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Settings that suit the teacher in a folder, by dotted key: its size, its codec, noise levels inside of its range, its texts.
+
+    Args:
+        path: Its folder.
+        given: Settings that are known already; `teacher.null_condition` and `condition` have a say.
 
     Raises:
         As `open_teacher`.
     """
-    teacher = open_teacher(path, null_condition=null_condition)
+    told = dict(given or {})
+    texts = told.get("condition") == "text"
+    own = texts and has_texts(Path(path))
+    if own:  # how the texts are read does not matter yet, and their encoders are large
+        teacher = open_teacher(path, null_condition=ZEROS)
+    else:
+        teacher = open_teacher(path, null_condition=told.get("teacher.null_condition", ""), reads_texts=texts)
     low, high = teacher.denoiser.sigma_range
     settings: dict[str, Any] = {
         "teacher.path": path,
@@ -153,6 +201,13 @@ def teacher_settings(path: str, *, null_condition: str = "") -> dict[str, Any]:
         "sigma_max": min(80.0, high),
         "encode.sigma_min": max(0.03, low),
     }
+    # The presets match between levels that a schedule may not have.
+    if low > MatchingConfig.sigma_min:
+        settings["distill.matching.sigma_min"] = low
+    if high < MatchingConfig.sigma_max:
+        settings["distill.matching.sigma_max"] = high
+    if own:
+        settings["text.encoder"] = TEACHERS
     if teacher.codec is not None:
         settings["codec"] = str(teacher.codec)
     denoiser = teacher.denoiser

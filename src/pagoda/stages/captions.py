@@ -1,6 +1,6 @@
 """The texts of a run: its embedded captions, its encoder, and the condition of any prompt.
 
-text/encoder/                        the two-tower encoder, where the run trained its own
+text/encoder/                        the two-tower encoder, where the run trained its own; or a copy of the teacher's encoders
 text/captions-<encoder>.safetensors  the captions of the data and their embeddings, under the hash of the encoder
 """
 
@@ -15,14 +15,15 @@ from pagoda.data import ImageDataset
 from pagoda.diffusion import Condition
 from pagoda.errors import ArtifactError, ConfigError
 from pagoda.stages.config import RunConfig
+from pagoda.stages.pipeline_texts import PipelineTextEncoder
 from pagoda.stages.run_folder import RunFolder
-from pagoda.text import TWO_TOWER, CaptionTable, TextEncoder, TransformersTextEncoder, unique_captions
+from pagoda.text import TEACHERS, TWO_TOWER, CaptionTable, TextEncoder, TransformersTextEncoder, unique_captions
 
 STAGE = "text"
 
 
 def encoder_folder(run: RunFolder) -> Path:
-    """Where the run keeps the encoder that it trained."""
+    """Where the run keeps the encoder that it trained, or that came with its teacher."""
     return run.path / "text" / "encoder"
 
 
@@ -37,8 +38,10 @@ def open_encoder(run: RunFolder, config: RunConfig, *, device: torch.device | st
     Raises:
         ArtifactError: there is no such encoder.
     """
-    settings = config.text
-    source = encoder_folder(run) if settings.encoder == TWO_TOWER else settings.encoder
+    settings, own = config.text, encoder_folder(run)
+    if settings.encoder == TEACHERS:
+        return PipelineTextEncoder(own if own.is_dir() else config.teacher.path, device=device)
+    source = own if settings.encoder == TWO_TOWER else settings.encoder
     return TransformersTextEncoder(
         source, max_tokens=settings.max_tokens, allow_download=settings.allow_download, device=device
     )
@@ -83,7 +86,7 @@ class PromptReader:
         if self._encoder.fingerprint != expected:
             raise ArtifactError(
                 f"the text encoder of {run.path} has the hash {self._encoder.fingerprint}, its captions were embedded by {expected}. Put "
-                "the encoder back that the run was trained with (text.encoder, text.max_tokens)."
+                "the encoder back that the run was trained with (text.encoder, text.max_tokens, or text/encoder in the run)."
             )
 
     def __call__(self, prompts: Sequence[str]) -> Condition:

@@ -10,7 +10,7 @@ from pagoda.errors import ConfigError, did_you_mean
 from pagoda.networks.augment import DiffAugment
 from pagoda.networks.growth import HEAD_INITS
 from pagoda.networks.stacks import FeatureConfig
-from pagoda.text import TWO_TOWER, TextConfig
+from pagoda.text import TEACHERS, TWO_TOWER, TextConfig
 
 if TYPE_CHECKING:
     from pagoda.stages.config import LossConfig, MatchingConfig, RunConfig
@@ -278,12 +278,24 @@ def check_text(config: RunConfig) -> None:
         if config.text != TextConfig():
             raise ConfigError("settings of `text` change nothing in a run with condition=label; set condition=text.")
         return
-    if config.backbone.kind != "unet":
-        raise ConfigError(f"condition=text needs a U-Net, got backbone.kind={config.backbone.kind}.")
-    if config.teacher.path:
+    if not config.teacher.path:
+        if config.backbone.kind != "unet":
+            raise ConfigError(f"condition=text needs a U-Net, got backbone.kind={config.backbone.kind}.")
+        if config.text.encoder == TEACHERS:
+            raise ConfigError(
+                "text.encoder=teacher is the encoder of a teacher that is brought; give teacher.path, or another encoder."
+            )
+        return
+    if config.text.encoder == TWO_TOWER:
         raise ConfigError(
-            f"a teacher that is brought ({config.teacher.path}) is told one fixed text of every image, so condition=text has "
-            "nothing to say to it; set condition=label, or leave teacher.path out."
+            f"the teacher in {config.teacher.path} was trained on texts of its own encoder, not on those of one that this run would "
+            "train; set text.encoder=teacher for the encoder of its pipeline, or name the folder text/encoder of the run that it comes "
+            "from."
+        )
+    if config.teacher.null_condition:
+        raise ConfigError(
+            f"teacher.null_condition={config.teacher.null_condition} is for a teacher that is told one text of every image; with "
+            "condition=text its encoder says what no text is. Leave it out."
         )
 
 

@@ -112,7 +112,7 @@ def build_critics(
             num_classes=context.num_classes,
             raw_pixels=loss.raw_pixels,
             guided=context.config.guidance.active,
-            pooled_dim=0 if context.captions is None else context.captions.pooled_dim,
+            pooled_dim=0 if context.captions is None else context.captions.pooled_dim or context.captions.token_dim,
             tokens=loss.heads == "tokens",
         ).to(device)
 

@@ -57,6 +57,7 @@ def build_objective(
         sigma_max=config.sigma_max,
         **denoiser.preconditioning,
         guidance_max=largest,
+        reads_texts=context.captions is not None,
     ).to(runtime.device)
     generator.use_codec(context.codec)
     generator.requires_grad_(True).train()

@@ -1,14 +1,16 @@
-"""Before stage 1, `text`: the run's own encoder where it trains one, and every caption embedded once."""
+"""Before stage 1, `text`: the run's own encoder where it trains one or has one from its teacher, and every caption embedded once."""
 
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import Any
 
 from pagoda.stages.captions import STAGE, captions_file, encoder_folder, open_encoder
 from pagoda.stages.config import RunConfig, to_dict
 from pagoda.stages.context import StageContext
-from pagoda.text import TWO_TOWER, CaptionTable, train_two_tower, unique_captions
+from pagoda.stages.pipeline_texts import copy_texts
+from pagoda.text import TEACHERS, TWO_TOWER, CaptionTable, train_two_tower, unique_captions
 
 
 def text_settings(config: RunConfig) -> dict[str, Any]:
@@ -55,6 +57,9 @@ def embed_text(context: StageContext) -> None:
         )
         encoder = open_encoder(run, config, device=runtime.device)
     if runtime.is_main:
+        if config.text.encoder == TEACHERS and not encoder_folder(run).is_dir():
+            with run.artifact(encoder_folder(run)) as folder:
+                copy_texts(Path(config.teacher.path), folder)
         table = CaptionTable(texts, rows, encoder.embed(texts), encoder.fingerprint)
         table.save(captions_file(run, encoder.fingerprint))
         results = {

@@ -11,8 +11,9 @@ from pagoda.diffusion import Condition
 from pagoda.errors import ArtifactError, ConfigError
 from pagoda.files import write_text_atomic
 from pagoda.stages.captions import STAGE, encoder_folder
+from pagoda.stages.pipeline_texts import PipelineTextEncoder
 from pagoda.stages.run_folder import RunFolder
-from pagoda.text import TWO_TOWER, TransformersTextEncoder
+from pagoda.text import TEACHERS, TWO_TOWER, TextEncoder, TransformersTextEncoder
 
 FOLDER = "text_encoder"
 """Name of the folder beside the generator's."""
@@ -28,7 +29,7 @@ def export_encoder(run: RunFolder, target: Path) -> None:
         ArtifactError: it is gone, or is not the one that embedded the captions.
     """
     config = run.config()
-    source = encoder_folder(run) if config.text.encoder == TWO_TOWER else Path(config.text.encoder)
+    source = encoder_folder(run) if config.text.encoder in (TWO_TOWER, TEACHERS) else Path(config.text.encoder)
     if not source.is_dir():
         raise ConfigError(
             f"text.encoder={config.text.encoder} is no folder that can be copied; save the encoder to one and name it."
@@ -53,7 +54,11 @@ def open_exported(target: Path) -> Callable[[Sequence[str]], Condition] | None:
     if not (folder / FACTS).is_file():
         return None
     facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
-    encoder = TransformersTextEncoder(folder, max_tokens=int(facts["max_tokens"]))
+    encoder: TextEncoder
+    if (folder / "model_index.json").is_file():  # of a pipeline
+        encoder = PipelineTextEncoder(folder)
+    else:
+        encoder = TransformersTextEncoder(folder, max_tokens=int(facts["max_tokens"]))
     if encoder.fingerprint != facts["fingerprint"]:
         raise ArtifactError(
             f"the text encoder in {folder} has the hash {encoder.fingerprint}, exported was {facts['fingerprint']}: it was exchanged or "

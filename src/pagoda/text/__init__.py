@@ -10,7 +10,7 @@ image_text   images and texts in one space, and the distance between them
 """
 
 from pagoda.text.captioner import Captioner, caption_source
-from pagoda.text.config import TWO_TOWER, TextConfig, TwoTowerConfig
+from pagoda.text.config import TEACHERS, TWO_TOWER, TextConfig, TwoTowerConfig
 from pagoda.text.embeddings import CaptionTable, TextEmbeddings, unique_captions
 from pagoda.text.encoders import TextEncoder, TransformersTextEncoder
 from pagoda.text.image_text import ImageTextEncoder, TransformersImageTextEncoder, spherical_distance
@@ -20,6 +20,7 @@ from pagoda.text.training import measure_retrieval, train_two_tower
 from pagoda.text.two_tower import ContrastiveObjective, build_two_tower, contrastive_loss
 
 __all__ = [
+    "TEACHERS",
     "TWO_TOWER",
     "CaptionTable",
     "Captioner",

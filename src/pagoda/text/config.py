@@ -11,6 +11,8 @@ from pagoda.training import LoopConfig, OptimizerConfig
 
 TWO_TOWER = "two-tower"
 """Name of the encoder that a run trains on its own captions."""
+TEACHERS = "teacher"
+"""Name of the encoder that a teacher from elsewhere was trained with, in the pipeline's folder that it lies in."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +77,8 @@ class TextConfig:
     """How captions are read, in a run with `condition: text`."""
 
     encoder: str = TWO_TOWER
-    """A folder in the Hugging Face layout, a hub name, or `two-tower`: trained on the run's own captions first."""
+    """A folder in the Hugging Face layout, a hub name, `two-tower`: trained on the run's own captions first, or `teacher`: that of the
+    pipeline that the teacher is brought from."""
     max_tokens: int = 64
     """Captions are cut here, or at the encoder's own limit where that is lower."""
     allow_download: bool = False
@@ -84,7 +87,12 @@ class TextConfig:
 
     def __post_init__(self) -> None:
         if not self.encoder:
-            raise ConfigError("text.encoder is empty; give a folder, a hub name, or two-tower.")
+            raise ConfigError("text.encoder is empty; give a folder, a hub name, two-tower, or teacher.")
+        if self.encoder == TEACHERS and (self.max_tokens != TextConfig.max_tokens or self.allow_download):
+            raise ConfigError(
+                "text.encoder=teacher reads texts of the length that the teacher was trained with, from its own folder; leave "
+                "text.max_tokens and text.allow_download out."
+            )
         if self.encoder != TWO_TOWER and self.two_tower != TwoTowerConfig():
             raise ConfigError(
                 f"settings of text.two_tower are not used with text.encoder={self.encoder}; leave them out."

@@ -23,7 +23,7 @@ class TextEmbeddings:
     Attributes:
         tokens: (N, T, D) float32; zeros after the end of a text.
         mask: (N, T) bool; True where there is a token.
-        pooled: (N, P) float32, one vector a text.
+        pooled: (N, P) float32, one vector a text; P = 0 where the encoder gives none.
     """
 
     tokens: Tensor
@@ -43,7 +43,8 @@ class TextEmbeddings:
     def condition(self, rows: Tensor | None = None) -> Condition:
         """The condition of some of the texts, or of all of them."""
         chosen = slice(None) if rows is None else rows
-        return Condition(tokens=self.tokens[chosen], tokens_mask=self.mask[chosen], pooled=self.pooled[chosen])
+        pooled = self.pooled[chosen] if self.pooled.shape[1] else None
+        return Condition(tokens=self.tokens[chosen], tokens_mask=self.mask[chosen], pooled=pooled)
 
 
 class CaptionTable:
@@ -68,7 +69,7 @@ class CaptionTable:
         return len(self.rows)
 
     def condition(self, indices: Tensor) -> Condition:
-        """What images are conditioned on: tokens (B, T, D), their mask, and pooled embeddings (B, P)."""
+        """What images are conditioned on: tokens (B, T, D), their mask, and pooled embeddings (B, P) where there are any."""
         return self.embeddings.condition(self.rows[indices])
 
     def captions(self, indices: Tensor) -> list[str]:
@@ -82,7 +83,7 @@ class CaptionTable:
 
     @property
     def pooled_dim(self) -> int:
-        """Width of a pooled embedding."""
+        """Width of a pooled embedding; 0 where there are none."""
         return self.embeddings.pooled.shape[-1]
 
     @property

@@ -36,7 +36,7 @@ class TextEncoder(ABC):
     token_dim: int
     """Width of a token's vector."""
     pooled_dim: int
-    """Width of the vector of a whole text."""
+    """Width of the vector of a whole text; 0 for an encoder that gives none."""
     max_tokens: int
     """Longer texts are cut here, special tokens included."""
 
