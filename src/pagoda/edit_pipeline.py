@@ -22,6 +22,8 @@ from pagoda.stages.editing import Edited, EditedFrames, condition_facts, edit_fa
 from pagoda.stages.run_folder import RunFolder
 from pagoda.stages.sampling import load_generator
 from pagoda.steering import (
+    FILLING,
+    FILLING_ROUNDS,
     Box,
     Editor,
     Fit,
@@ -37,6 +39,7 @@ from pagoda.steering import (
     fill_picture,
     fit_mask,
     fit_picture,
+    method_settings,
     paint_mask,
     read_mask,
     read_picture,
@@ -217,8 +220,8 @@ class PagodaEditPipeline:
         prompt: str | None = None,
         condition: Condition | None = None,
         method: Literal["optimise", "alternate"] = "optimise",
-        steps: int = 40,
-        rounds: int = 6,
+        steps: int | None = None,
+        rounds: int | None = None,
         strength: float = 0.0,
         seed: int = 0,
         smooth: bool = True,
@@ -233,7 +236,7 @@ class PagodaEditPipeline:
             mask: Of the image's size; white (1) = keep, black (0) = hole.
             paint: In place of a mask, the colour that the hole is painted with in the image, or "transparent".
             holes: In place of a mask, boxes (left, top, width, height).
-            method, steps, rounds, strength, smooth: See `Editor.inpaint`.
+            method, steps, rounds, strength, smooth: See `Editor.inpaint`; what the method does not read is refused.
             image, label, prompt, condition, seed, resolution, fit, box, frame: As for `reconstruct`.
 
         Raises:
@@ -242,6 +245,9 @@ class PagodaEditPipeline:
         """
         if (mask is not None) + (paint is not None) + bool(holes) != 1:
             raise ConfigError("an inpainting needs one of mask, paint and holes: where is the hole?")
+        settings = method_settings(
+            method, accepted=FILLING, steps=steps, rounds=rounds, strength=strength, default_rounds=FILLING_ROUNDS
+        )
         resolution = self.editor.resolution(resolution)
         picture = self._read(image, frame)
         keep = paint_mask(picture, colour=paint, holes=holes) if mask is None else read_mask(mask, picture.size)
@@ -255,13 +261,7 @@ class PagodaEditPipeline:
         filled = fill_picture(picture, keep)
         x = fit_picture(filled, square, resolution, self.editor.downsampler)
         shown = self._condition(x, label, prompt, condition)
-        settings: dict[str, Any] = {
-            "method": method,
-            "steps": steps,
-            "rounds": rounds,
-            "strength": strength,
-            "smooth": smooth,
-        }
+        settings["smooth"] = smooth
         made = self.editor.inpaint(x, known, shown, seeds=[seed], **settings)
         image_back = to_image(composite(picture, square, made, self.editor.downsampler, keep=keep))
         digest = hashlib.sha256(np.packbits(keep).tobytes()).hexdigest()
@@ -277,8 +277,8 @@ class PagodaEditPipeline:
         condition: Condition | None = None,
         resolution: int | None = None,
         method: Method = "optimise",
-        rounds: int = 3,
-        steps: int = 40,
+        rounds: int | None = None,
+        steps: int | None = None,
         fit: Fit = "pad",
         frame: int | None = None,
     ) -> Edited:
@@ -286,12 +286,14 @@ class PagodaEditPipeline:
 
         Args:
             resolution: Side of the model's square; the result is larger than the image by resolution / longer side.
-            method, rounds, steps: See `Editor.upscale`.
+            method, rounds, steps: See `Editor.upscale`; what the method does not read is refused.
             image, label, prompt, condition, fit, frame: As for `reconstruct`.
 
         Raises:
             DataError, ConfigError, ShapeError: as `reconstruct`; and an image that is as large as the result.
         """
+        settings = method_settings(method, steps=steps, rounds=rounds)
+        settings.pop("strength", None)  # an enlargement has none
         resolution = self.editor.resolution(resolution)
         picture = self._read(image, frame)
         square = choose_square(picture.size, fit=fit)
@@ -301,8 +303,8 @@ class PagodaEditPipeline:
         if square.side < resolution:  # if not, `Editor.upscale` says so
             seen = y if square.side >= base else fit_picture(picture, square, base, self.editor.downsampler)
             shown = self._condition(seen, label, prompt, condition)
-        made = self.editor.upscale(y, shown, resolution=resolution, method=method, rounds=rounds, steps=steps)
-        facts = self._facts("upscale", picture, square, shown, made, method=method, rounds=rounds, steps=steps)
+        made = self.editor.upscale(y, shown, resolution=resolution, **settings)
+        facts = self._facts("upscale", picture, square, shown, made, **settings)
         enlarged, scale = to_pil(made)[0], resolution / square.side
         rows, columns = square.inside(*picture.size)
         edges = [edge * scale for edge in (columns.start - square.left, rows.start - square.top)]
@@ -319,10 +321,10 @@ class PagodaEditPipeline:
         prompt: str | None = None,
         condition: Condition | None = None,
         method: Method = "optimise",
-        rounds: int = 3,
+        rounds: int | None = None,
         strength: float = 0.0,
         seed: int = 0,
-        steps: int = 40,
+        steps: int | None = None,
         damping: float = ROUNDING_DAMPING,
     ) -> Edited:
         """The image of which y = A x was measured, at the model's own size.
@@ -330,39 +332,27 @@ class PagodaEditPipeline:
         Args:
             measured: y, (1, C, *operator.shape_out).
             operator: A, of images whose side is a size of the generator.
-            method, rounds, strength, steps, damping: See `Editor.restore`. 0 damps nothing, for measurements without noise.
+            method, rounds, strength, steps: See `Editor.restore`; what the method does not read is refused.
+            damping: See there; 0 damps nothing, for measurements without noise.
             label, prompt, condition, seed: As for `reconstruct`.
 
         Raises:
             ConfigError, ShapeError: settings out of range, sizes that do not fit.
         """
+        settings = method_settings(method, steps=steps, rounds=rounds, strength=strength)
         guess = operator.pseudo_inverse(measured, damping=damping).clamp(-1, 1)
         self.editor.resolution(operator.shape_in[0])
         shown = self._condition(guess, label, prompt, condition)
-        made = self.editor.restore(
-            measured,
-            operator,
-            shown,
-            method=method,
-            rounds=rounds,
-            strength=strength,
-            seeds=[seed],
-            steps=steps,
-            damping=damping,
-        )
-        settings: Mapping[str, Any] = {
+        made = self.editor.restore(measured, operator, shown, seeds=[seed], damping=damping, **settings)
+        common: Mapping[str, Any] = {
             "operator": type(operator).__name__,
             "source": hashlib.sha256(measured.float().numpy().tobytes()).hexdigest(),
             "shows": condition_facts(shown),
             "resolution": made.shape[-1],
-            "method": method,
-            "rounds": rounds,
-            "strength": strength,
             "seed": seed,
-            "steps": steps,
             "damping": damping,
         }
-        facts = edit_facts(self.editor.generator, self.editor.encoder, "restore", **settings)
+        facts = edit_facts(self.editor.generator, self.editor.encoder, "restore", **common, **settings)
         return Edited(to_pil(made)[0], made, facts)
 
     # What they share.

@@ -22,7 +22,7 @@ from pagoda.images import read_metadata, to_pil, to_uint8
 from pagoda.networks import model_hash
 from pagoda.stages.amortise import load_encoder
 from pagoda.stages.amortise_run import amortise_run
-from pagoda.stages.editing import TeacherEncoder
+from pagoda.stages.editing import EditedFrames, TeacherEncoder
 from pagoda.stages.provenance import compare_with_run
 from pagoda.stages.run_folder import RunFolder
 from pagoda.stages.sampling import sample_images
@@ -287,6 +287,27 @@ def test_bad_settings_are_refused(pipeline: PagodaEditPipeline) -> None:
         pipeline.inpaint(photo(64, 64), spread, label=3)
 
 
+def test_what_a_method_does_not_read_is_refused_and_not_recorded(pipeline: PagodaEditPipeline, tmp_path: Path) -> None:
+    image, blur = photo(16, 16), box_blur(16, 3)
+    x = blur(torch.rand(1, 3, 16, 16))
+    for call in (
+        lambda: pipeline.inpaint("nowhere.png", hole_of(16, 16), rounds=6),
+        lambda: pipeline.upscale("nowhere.png", method="project", steps=3),
+        lambda: pipeline.restore(x, blur, method="project", strength=0.5),
+    ):
+        with pytest.raises(ConfigError, match=r"is read by the methods? "):
+            call()
+    project = pipeline.restore(x, blur, label=3, method="project").facts
+    assert not {"rounds", "steps", "strength"} & project.keys()
+    turns = pipeline.inpaint(image, hole_of(16, 16), label=3, method="alternate", rounds=1).facts
+    assert turns["rounds"] == 1
+    assert "steps" not in turns
+    with pytest.raises(
+        ConfigError, match=r"seconds=3 is read for animations \(.gif, .webp, .mp4\), 'way.png' is a strip"
+    ):
+        EditedFrames(torch.zeros(2, 3, 8, 8), {}).save(tmp_path / "way.png", seconds=3)
+
+
 # The command line.
 
 
@@ -342,7 +363,17 @@ def test_every_edit_writes_a_file_that_says_what_made_it(
         (["reconstruct", "RUN", "x.png", "--out", "y.gif"], "--out ends with .png, .webp"),
         (["reconstruct", "RUN", "nowhere.png"], "nowhere.png cannot be edited: unreadable"),
         (["transfer", "RUN", "x.png", "--to", "zebra"], "no class 'zebra'"),
-        (["interpolate", "RUN", "x.png", "x.png", "--seconds", 0], "--seconds must be > 0, got 0"),
+        (["interpolate", "RUN", "x.png", "x.png", "--out", "y.gif", "--seconds", 0], "seconds must be > 0, got 0"),
+        (["interpolate", "nowhere", "x.png", "x.png", "--seconds", 1], "seconds=1 is read for animations"),
+        (
+            ["restore", "nowhere", "x.png", "--blur", 3, "--method", "project", "--strength", 0.5],
+            "strength=0.5 is read by",
+        ),
+        (["inpaint", "nowhere", "x.png", "--rounds", 2], "rounds=2 is read by the method alternate alone"),
+        (
+            ["upscale", "nowhere", "x.png", "--method", "project", "--steps", 2],
+            "steps=2 is read by the method optimise",
+        ),
         (["restore", "RUN", "x.png"], "give one of --blur and --rays"),
         (["restore", "RUN", "x.png", "--blur", 3], "x.png has 20 x 12 px, 16 x 16 are needed here"),
         (["restore", "RUN", "x.png", "--blur", 4], "odd width from 1 to the image's 16 px, got 4"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -173,7 +175,8 @@ def test_known_pixels_come_back_bit_for_bit_whatever_the_settings(editor: Editor
     for options in (
         {"steps": 2},
         {"steps": 1, "strength": 1.0, "smooth": False},
-        {"method": "alternate", "rounds": 1, "strength": 1.0},
+        {"method": "alternate", "rounds": 1},
+        {"method": "alternate", "rounds": 2, "strength": 1.0},
         {"method": "alternate", "rounds": 2, "smooth": False},
     ):
         made = editor.inpaint(images, masks, LABELS, seeds=[1, 2, 3], **options)  # type: ignore[arg-type]
@@ -186,8 +189,8 @@ def test_what_lies_in_a_hole_is_not_read(editor: Editor, images: Tensor) -> None
     mask = torch.ones(16, 16, dtype=torch.bool)
     mask[2:7, 3:12] = False
     other = torch.where(mask, images, torch.tensor(0.9))
-    for method in ("optimise", "alternate"):
-        first, second = (editor.inpaint(x, mask, LABELS, method=method, steps=2, rounds=2) for x in (images, other))  # type: ignore[arg-type]
+    for method, given in (("optimise", {"steps": 2}), ("alternate", {"rounds": 2})):
+        first, second = (editor.inpaint(x, mask, LABELS, method=method, **given) for x in (images, other))  # type: ignore[arg-type]
         assert torch.equal(first, second)
 
 
@@ -204,7 +207,8 @@ def test_a_mask_for_each_image_is_its_own(editor: Editor, images: Tensor) -> Non
 def test_what_is_upscaled_is_the_given_image_when_it_is_reduced(editor: Editor, small: int, method: str) -> None:
     reduce = downsampling(16, small)
     given = reduce(0.3 * torch.rand(2, 3, 16, 16))  # mild, so that nothing is clamped
-    made = editor.upscale(given, LABELS[:2], method=method, steps=2)  # type: ignore[arg-type]
+    steps = 2 if method == "optimise" else None
+    made = editor.upscale(given, LABELS[:2], method=method, steps=steps)  # type: ignore[arg-type]
     assert made.shape == (2, 3, 16, 16)
     if float(made.abs().max()) < 1:
         torch.testing.assert_close(reduce(made), given, rtol=0, atol=1e-5)
@@ -214,7 +218,8 @@ def test_what_is_upscaled_is_the_given_image_when_it_is_reduced(editor: Editor, 
 @pytest.mark.parametrize("operator", [box_blur(16, 3), Projections(16, 8), MaskOperator(torch.rand(16, 16) > 0.4)])
 def test_what_is_restored_agrees_with_the_measurement(editor: Editor, operator: object, method: str) -> None:
     y = operator(0.2 * torch.rand(1, 3, 16, 16))  # type: ignore[operator]
-    made = editor.restore(y, operator, LABELS[:1], method=method, rounds=2, steps=3)  # type: ignore[arg-type]
+    given = {"project": {}, "alternate": {"rounds": 2}, "optimise": {"steps": 3}}[method]
+    made = editor.restore(y, operator, LABELS[:1], method=method, **given)  # type: ignore[arg-type]
     assert made.shape == (1, 3, 16, 16)
     assert float((operator(made) - y).abs().max()) < (1e-5 if float(made.abs().max()) < 1 else 0.3)  # type: ignore[operator]
 
@@ -327,6 +332,7 @@ def test_settings_out_of_range_are_refused_before_the_encoder_is_asked(editor: E
         (lambda: strict.upscale(images), "images of 16 px are not enlarged by a result of 16 px"),
         (lambda: strict.upscale(images, resolution=8), "not enlarged by a result of 8 px"),
         (lambda: Editor(editor.generator, never, batch_size=0), "batch_size must be >= 1, got 0"),
+        (lambda: strict.reconstruct(images, strength=1.5), r"strength must lie in \[0, 1\], got 1.5"),
     ):
         with pytest.raises((ConfigError, ShapeError), match=message):
             call()
@@ -338,6 +344,51 @@ def test_settings_out_of_range_are_refused_before_the_encoder_is_asked(editor: E
         editor.inpaint(images, torch.rand(16, 16) > 0.5, LABELS, strength=0.5)
     with pytest.raises(ConfigError, match="rounds must be >= 1, got 0"):
         editor.inpaint(images, torch.rand(16, 16) > 0.5, LABELS, method="alternate", rounds=0)
+
+
+@pytest.mark.parametrize(
+    ("method", "given", "message"),
+    [
+        ("optimise", {"rounds": 3}, "rounds=3 is read by the method alternate alone, the method here is optimise"),
+        ("project", {"rounds": 1}, "rounds=1 is read by the method alternate alone, the method here is project"),
+        ("alternate", {"steps": 40}, "steps=40 is read by the method optimise alone, the method here is alternate"),
+        ("project", {"steps": 40}, "steps=40 is read by the method optimise alone, the method here is project"),
+        ("project", {"strength": 0.5}, "strength=0.5 is read by the methods optimise and alternate"),
+        ("alternate", {"strength": 0.5, "rounds": 1}, "strength=0.5 is not read in an alternation of one round"),
+        ("optimise", {"steps": 0}, "steps must be >= 1, got 0"),
+    ],
+)
+def test_a_setting_that_the_method_does_not_read_is_refused(
+    editor: Editor, images: Tensor, method: Any, given: dict[str, Any], message: str
+) -> None:
+    def never(x: Tensor, condition: Condition) -> Tensor:
+        raise AssertionError("the encoder was asked")
+
+    strict, mask = Editor(editor.generator, never), torch.rand(16, 16) > 0.5
+    with pytest.raises(ConfigError, match=message):
+        strict.restore(images, box_blur(16, 3), method=method, **given)
+    if "strength" not in given:
+        with pytest.raises(ConfigError, match=message):
+            strict.upscale(images[..., :8, :8], method=method, **given)
+    if method != "project":
+        with pytest.raises(ConfigError, match=message):
+            strict.inpaint(images, mask, method=method, **given)
+
+
+def test_what_is_not_said_is_the_default_of_the_method(editor: Editor, images: Tensor) -> None:
+    mask = torch.rand(16, 16) > 0.3
+    told, row = LABELS[:1], images[:1]
+    noisy: dict[str, Any] = {"strength": 0.5, "seeds": [1]}
+    assert torch.equal(
+        editor.inpaint(row, mask, told, method="alternate", **noisy),
+        editor.inpaint(row, mask, told, method="alternate", rounds=6, **noisy),
+    )
+    blur = box_blur(16, 3)
+    assert torch.equal(
+        editor.restore(row, blur, told, method="alternate", damping=1e-3, **noisy),
+        editor.restore(row, blur, told, method="alternate", rounds=3, damping=1e-3, **noisy),
+    )
+    assert torch.equal(editor.inpaint(row, mask, told), editor.inpaint(row, mask, told, steps=40))
 
 
 def test_a_generator_without_classes_needs_no_labels(editor: Editor, images: Tensor) -> None:

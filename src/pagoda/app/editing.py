@@ -23,8 +23,6 @@ from pagoda.stages.editing import Edited, OneCallEncoder, TeacherEncoder, load_e
 
 EditKind = Literal["reconstruct", "inpaint", "upscale", "transfer"]
 KINDS: tuple[EditKind, ...] = ("reconstruct", "inpaint", "upscale", "transfer")
-ROUNDS = 6
-"""Of encoding and generating in an inpainting."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +92,7 @@ class EditDesk:
         """
         pipeline, encoder = self._pipeline(request.run, request.encoder)
         classes = pipeline.editor.generator.num_classes if request.label is None else 0
-        encoder.watch(job, classes + (ROUNDS if request.kind == "inpaint" else 1))
+        encoder.watch(job, classes + 1)
         if request.kind == "upscale":
             return pipeline.upscale(request.image, label=request.label, prompt=request.prompt)
         common: dict[str, Any] = {"label": request.label, "prompt": request.prompt}
@@ -103,7 +101,7 @@ class EditDesk:
             if request.keep is None:
                 raise ConfigError("where is the hole? Paint it on the image, or type its boxes.")
             mask = Image.fromarray(request.keep.astype(np.uint8) * 255)
-            return pipeline.inpaint(request.image, mask, rounds=ROUNDS, **common)
+            return pipeline.inpaint(request.image, mask, **common)
         if request.kind == "transfer":
             if request.to is None:
                 raise ConfigError("what shall it show? Choose a class, or say it in words.")

@@ -140,14 +140,15 @@ class EditInterpolate(_Edit):
     """How many, both ends included."""
     fit: Literal["pad", "crop"] = "pad"
     """Where the model's square lies on either image."""
-    seconds: float = 2.0
-    """Of an animation, one way."""
+    seconds: float | None = None
+    """Of an animation, one way; 2 when not given."""
 
     def run(self) -> None:
         """Edit and write: .png and .jpg are strips, .gif, .mp4 and .webp (lossless) animations."""
-        if self.seconds <= 0:
-            raise ConfigError(f"--seconds must be > 0, got {self.seconds}.")
+        from pagoda.stages.editing import seconds_of
+
         edit = f"to-{self.second.stem}"
+        seconds_of(self.target(edit), self.seconds)
         pipeline = self.pipeline(edit, (".png", ".jpg", ".jpeg", ".gif", ".webp", ".mp4"))
         if self.target(edit).suffix.lower() == ".mp4":
             import_extra("av", "video")  # known to be there before the work
@@ -183,14 +184,18 @@ class EditInpaint(_Placed):
     """Noise that the latent starts with, 0 to 1: 0 continues the surroundings, more makes other fillings, by the seed."""
     method: Literal["optimise", "alternate"] = "optimise"
     """optimise: search for the latent that agrees with what is known; alternate: encode and generate in turn."""
-    steps: int = 40
-    """Of optimise."""
-    rounds: int = 6
-    """Of alternate."""
+    steps: int | None = None
+    """Of optimise alone; 40 when not given."""
+    rounds: int | None = None
+    """Of alternate alone; 6 when not given."""
     smooth: Annotated[bool, tyro.conf.arg(help="Hide the seam by a smooth correction over the hole.")] = True
 
     def run(self) -> None:
         """Edit and write; a JPEG cannot keep pixels."""
+        from pagoda.steering import FILLING, FILLING_ROUNDS, method_settings
+
+        given: dict[str, Any] = {"steps": self.steps, "rounds": self.rounds, "strength": self.strength}
+        method_settings(self.method, accepted=FILLING, default_rounds=FILLING_ROUNDS, **given)
         target = self.target("inpaint")
         if target.suffix.lower() in (".jpg", ".jpeg"):
             raise ConfigError(f"a JPEG does not keep pixels as they are; write .png or .webp, got {target.name!r}.")
@@ -221,10 +226,10 @@ class EditUpscale(_Edit):
 
     method: Literal["optimise", "project", "alternate"] = "optimise"
     """optimise: search for the latent, then a back-projection; project: the back-projection alone, quick; alternate: several of them."""
-    rounds: int = 3
-    """Of alternate."""
-    steps: int = 40
-    """Of optimise."""
+    rounds: int | None = None
+    """Of alternate alone; 3 when not given."""
+    steps: int | None = None
+    """Of optimise alone; 40 when not given."""
     fit: Literal["pad", "crop"] = "pad"
     """Where the model's square lies."""
     frame: int | None = None
@@ -232,6 +237,9 @@ class EditUpscale(_Edit):
 
     def run(self) -> None:
         """Edit and write."""
+        from pagoda.steering import method_settings
+
+        method_settings(self.method, steps=self.steps, rounds=self.rounds)
         pipeline = self.pipeline("upscale")
         edited = pipeline.upscale(
             self.image,
@@ -264,12 +272,12 @@ class EditRestore(_Edit):
     """The image is a whole one: measure it first, and write what was measured beside the result."""
     method: Literal["optimise", "project", "alternate"] = "optimise"
     """optimise: search for the latent, then a back-projection; project: the back-projection alone, quick; alternate: several of them."""
-    rounds: int = 3
-    """Of alternate."""
-    steps: int = 40
-    """Of optimise."""
+    rounds: int | None = None
+    """Of alternate alone; 3 when not given."""
+    steps: int | None = None
+    """Of optimise alone; 40 when not given."""
     strength: float = 0.0
-    """Noise that the latent starts with, 0 to 1; not of project."""
+    """Noise that the latent starts with, 0 to 1; not of project, nor of a single round of alternate."""
     damping: float | None = None
     """Trust in the measurement: 0 is full; 0.0005, which suits bytes, when not given."""
     seed: int = 0
@@ -279,8 +287,9 @@ class EditRestore(_Edit):
         """Restore and write."""
         from pagoda.edit_pipeline import ROUNDING_DAMPING
         from pagoda.images import save_image, to_pil, to_uint8
-        from pagoda.steering import Projections, box_blur
+        from pagoda.steering import Projections, box_blur, method_settings
 
+        method_settings(self.method, steps=self.steps, rounds=self.rounds, strength=self.strength)
         if (self.blur is None) == (self.rays is None):
             raise ConfigError("give one of --blur and --rays: what was measured?")
         pipeline = self.pipeline("restore")

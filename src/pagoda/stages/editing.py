@@ -25,6 +25,11 @@ from pagoda.steering import ImageEncoder
 from pagoda.training import seeded_generator
 from pagoda.video import save_video
 
+ANIMATED = (".gif", ".webp", ".mp4")
+"""Endings of the files that hold a way as an animation; others hold a strip."""
+SECONDS = 2.0
+"""Of an animation, one way, where nothing is said."""
+
 
 @dataclass(frozen=True)
 class Edited:
@@ -57,26 +62,44 @@ class EditedFrames:
     frames: Tensor
     facts: dict[str, Any]
 
-    def save(self, path: Path | str, *, seconds: float = 2.0, there_and_back: bool = True) -> None:
+    def save(self, path: Path | str, *, seconds: float | None = None, there_and_back: bool = True) -> None:
         """Write an animation (.gif, .mp4, or .webp, which is lossless) or a strip (.png, .jpg).
 
         Args:
             path: Name; its ending decides.
-            seconds: Of an animation's way there.
+            seconds: Of an animation's way there; `SECONDS` when None.
             there_and_back: Whether an animation also returns.
 
         Raises:
-            ConfigError: another ending.
+            ConfigError: another ending; seconds of a strip, or none above 0.
             MissingExtraError: an MP4 without PyAV.
         """
-        ending = Path(path).suffix.lower()
-        if ending in (".gif", ".webp", ".mp4"):
+        ending, seconds = Path(path).suffix.lower(), seconds_of(path, seconds)
+        if ending in ANIMATED:
             images = to_pil(self.frames)
             images += images[-2:0:-1] if there_and_back else []
             write = save_video if ending == ".mp4" else save_animation
             write(images, path, milliseconds=round(1000 * seconds / len(self.frames)), metadata=self.facts)
         else:
             save_image(make_grid(self.frames, columns=len(self.frames)), path, metadata=self.facts)
+
+
+def seconds_of(path: Path | str, seconds: float | None) -> float:
+    """How long the way of a file takes; `SECONDS` when None.
+
+    Raises:
+        ConfigError: not above 0, or given for a file that does not move.
+    """
+    if seconds is None:
+        return SECONDS
+    if Path(path).suffix.lower() not in ANIMATED:
+        raise ConfigError(
+            f"seconds={seconds:g} is read for animations ({', '.join(ANIMATED)}), {Path(path).name!r} is a strip: "
+            "leave it out, or choose another ending."
+        )
+    if not seconds > 0:
+        raise ConfigError(f"seconds must be > 0, got {seconds:g}.")
+    return seconds
 
 
 class TeacherEncoder:

@@ -5,7 +5,7 @@ operators           what was measured of an image: masks, reductions, blurs, pro
 read_picture, ...   a user's image of any size onto the model's square, and back
 """
 
-from pagoda.steering.editor import METHODS, Editor, ImageEncoder, Method
+from pagoda.steering.editor import Editor, ImageEncoder
 from pagoda.steering.fitting import (
     Box,
     Fit,
@@ -34,8 +34,11 @@ from pagoda.steering.operators import (
     least_squares,
 )
 from pagoda.steering.restoration import alternate, back_project, fill_hole, optimise_latents
+from pagoda.steering.settings import FILLING, FILLING_ROUNDS, METHODS, Method, method_settings
 
 __all__ = [
+    "FILLING",
+    "FILLING_ROUNDS",
     "METHODS",
     "Box",
     "Editor",
@@ -63,6 +66,7 @@ __all__ = [
     "interpolate_latents",
     "least_squares",
     "load_image",
+    "method_settings",
     "mix_latents",
     "mixed_condition",
     "optimise_latents",

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -20,10 +20,8 @@ from pagoda.networks import OneStepGenerator
 from pagoda.steering.mixing import interpolate_latents, mix_latents, mixed_condition
 from pagoda.steering.operators import LinearOperator, MaskOperator, downsampling
 from pagoda.steering.restoration import alternate, back_project, fill_hole, optimise_latents
+from pagoda.steering.settings import FILLING, FILLING_ROUNDS, Method, check_strength, method_settings
 from pagoda.training import noise_of_seeds
-
-Method = Literal["project", "alternate", "optimise"]
-METHODS: tuple[Method, ...] = ("project", "alternate", "optimise")
 
 
 class ImageEncoder(Protocol):
@@ -180,6 +178,7 @@ class Editor:
             ConfigError: a strength outside [0, 1], or above 0 without a seed for each image.
             ShapeError: sizes that do not fit.
         """
+        check_strength(strength)
         resolution = self.resolution(resolution)
         z = self._noisy(self.encode(images, condition), strength, seeds)
         return self.generate(z, condition if target is None else target, resolution=resolution)
@@ -228,8 +227,8 @@ class Editor:
         condition: Condition = UNCONDITIONAL,
         *,
         method: Literal["optimise", "alternate"] = "optimise",
-        steps: int = 40,
-        rounds: int = 6,
+        steps: int | None = None,
+        rounds: int | None = None,
         strength: float = 0.0,
         seeds: Sequence[int] = (),
         smooth: bool = True,
@@ -244,24 +243,26 @@ class Editor:
             condition: What the images show.
             method: "optimise": search for the latent whose image agrees with the known pixels. "alternate": encode, generate and put
                 the known pixels back, several times, which needs no gradient; what the first round got wrong stays wrong.
-            steps: Of "optimise".
-            rounds: Of "alternate".
+            steps: Of "optimise"; 40 when None.
+            rounds: Of "alternate"; 6 when None.
             strength: Noise that the latent starts with, in [0, 1]: 0 continues the surroundings, more makes other fillings, by the seed.
+                An alternation of one round has none.
             seeds: One an image; needed where the strength is above 0.
             smooth: Add the smooth continuation of (known - generated) over the hole, so that no seam is seen.
 
         Raises:
-            ConfigError: nothing is known of an image, or settings out of range.
+            ConfigError: nothing is known of an image, settings out of range, or one that the method does not read.
             ShapeError: sizes that do not fit.
         """
-        if method not in ("optimise", "alternate"):
-            raise ConfigError(f"unknown method {method!r}; accepted are optimise, alternate.")
+        settings = method_settings(
+            method, accepted=FILLING, steps=steps, rounds=rounds, strength=strength, default_rounds=FILLING_ROUNDS
+        )
         resolution = self.resolution(images.shape[-1])
         known = mask.expand(len(images), 1, resolution, resolution).bool()
         operator, start = MaskOperator(known), fill_hole(images, known)
         if method == "optimise":
             z = self._noisy(self.encode(start, condition), strength, seeds)
-            made = self._search(z, operator(images), operator, condition, resolution, steps)
+            made = self._search(z, operator(images), operator, condition, resolution, settings["steps"])
         else:
             made = alternate(
                 start,
@@ -269,7 +270,7 @@ class Editor:
                 operator,
                 lambda x: self.encode(x, condition),
                 lambda latents: self.generate(latents, condition, resolution=resolution),
-                rounds=rounds,
+                rounds=settings["rounds"],
                 strength=strength,
                 seeds=seeds,
             )
@@ -284,10 +285,10 @@ class Editor:
         condition: Condition = UNCONDITIONAL,
         *,
         method: Method = "optimise",
-        rounds: int = 3,
+        rounds: int | None = None,
         strength: float = 0.0,
         seeds: Sequence[int] = (),
-        steps: int = 40,
+        steps: int | None = None,
         damping: float = 0.0,
     ) -> Tensor:
         """Images of which y = A x was measured.
@@ -298,22 +299,19 @@ class Editor:
             condition: What the images show.
             method: "project": G(E(A^+ y)) and one back-projection; "alternate": so `rounds` times; "optimise": search for the latent
                 whose image agrees with y, then a back-projection.
-            rounds: Of "alternate".
+            rounds: Of "alternate"; 3 when None.
             strength, seeds: Noise of the first latents, as for `inpaint`; not of "project".
-            steps: Of "optimise".
+            steps: Of "optimise"; 40 when None.
             damping: Of every pseudo-inverse; above 0 where y is noisy, see `operators`.
 
         Raises:
-            ConfigError: an unknown method, or settings out of range.
+            ConfigError: an unknown method, settings out of range, or one that the method does not read.
             ShapeError: sizes that do not fit.
         """
-        if method not in METHODS:
-            raise ConfigError(f"unknown method {method!r}; accepted are {', '.join(METHODS)}.")
+        settings = method_settings(method, steps=steps, rounds=rounds, strength=strength)
         resolution = self.resolution(operator.shape_in[0])
         start = operator.pseudo_inverse(measured, damping=damping).clamp(-1, 1)
-        return self._restore(
-            start, measured, operator, condition, resolution, method, rounds, strength, seeds, steps, damping
-        )
+        return self._restore(start, measured, operator, condition, resolution, settings, seeds, damping)
 
     def upscale(
         self,
@@ -322,8 +320,8 @@ class Editor:
         *,
         resolution: int | None = None,
         method: Method = "optimise",
-        rounds: int = 3,
-        steps: int = 40,
+        rounds: int | None = None,
+        steps: int | None = None,
     ) -> Tensor:
         """Images enlarged to a size of the generator; reduced again by the run's downsampler they are the given ones.
 
@@ -339,11 +337,10 @@ class Editor:
             (B, C, r, r). Clamping to [-1, 1] comes last and may move a sharp edge away from the given image a little.
 
         Raises:
-            ConfigError: images that are as large as the result already, or an unknown method.
+            ConfigError: images that are as large as the result already, an unknown method, or a setting that it does not read.
             ShapeError: sizes that do not fit.
         """
-        if method not in METHODS:
-            raise ConfigError(f"unknown method {method!r}; accepted are {', '.join(METHODS)}.")
+        settings = method_settings(method, steps=steps, rounds=rounds)
         resolution, size = self.resolution(resolution), images.shape[-1]
         if size >= resolution:
             raise ConfigError(
@@ -355,7 +352,7 @@ class Editor:
         if size < self.sizes[0]:
             side = (self.sizes[0],) * 2
             start = F.interpolate(images, size=side, mode="bicubic", align_corners=False).clamp(-1, 1)
-        return self._restore(start, images, operator, condition, resolution, method, rounds, 0.0, (), steps, 0.0)
+        return self._restore(start, images, operator, condition, resolution, settings, (), 0.0)
 
     def _restore(
         self,
@@ -364,16 +361,14 @@ class Editor:
         operator: LinearOperator,
         condition: Condition,
         resolution: int,
-        method: Method,
-        rounds: int,
-        strength: float,
+        settings: dict[str, Any],
         seeds: Sequence[int],
-        steps: int,
         damping: float,
     ) -> Tensor:
-        if method == "optimise":
-            z = self._noisy(self.encode(start, condition), strength, seeds)
-            made = self._search(z, measured, operator, condition, resolution, steps)
+        """With the settings of a method, as `method_settings` gives them."""
+        if settings["method"] == "optimise":
+            z = self._noisy(self.encode(start, condition), settings["strength"], seeds)
+            made = self._search(z, measured, operator, condition, resolution, settings["steps"])
         else:
             made = alternate(
                 start,
@@ -381,8 +376,8 @@ class Editor:
                 operator,
                 lambda x: self.encode(x, condition),
                 lambda latents: self.generate(latents, condition, resolution=resolution),
-                rounds=rounds if method == "alternate" else 1,
-                strength=strength if method == "alternate" else 0.0,
+                rounds=settings.get("rounds", 1),
+                strength=settings.get("strength", 0.0),
                 seeds=seeds,
                 damping=damping,
             )

@@ -13,6 +13,7 @@ from pagoda.diffusion import Condition, spherical_mixture
 from pagoda.errors import ConfigError, ShapeError
 from pagoda.networks import OneStepGenerator
 from pagoda.networks.calling import resolve_labels
+from pagoda.steering.settings import check_strength
 
 _PARALLEL = 1e-6
 """Sine of an angle below which two latents count as opposite."""
@@ -30,8 +31,7 @@ def mix_latents(z: Tensor, noise: Tensor, strength: float) -> Tensor:
         ConfigError: a strength outside [0, 1].
         ShapeError: `noise` has another shape.
     """
-    if not 0 <= strength <= 1:
-        raise ConfigError(f"strength must lie in [0, 1], got {strength}: 0 keeps the image, 1 makes a fresh one.")
+    check_strength(strength)
     if z.shape != noise.shape:
         raise ShapeError(f"latents of shape {tuple(z.shape)} cannot be mixed with noise of shape {tuple(noise.shape)}.")
     return (1 - strength**2) ** 0.5 * z + strength * noise

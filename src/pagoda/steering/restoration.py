@@ -15,6 +15,7 @@ from torch import Tensor
 from pagoda.errors import ConfigError
 from pagoda.steering.mixing import mix_latents
 from pagoda.steering.operators import LinearOperator, dot
+from pagoda.steering.settings import check_rounds
 from pagoda.training import seeded_generator
 
 
@@ -68,10 +69,9 @@ def alternate(
         What the generator made in the last round, (B, C, H, W), before its back-projection.
 
     Raises:
-        ConfigError: no round, a strength outside [0, 1], or not one seed a sample.
+        ConfigError: no round, a strength outside [0, 1] or in a single round, or not one seed a sample.
     """
-    if rounds < 1:
-        raise ConfigError(f"rounds must be >= 1, got {rounds}.")
+    check_rounds(rounds, strength)
     if strength and len(seeds) != len(start):
         raise ConfigError(f"a strength of {strength} needs a seed for each of {len(start)} images, got {len(seeds)}.")
     x = made = start

@@ -1,0 +1,88 @@
+"""Which settings a method of an edit reads: what it does not read is refused, so that nothing is recorded that was not done."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from pagoda.errors import ConfigError
+
+Method = Literal["project", "alternate", "optimise"]
+METHODS: tuple[Method, ...] = ("project", "alternate", "optimise")
+FILLING: tuple[Method, ...] = ("optimise", "alternate")
+"""Methods of an inpainting."""
+STEPS = 40
+"""Of a search, where nothing is said."""
+ROUNDS = 3
+"""Of an alternation, where nothing is said."""
+FILLING_ROUNDS = 6
+"""The same, of an inpainting."""
+
+
+def method_settings(
+    method: str,
+    *,
+    accepted: Sequence[str] = METHODS,
+    steps: int | None = None,
+    rounds: int | None = None,
+    strength: float = 0.0,
+    default_rounds: int = ROUNDS,
+) -> dict[str, Any]:
+    """The settings that a method reads, by name, with their values where nothing was given.
+
+    Args:
+        method: One of `accepted`.
+        steps: Of "optimise"; `STEPS` when None.
+        rounds: Of "alternate"; `default_rounds` when None.
+        strength: Noise of the first latents, in [0, 1]: of "optimise", and of "alternate" with two rounds or more.
+
+    Raises:
+        ConfigError: an unknown method, settings out of range, or one that the method does not read.
+    """
+    if method not in accepted:
+        raise ConfigError(f"unknown method {method!r}; accepted are {', '.join(accepted)}.")
+    for name, value, reader in (("steps", steps, "optimise"), ("rounds", rounds, "alternate")):
+        if value is not None and method != reader:
+            raise ConfigError(
+                f"{name}={value} is read by the method {reader} alone, the method here is {method}: leave it out, or choose {reader}."
+            )
+        if value is not None and value < 1:
+            raise ConfigError(f"{name} must be >= 1, got {value}.")
+    check_strength(strength)
+    if method == "project":
+        if strength:
+            raise ConfigError(
+                f"strength={strength:g} is read by the methods optimise and alternate, the method here is project, which adds no noise: "
+                "leave it out, or choose one of them."
+            )
+        return {"method": method}
+    if method == "optimise":
+        return {"method": method, "steps": STEPS if steps is None else steps, "strength": strength}
+    rounds = default_rounds if rounds is None else rounds
+    check_rounds(rounds, strength)
+    return {"method": method, "rounds": rounds, "strength": strength}
+
+
+def check_strength(strength: float) -> None:
+    """Refuse a share of noise outside of [0, 1].
+
+    Raises:
+        ConfigError: see above.
+    """
+    if not 0 <= strength <= 1:
+        raise ConfigError(f"strength must lie in [0, 1], got {strength}: 0 keeps the image, 1 makes a fresh one.")
+
+
+def check_rounds(rounds: int, strength: float) -> None:
+    """Refuse an alternation without a round, and noise that none of its rounds would see.
+
+    Raises:
+        ConfigError: see above.
+    """
+    if rounds < 1:
+        raise ConfigError(f"rounds must be >= 1, got {rounds}.")
+    if strength and rounds == 1:
+        raise ConfigError(
+            f"strength={strength:g} is not read in an alternation of one round: its noise falls to 0 in the last, which is the first. "
+            "Leave it out, or give 2 rounds or more."
+        )
