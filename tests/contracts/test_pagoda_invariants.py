@@ -43,8 +43,8 @@ from pagoda.networks import (
 )
 from pagoda.stages.encode import encode_batch
 from pagoda.stages.objective import ADAPTIVE_RANGE, adaptive_weight
+from pagoda.steering.holes import fill_hole
 from pagoda.steering.mixing import interpolate_latents
-from pagoda.steering.restoration import fill_hole
 
 LABELS = Condition.of_labels([0, -1, 2])
 Z = torch.randn(3, 3, 8, 8, generator=torch.Generator().manual_seed(0))

@@ -22,6 +22,7 @@ from pagoda.steering.fitting import (
     to_image,
     to_tensor,
 )
+from pagoda.steering.holes import fill_hole, split_hole
 from pagoda.steering.masks import fill_picture, fit_mask, paint_mask, read_mask
 from pagoda.steering.mixing import interpolate_latents, mix_latents, mixed_condition
 from pagoda.steering.operators import (
@@ -33,7 +34,7 @@ from pagoda.steering.operators import (
     downsampling,
     least_squares,
 )
-from pagoda.steering.restoration import alternate, back_project, fill_hole, optimise_latents
+from pagoda.steering.restoration import alternate, back_project, optimise_latents
 from pagoda.steering.settings import FILLING, FILLING_ROUNDS, METHODS, Method, method_settings
 
 __all__ = [
@@ -74,6 +75,7 @@ __all__ = [
     "read_mask",
     "read_picture",
     "resize_square",
+    "split_hole",
     "to_image",
     "to_tensor",
 ]

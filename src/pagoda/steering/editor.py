@@ -17,9 +17,10 @@ from pagoda.data import Downsampler
 from pagoda.diffusion import UNCONDITIONAL, Condition
 from pagoda.errors import ArtifactError, ConfigError, ShapeError
 from pagoda.networks import OneStepGenerator
+from pagoda.steering.holes import fill_hole
 from pagoda.steering.mixing import interpolate_latents, mix_latents, mixed_condition
 from pagoda.steering.operators import LinearOperator, MaskOperator, downsampling
-from pagoda.steering.restoration import alternate, back_project, fill_hole, optimise_latents
+from pagoda.steering.restoration import alternate, back_project, optimise_latents
 from pagoda.steering.settings import FILLING, FILLING_ROUNDS, Method, check_strength, method_settings
 from pagoda.training import noise_of_seeds
 

@@ -14,7 +14,7 @@ from pagoda.data.decode import UndecodableError, to_plain
 from pagoda.errors import ConfigError, DataError
 from pagoda.images import to_uint8
 from pagoda.steering.fitting import ImageLike, Picture, Square, cut_square, load_image, to_tensor
-from pagoda.steering.restoration import fill_hole
+from pagoda.steering.holes import fill_hole, with_border
 
 
 def read_mask(mask: ImageLike | np.ndarray | Tensor, size: tuple[int, int]) -> np.ndarray:
@@ -116,7 +116,12 @@ def _check_hole(keep: np.ndarray) -> np.ndarray:
 
 def fill_picture(picture: Picture, keep: np.ndarray) -> Picture:
     """The picture with its hole smoothly continued, so that nothing of what lay there leaks out when it is reduced."""
-    images = to_tensor(picture.pixels)
-    filled = fill_hole(images, torch.from_numpy(keep))
-    pixels = to_uint8(filled)[0].permute(1, 2, 0).numpy()
-    return replace(picture, pixels=np.ascontiguousarray(pixels))
+    rows, columns = (np.flatnonzero((~keep).any(axis)) for axis in (1, 0))
+    box = (int(rows[0]), int(rows[-1]) + 1, int(columns[0]), int(columns[-1]) + 1)
+    top, bottom, left, right = with_border(box, keep.shape)  # nothing else of a large photo is needed
+    filled = fill_hole(
+        to_tensor(picture.pixels[top:bottom, left:right]), torch.from_numpy(keep[top:bottom, left:right])
+    )
+    pixels = picture.pixels.copy()
+    pixels[top:bottom, left:right] = to_uint8(filled)[0].permute(1, 2, 0).numpy()
+    return replace(picture, pixels=pixels)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pagoda.errors import ConfigError
 from pagoda.steering.mixing import mix_latents
-from pagoda.steering.operators import LinearOperator, dot
+from pagoda.steering.operators import LinearOperator
 from pagoda.steering.settings import check_rounds
 from pagoda.training import seeded_generator
 
@@ -134,73 +134,3 @@ def optimise_latents(
             adam.step()
             falling.step()
     return best
-
-
-def fill_hole(images: Tensor, mask: Tensor) -> Tensor:
-    """Known pixels as they are, and the smoothest continuation of them elsewhere: its Laplacian is 0 there.
-
-    Args:
-        images: (B, C, H, W); what is not known is not read.
-        mask: (H, W) or (B, 1, H, W); True = known. At least one pixel of every sample.
-
-    Returns:
-        (B, C, H, W); values between the least and the largest known ones.
-
-    Raises:
-        ConfigError: a sample of which nothing is known.
-    """
-    known = mask.expand(len(images), 1, *images.shape[-2:]).to(images.device).bool()
-    if not bool(known.flatten(1).any(1).all()):
-        raise ConfigError("nothing is known of an image, so there is nothing to continue.")
-    hole = (~known).double()
-    neighbours = _sum_of_neighbours(torch.ones_like(hole))
-    fixed = torch.where(known, images.double(), 0.0)
-
-    def laplacian(u: Tensor) -> Tensor:
-        return hole * (neighbours * u - _sum_of_neighbours(u))
-
-    filled = conjugate_gradients(laplacian, hole * _sum_of_neighbours(fixed))
-    return torch.where(known, images, filled.to(images.dtype))
-
-
-def conjugate_gradients(
-    apply: Callable[[Tensor], Tensor], target: Tensor, *, tolerance: float = 1e-6, max_steps: int = 10_000
-) -> Tensor:
-    """Solve M x = target with a symmetric positive definite M, for each sample by itself.
-
-    Args:
-        apply: M, on tensors like `target`; samples must not mix.
-        target: (B, C, H, W), in the range of M.
-        tolerance: Norm of the residual that ends a sample's solution, as a share of the norm of its target.
-        max_steps: Steps after which the solution is given up.
-
-    Raises:
-        ConfigError: the solution was given up.
-
-    Source: Hestenes and Stiefel 1952, Methods of conjugate gradients for solving linear systems, section 3.
-    """
-    x, residual, direction = torch.zeros_like(target), target, target
-    error = dot(residual, residual)
-    enough = tolerance**2 * error
-    for _ in range(max_steps):
-        going = error > enough  # a solved sample stays as it is, whatever its batch
-        if not bool(going.any()):
-            return x
-        image = apply(direction)
-        step = torch.where(going, error / dot(direction, image).where(going, torch.ones_like(error)), 0.0)
-        x, residual = x + step * direction, residual - step * image
-        after = dot(residual, residual)
-        ratio = after / error.where(going, torch.ones_like(error))
-        direction = torch.where(going, residual + ratio * direction, direction)
-        error = torch.where(going, after, error)
-    raise ConfigError(f"a linear system is not solved to {tolerance:g} after {max_steps} steps.")
-
-
-def _sum_of_neighbours(u: Tensor) -> Tensor:
-    """Sum over the neighbours above, below, left and right, as far as there are any."""
-    total = torch.zeros_like(u)
-    total[..., 1:, :] += u[..., :-1, :]
-    total[..., :-1, :] += u[..., 1:, :]
-    total[..., 1:] += u[..., :-1]
-    total[..., :-1] += u[..., 1:]
-    return total
