@@ -184,6 +184,8 @@ class PagodaEditPipeline:
         conditions: tuple[Condition | None, Condition | None] = (None, None),
         resolution: int | None = None,
         fit: Fit = "pad",
+        frame: int | None = None,
+        second_frame: int | None = None,
     ) -> EditedFrames:
         """The way from one image to another, at the model's own size; its ends are the reconstructions of both, bit for bit.
 
@@ -192,11 +194,15 @@ class PagodaEditPipeline:
             frames: How many, both ends included.
             labels, prompts, conditions: What each shows, see the class.
             resolution, fit: As for `reconstruct`.
+            frame, second_frame: Which frame of `first` and of `second`, where they are animations.
 
         Raises:
             DataError, ConfigError, ShapeError: as `reconstruct`; and fewer than two frames.
         """
-        ends = [self._fit(image, fit, None, None, resolution) for image in (first, second)]
+        ends = [
+            self._fit(first, fit, None, frame, resolution),
+            self._fit(second, fit, None, second_frame, resolution, "second_frame"),
+        ]
         if self._read_prompts is not None and all(told is None for told in (*conditions, *labels)):
             one, two = self.prompt_conditions(prompts)  # together, so that both have as many tokens
         else:
@@ -401,16 +407,22 @@ class PagodaEditPipeline:
         rows = [told[torch.tensor([row])] for row in range(len(words))]
         return [row.null() if prompt is None else row for row, prompt in zip(rows, prompts, strict=True)]
 
-    def _read(self, image: ImageLike, frame: int | None) -> Picture:
-        channels = self.editor.channels
-        return read_picture(image, channels=channels, background=self.background, frame=frame)
+    def _read(self, image: ImageLike, frame: int | None, frame_name: str = "frame") -> Picture:
+        channels, background = self.editor.channels, self.background
+        return read_picture(image, channels=channels, background=background, frame=frame, frame_name=frame_name)
 
     def _fit(
-        self, image: ImageLike, fit: Fit, box: Box | None, frame: int | None, resolution: int | None
+        self,
+        image: ImageLike,
+        fit: Fit,
+        box: Box | None,
+        frame: int | None,
+        resolution: int | None,
+        frame_name: str = "frame",
     ) -> tuple[Picture, Square, Tensor]:
         """The picture, where its square lies, and the square as the encoder sees it."""
         self.editor.resolution(resolution)
-        picture = self._read(image, frame)
+        picture = self._read(image, frame, frame_name)
         square = choose_square(picture.size, fit=fit, box=box)
         return picture, square, fit_picture(picture, square, self.editor.sizes[0], self.editor.downsampler)
 

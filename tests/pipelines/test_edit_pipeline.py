@@ -352,6 +352,38 @@ def test_every_edit_writes_a_file_that_says_what_made_it(
         assert np.array_equal(np.asarray(made)[keep], np.asarray(before)[keep])
 
 
+def test_a_frame_of_an_animation_is_edited_as_the_image_that_it_is(
+    pipeline: PagodaEditPipeline, finished_run: RunFolder, tmp_path: Path, capsys: Capture
+) -> None:
+    frames = [photo(16, 16).rotate(90 * k) for k in range(3)]
+    moving = tmp_path / "moving.webp"
+    frames[0].save(moving, save_all=True, append_images=frames[1:], lossless=True)
+    run = finished_run.path
+
+    for name, more, option in (
+        ("restore", ["--blur", 3], r"--frame (in Python frame=)"),
+        ("interpolate", [moving], r"--frame (in Python frame=)"),
+        ("interpolate", [moving, "--frame", 0], r"--second-frame (in Python second_frame=)"),
+    ):
+        assert edit(name, run, moving, *more, "--label", 3) == 1
+        assert option in capsys.readouterr().err
+
+    way = pipeline.interpolate(moving, moving, frames=2, labels=(3, 4), frame=2, second_frame=1)
+    assert torch.equal(way.frames, pipeline.interpolate(frames[2], frames[1], frames=2, labels=(3, 4)).frames)
+    told = ["--label", 3, "--second-label", 4, "--frame", 2, "--second-frame", 1, "--frames", 2]
+    assert edit("interpolate", run, moving, moving, *told, "--out", tmp_path / "way.png") == 0
+    facts = read_metadata(tmp_path / "way.png")
+    assert facts is not None
+    assert (facts["source"], facts["second"]) == (way.facts["source"], way.facts["second"])
+
+    frames[1].save(tmp_path / "still.png")
+    sharpen = ["--blur", 3, "--method", "project", "--label", 3]
+    for given, target in (([moving, "--frame", 1], "a.png"), ([tmp_path / "still.png"], "b.png")):
+        assert edit("restore", run, *given, *sharpen, "--out", tmp_path / target) == 0
+    with Image.open(tmp_path / "a.png") as one, Image.open(tmp_path / "b.png") as other:
+        assert np.array_equal(np.asarray(one), np.asarray(other))
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

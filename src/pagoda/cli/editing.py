@@ -34,6 +34,8 @@ class _Edit:
     """Image to write (.png, .webp, .jpg); `RUN/edits/<name>-<edit>.png` when not given."""
     encoder: Literal["teacher", "amortised"] = "teacher"
     """What reads the image: the teacher's inversion, exact; or the encoder that `pagoda amortise` trained, in one call."""
+    frame: int | None = None
+    """Frame of an animation, counted from 0."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to compute; a GPU when there is one."""
 
@@ -68,8 +70,6 @@ class _Placed(_Edit):
     """Where the model's square lies: around the whole image, its edge continued, or on its centre."""
     box: tuple[int, int, int] | None = None
     """left, top and side of the square, in pixels, in place of --fit."""
-    frame: int | None = None
-    """Frame of an animation, counted from 0."""
     seed: int = 0
     """Of the noise."""
 
@@ -136,6 +136,8 @@ class EditInterpolate(_Edit):
     """What the second image shows; guessed when not given."""
     second_prompt: str | None = None
     """The same in words, for a run of texts."""
+    second_frame: int | None = None
+    """Frame of the second image, where it is an animation, counted from 0."""
     frames: int = 8
     """How many, both ends included."""
     fit: Literal["pad", "crop"] = "pad"
@@ -160,6 +162,8 @@ class EditInterpolate(_Edit):
             prompts=(self.prompt, self.second_prompt),
             resolution=self.resolution,
             fit=self.fit,
+            frame=self.frame,
+            second_frame=self.second_frame,
         )
         self.finish(edit, edited, seconds=self.seconds)
 
@@ -232,8 +236,6 @@ class EditUpscale(_Edit):
     """Of optimise alone; 40 when not given."""
     fit: Literal["pad", "crop"] = "pad"
     """Where the model's square lies."""
-    frame: int | None = None
-    """Frame of an animation, counted from 0."""
 
     def run(self) -> None:
         """Edit and write."""
@@ -323,7 +325,7 @@ class EditRestore(_Edit):
         from pagoda.steering import read_picture, to_tensor
 
         channels = pipeline.editor.channels
-        picture = read_picture(self.image, channels=channels, background=pipeline.background)
+        picture = read_picture(self.image, channels=channels, background=pipeline.background, frame=self.frame)
         if picture.size != (shape[1], shape[0]):
             sizes = list(pipeline.editor.sizes)
             raise DataError(

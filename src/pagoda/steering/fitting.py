@@ -78,7 +78,12 @@ class Square:
 
 
 def read_picture(
-    image: ImageLike, *, channels: int, background: tuple[int, int, int] = (255, 255, 255), frame: int | None = None
+    image: ImageLike,
+    *,
+    channels: int,
+    background: tuple[int, int, int] = (255, 255, 255),
+    frame: int | None = None,
+    frame_name: str = "frame",
 ) -> Picture:
     """An image for a model of 1 or 3 channels: upright by its EXIF, 8 bits (65535 becomes 255), transparency composited.
 
@@ -87,6 +92,7 @@ def read_picture(
         channels: Of the model. Grey images become RGB; an RGB image without colour becomes grey.
         background: Behind transparent pixels.
         frame: Which frame of an animation, counted from 0; None refuses animations.
+        frame_name: What the caller calls `frame`, for messages.
 
     Raises:
         DataError: it cannot be read, it is animated and no frame was chosen, or it is coloured and the model is grey.
@@ -97,7 +103,7 @@ def read_picture(
         plain = to_plain(upright, background)
     except UndecodableError as error:
         step = (
-            "Choose one of its frames, counted from 0."
+            f"Choose one of its frames, counted from 0, by --{frame_name.replace('_', '-')} (in Python {frame_name}=)."
             if "frames" in str(error)
             else "Give a PNG, WebP, JPEG or the like."
         )
