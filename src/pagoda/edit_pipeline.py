@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,9 +17,10 @@ from pagoda.data import Downsampler
 from pagoda.diffusion import Condition
 from pagoda.errors import ConfigError, DataError
 from pagoda.images import to_pil
+from pagoda.networks.guidance import check_guidance_range
 from pagoda.stages.captions import PromptReader
 from pagoda.stages.context import teacher_facts
-from pagoda.stages.editing import Edited, EditedFrames, condition_facts, edit_facts, load_encoder
+from pagoda.stages.editing import Edited, EditedFrames, condition_facts, edit_facts, load_encoder, shown_facts
 from pagoda.stages.run_folder import RunFolder
 from pagoda.stages.sampling import load_generator
 from pagoda.steering import (
@@ -58,6 +60,9 @@ class PagodaEditPipeline:
     frame of an animation is meant (`frame`), and what the image shows: `label`, a class by number or name; `prompt`, a text, where the
     run was trained on texts; or `condition`, a `Condition` of one row. A generator with classes that is told nothing guesses the class
     (`Editor.guess_labels`), which costs an inversion for each class; one of texts reads the image as one without a caption.
+
+    Every edit also takes `guidance_scale`, the weight under which the image is encoded and made again: from 1 (none, as when None is
+    given) to the largest of the training, as `PagodaPipeline` takes it. A class is guessed without guidance.
 
     Args:
         editor: Generator, encoder and downsampler, of one run.
@@ -116,6 +121,7 @@ class PagodaEditPipeline:
         label: int | str | None = None,
         prompt: str | None = None,
         condition: Condition | None = None,
+        guidance_scale: float | None = None,
         strength: float = 0.0,
         seed: int = 0,
         resolution: int | None = None,
@@ -126,7 +132,7 @@ class PagodaEditPipeline:
         """The image as the model rebuilds it from its latent; with a strength, a variation of it.
 
         Args:
-            image, label, prompt, condition, fit, box, frame: See the class.
+            image, label, prompt, condition, guidance_scale, fit, box, frame: See the class.
             strength: How far the latent is moved towards the noise of the seed, in [0, 1]; 1 is the sample of the seed.
             seed: Of that noise.
             resolution: Side of what the model makes; its largest when None.
@@ -136,7 +142,7 @@ class PagodaEditPipeline:
             ConfigError, ShapeError: settings out of range.
         """
         picture, square, x = self._fit(image, fit, box, frame, resolution)
-        shown = self._condition(x, label, prompt, condition)
+        shown = self._condition(x, label, prompt, condition, guidance_scale)
         made = self.editor.reconstruct(x, shown, strength=strength, seeds=[seed], resolution=resolution)
         facts = self._facts("reconstruct", picture, square, shown, made, strength=strength, seed=seed)
         return Edited(self._back(picture, square, made), made, facts)
@@ -149,6 +155,7 @@ class PagodaEditPipeline:
         label: int | str | None = None,
         prompt: str | None = None,
         condition: Condition | None = None,
+        guidance_scale: float | None = None,
         strength: float = 0.0,
         seed: int = 0,
         resolution: int | None = None,
@@ -160,14 +167,14 @@ class PagodaEditPipeline:
 
         Args:
             to: The class, by number or name; the text, in a run of texts; or a condition of one row.
-            image, label, prompt, condition, strength, seed, resolution, fit, box, frame: As for `reconstruct`.
+            image, label, prompt, condition, guidance_scale, strength, seed, resolution, fit, box, frame: As for `reconstruct`.
 
         Raises:
             DataError, ConfigError, ShapeError: as `reconstruct`; and a class that the model does not know.
         """
-        target = self.target_of(to)
+        target = self._guided(self.target_of(to), guidance_scale)
         picture, square, x = self._fit(image, fit, box, frame, resolution)
-        shown = self._condition(x, label, prompt, condition)
+        shown = self._condition(x, label, prompt, condition, guidance_scale)
         made = self.editor.reconstruct(x, shown, target=target, strength=strength, seeds=[seed], resolution=resolution)
         to_facts = condition_facts(target)
         facts = self._facts("transfer", picture, square, shown, made, to=to_facts, strength=strength, seed=seed)
@@ -182,6 +189,7 @@ class PagodaEditPipeline:
         labels: tuple[int | str | None, int | str | None] = (None, None),
         prompts: tuple[str | None, str | None] = (None, None),
         conditions: tuple[Condition | None, Condition | None] = (None, None),
+        guidance_scale: float | None = None,
         resolution: int | None = None,
         fit: Fit = "pad",
         frame: int | None = None,
@@ -193,6 +201,7 @@ class PagodaEditPipeline:
             first, second: The images.
             frames: How many, both ends included.
             labels, prompts, conditions: What each shows, see the class.
+            guidance_scale: Of both.
             resolution, fit: As for `reconstruct`.
             frame, second_frame: Which frame of `first` and of `second`, where they are animations.
 
@@ -204,10 +213,11 @@ class PagodaEditPipeline:
             self._fit(second, fit, None, second_frame, resolution, "second_frame"),
         ]
         if self._read_prompts is not None and all(told is None for told in (*conditions, *labels)):
-            one, two = self.prompt_conditions(prompts)  # together, so that both have as many tokens
+            # together, so that both have as many tokens
+            one, two = (self._guided(told, guidance_scale) for told in self.prompt_conditions(prompts))
         else:
             one, two = (
-                self._condition(x, *given)
+                self._condition(x, *given, guidance_scale)
                 for (_, _, x), given in zip(ends, zip(labels, prompts, conditions, strict=True), strict=True)
             )
         made = self.editor.interpolate(ends[0][2], ends[1][2], (one, two), frames=frames, resolution=resolution)
@@ -225,6 +235,7 @@ class PagodaEditPipeline:
         label: int | str | None = None,
         prompt: str | None = None,
         condition: Condition | None = None,
+        guidance_scale: float | None = None,
         method: Literal["optimise", "alternate"] = "optimise",
         steps: int | None = None,
         rounds: int | None = None,
@@ -243,7 +254,7 @@ class PagodaEditPipeline:
             paint: In place of a mask, the colour that the hole is painted with in the image, or "transparent".
             holes: In place of a mask, boxes (left, top, width, height).
             method, steps, rounds, strength, smooth: See `Editor.inpaint`; what the method does not read is refused.
-            image, label, prompt, condition, seed, resolution, fit, box, frame: As for `reconstruct`.
+            image, label, prompt, condition, guidance_scale, seed, resolution, fit, box, frame: As for `reconstruct`.
 
         Raises:
             DataError: as `reconstruct`; a mask of another size, without a hole, or all hole; a hole beyond the model's square.
@@ -266,7 +277,7 @@ class PagodaEditPipeline:
         # What lies under the hole must not leak into the pixels beside it when the image is reduced.
         filled = fill_picture(picture, keep)
         x = fit_picture(filled, square, resolution, self.editor.downsampler)
-        shown = self._condition(x, label, prompt, condition)
+        shown = self._condition(x, label, prompt, condition, guidance_scale)
         settings["smooth"] = smooth
         made = self.editor.inpaint(x, known, shown, seeds=[seed], **settings)
         image_back = to_image(composite(picture, square, made, self.editor.downsampler, keep=keep))
@@ -281,6 +292,7 @@ class PagodaEditPipeline:
         label: int | str | None = None,
         prompt: str | None = None,
         condition: Condition | None = None,
+        guidance_scale: float | None = None,
         resolution: int | None = None,
         method: Method = "optimise",
         rounds: int | None = None,
@@ -293,7 +305,7 @@ class PagodaEditPipeline:
         Args:
             resolution: Side of the model's square; the result is larger than the image by resolution / longer side.
             method, rounds, steps: See `Editor.upscale`; what the method does not read is refused.
-            image, label, prompt, condition, fit, frame: As for `reconstruct`.
+            image, label, prompt, condition, guidance_scale, fit, frame: As for `reconstruct`.
 
         Raises:
             DataError, ConfigError, ShapeError: as `reconstruct`; and an image that is as large as the result.
@@ -308,7 +320,7 @@ class PagodaEditPipeline:
         shown = Condition()
         if square.side < resolution:  # if not, `Editor.upscale` says so
             seen = y if square.side >= base else fit_picture(picture, square, base, self.editor.downsampler)
-            shown = self._condition(seen, label, prompt, condition)
+            shown = self._condition(seen, label, prompt, condition, guidance_scale)
         made = self.editor.upscale(y, shown, resolution=resolution, **settings)
         facts = self._facts("upscale", picture, square, shown, made, **settings)
         enlarged, scale = to_pil(made)[0], resolution / square.side
@@ -326,6 +338,7 @@ class PagodaEditPipeline:
         label: int | str | None = None,
         prompt: str | None = None,
         condition: Condition | None = None,
+        guidance_scale: float | None = None,
         method: Method = "optimise",
         rounds: int | None = None,
         strength: float = 0.0,
@@ -340,7 +353,7 @@ class PagodaEditPipeline:
             operator: A, of images whose side is a size of the generator.
             method, rounds, strength, steps: See `Editor.restore`; what the method does not read is refused.
             damping: See there; 0 damps nothing, for measurements without noise.
-            label, prompt, condition, seed: As for `reconstruct`.
+            label, prompt, condition, guidance_scale, seed: As for `reconstruct`.
 
         Raises:
             ConfigError, ShapeError: settings out of range, sizes that do not fit.
@@ -348,12 +361,12 @@ class PagodaEditPipeline:
         settings = method_settings(method, steps=steps, rounds=rounds, strength=strength)
         guess = operator.pseudo_inverse(measured, damping=damping).clamp(-1, 1)
         self.editor.resolution(operator.shape_in[0])
-        shown = self._condition(guess, label, prompt, condition)
+        shown = self._condition(guess, label, prompt, condition, guidance_scale)
         made = self.editor.restore(measured, operator, shown, seeds=[seed], damping=damping, **settings)
         common: Mapping[str, Any] = {
             "operator": type(operator).__name__,
             "source": hashlib.sha256(measured.float().numpy().tobytes()).hexdigest(),
-            "shows": condition_facts(shown),
+            **shown_facts(shown),
             "resolution": made.shape[-1],
             "seed": seed,
             "damping": damping,
@@ -427,20 +440,41 @@ class PagodaEditPipeline:
         return picture, square, fit_picture(picture, square, self.editor.sizes[0], self.editor.downsampler)
 
     def _condition(
-        self, images: Tensor, label: int | str | None, prompt: str | None, condition: Condition | None
+        self,
+        images: Tensor,
+        label: int | str | None,
+        prompt: str | None,
+        condition: Condition | None,
+        guidance_scale: float | None,
     ) -> Condition:
-        """What an image shows: as it is told, or guessed."""
+        """What an image shows: as it is told, or guessed; with the guidance weight."""
         if sum(told is not None for told in (label, prompt, condition)) > 1:
             raise ConfigError("label, prompt and condition say the same thing; give one of them.")
+        self._check_guidance(guidance_scale)  # before a class is guessed
         if condition is not None:
+            told = condition
+        elif label is not None:
+            told = Condition.of_labels([self.label_of(label)])
+        elif prompt is not None or self._read_prompts is not None:
+            told = self.prompt_conditions([prompt])[0]
+        elif self.editor.generator.num_classes == 0:
+            told = Condition()
+        else:
+            told = Condition.of_labels(self.editor.guess_labels(images))
+        return self._guided(told, guidance_scale)
+
+    def _check_guidance(self, weight: float | None) -> None:
+        if weight is not None:
+            check_guidance_range(weight, weight, self.editor.generator.guidance_max)
+
+    def _guided(self, condition: Condition, weight: float | None) -> Condition:
+        """A condition of one row with a guidance weight, where one is told and the generator takes one."""
+        self._check_guidance(weight)
+        if weight is None or self.editor.generator.guidance_max is None:
             return condition
-        if label is not None:
-            return Condition.of_labels([self.label_of(label)])
-        if prompt is not None or self._read_prompts is not None:
-            return self.prompt_conditions([prompt])[0]
-        if self.editor.generator.num_classes == 0:
-            return Condition()
-        return Condition.of_labels(self.editor.guess_labels(images))
+        if condition.guidance is not None:
+            raise ConfigError("guidance_scale and the guidance of a condition say the same thing; give one of them.")
+        return replace(condition, guidance=torch.tensor([float(weight)]))
 
     def _back(self, picture: Picture, square: Square, made: Tensor) -> Image.Image:
         return to_image(composite(picture, square, made, self.editor.downsampler))
@@ -451,7 +485,7 @@ class PagodaEditPipeline:
         common = {
             "source": picture.digest,
             "square": [square.left, square.top, square.side],
-            "shows": condition_facts(shown),
+            **shown_facts(shown),
             "resolution": made.shape[-1],
         }
         return edit_facts(self.editor.generator, self.editor.encoder, edit, **common, **settings)

@@ -10,11 +10,12 @@ import pytest
 import torch
 from tests.conftest import tiny_config
 
+from pagoda import PagodaEditPipeline
 from pagoda.cli.main import main
 from pagoda.data import LatentStore
 from pagoda.diffusion import Condition, GuidedDenoiser, build_solver, invert
 from pagoda.errors import ArtifactError, ConfigError
-from pagoda.images import read_metadata
+from pagoda.images import read_metadata, to_pil
 from pagoda.networks import model_hash
 from pagoda.pipelines import PagodaPipeline
 from pagoda.stages.assignment import GuidedInputs, IndependentWeights, MatchedWeights, TeacherImages, guided_inputs
@@ -348,3 +349,51 @@ def test_an_exported_program_takes_the_weight_as_an_input(guided_run: RunFolder,
     z, labels, weights = torch.randn(2, 3, 8, 8), torch.tensor([0, 3]), torch.tensor([1.0, 3.0])
     wanted = load_generator(guided_run)(z, Condition(label=labels, guidance=weights), resolution=8)
     torch.testing.assert_close(module(z, labels, weights), wanted, atol=1e-5, rtol=0)
+
+
+def test_edits_are_encoded_and_made_under_the_weight_that_is_told(
+    guided_run: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pipeline = PagodaEditPipeline.from_pretrained(guided_run.path)
+    generator, encoder = pipeline.editor.generator, pipeline.editor.encoder
+    image = to_pil(torch.rand(1, 3, 16, 16) * 2 - 1)[0]
+    small = pipeline.editor.downsampler.tensor(torch.rand(1, 3, 16, 16) * 2 - 1, 8)
+    plain = pipeline.reconstruct(image, label=3)
+    assert torch.equal(pipeline.reconstruct(image, label=3, guidance_scale=1.0).square, plain.square)
+    assert "guidance" not in plain.facts
+    fresh = pipeline.transfer(image, 5, label=3, strength=1.0, seed=7, guidance_scale=3.0)
+    assert torch.equal(fresh.square, sample_images(generator, [7], labels=[5], guidance=3.0))
+    assert (fresh.facts["shows"], fresh.facts["to"], fresh.facts["guidance"]) == (3, 5, 3.0)
+
+    told = Condition(label=torch.tensor([3]), guidance=torch.tensor([3.0]))
+    with torch.no_grad():
+        wanted = generator(encoder(small, told), told).clamp(-1, 1)
+    made = pipeline.reconstruct(to_pil(small)[0], condition=told).square
+    assert torch.equal(made, pipeline.reconstruct(to_pil(small)[0], label=3, guidance_scale=3.0).square)
+    torch.testing.assert_close(made, wanted, rtol=0, atol=0.05)  # the image went through bytes
+    assert not torch.allclose(made, pipeline.reconstruct(to_pil(small)[0], label=3).square, atol=1e-4)
+    way = pipeline.interpolate(image, image, frames=3, labels=(3, 4), guidance_scale=4.0)
+    assert torch.equal(way.frames[2:], pipeline.reconstruct(image, label=4, guidance_scale=4.0).square)
+
+    with pytest.raises(ConfigError, match="say the same thing; give one"):
+        pipeline.reconstruct(image, condition=told, guidance_scale=3.0)
+    for weight in (0.5, 5.0):
+        with pytest.raises(ConfigError, match=rf"must lie in \[1, 4\].* got {weight:g}"):
+            pipeline.upscale(image.resize((8, 8)), guidance_scale=weight)
+    image.save(tmp_path / "x.png")
+    for name, more in {"inpaint": ["--hole", "2", "2", "4", "4"], "restore": ["--blur", "3"]}.items():
+        command = ["edit", name, str(guided_run.path), str(tmp_path / "x.png"), "--label", "3", "--steps", "1", *more]
+        assert main([*command, "--guidance", "2", "--out", str(tmp_path / "y.png")]) == 0, capsys.readouterr().err
+        facts = read_metadata(tmp_path / "y.png")
+        assert facts is not None
+        assert (facts["shows"], facts["guidance"]) == (3, 2.0)
+
+
+def test_a_weight_is_refused_by_edits_of_a_run_without_guidance(finished_run: RunFolder) -> None:
+    pipeline = PagodaEditPipeline.from_pretrained(finished_run.path)
+    image = to_pil(torch.rand(1, 3, 16, 16) * 2 - 1)[0]
+    plain = pipeline.reconstruct(image, label=3)
+    assert torch.equal(pipeline.reconstruct(image, label=3, guidance_scale=1.0).square, plain.square)
+    for call in (pipeline.reconstruct, lambda image, **told: pipeline.transfer(image, 4, **told)):
+        with pytest.raises(ConfigError, match="a guidance weight of 2 was asked of a network that was trained without"):
+            call(image, guidance_scale=2.0)  # type: ignore[operator]

@@ -28,6 +28,8 @@ class _Edit:
     """What the image shows, a class by number or name; guessed when not given, at the cost of an inversion for each class."""
     prompt: str | None = None
     """What the image shows, in words, for a run of texts; read as an image without a caption when not given."""
+    guidance: float | None = None
+    """Guidance weight to read and make the image under, for a run with guidance (guidance.scale_max); 1 (none) when not given."""
     resolution: int | None = None
     """Side of what the model makes, in pixels; its largest when not given."""
     out: Path | None = None
@@ -76,7 +78,7 @@ class _Placed(_Edit):
     def placement(self) -> dict[str, Any]:
         """The options above and the class, by name."""
         names = ("label", "prompt", "resolution", "fit", "box", "frame", "seed")
-        return {name: getattr(self, name) for name in names}
+        return {"guidance_scale": self.guidance} | {name: getattr(self, name) for name in names}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,6 +162,7 @@ class EditInterpolate(_Edit):
             frames=self.frames,
             labels=(self.label, self.second_label),
             prompts=(self.prompt, self.second_prompt),
+            guidance_scale=self.guidance,
             resolution=self.resolution,
             fit=self.fit,
             frame=self.frame,
@@ -247,6 +250,7 @@ class EditUpscale(_Edit):
             self.image,
             label=self.label,
             prompt=self.prompt,
+            guidance_scale=self.guidance,
             resolution=self.resolution,
             method=self.method,
             rounds=self.rounds,
@@ -311,6 +315,7 @@ class EditRestore(_Edit):
             operator,
             label=self.label,
             prompt=self.prompt,
+            guidance_scale=self.guidance,
             method=self.method,
             rounds=self.rounds,
             steps=self.steps,

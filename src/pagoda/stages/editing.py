@@ -200,9 +200,15 @@ def edit_facts(generator: OneStepGenerator, encoder: ImageEncoder, edit: str, **
     }
 
 
+def shown_facts(condition: Condition) -> dict[str, Any]:
+    """What an image shows, for people, and the guidance weight where one was told."""
+    shows = {"shows": condition_facts(condition)}
+    return shows if condition.guidance is None else {**shows, "guidance": float(condition.guidance[0])}
+
+
 def condition_facts(condition: Condition) -> Any:
-    """A condition for people: its label, or the hash of each slot."""
-    slots = condition.slots()
+    """A condition for people: its label, or the hash of each slot. A guidance weight is a setting, told by `shown_facts`."""
+    slots = {name: value for name, value in condition.slots().items() if name != "guidance"}
     if set(slots) <= {"label"}:
         return int(slots["label"][0]) if slots else None
     return {name: hashlib.sha256(value.cpu().numpy().tobytes()).hexdigest()[:16] for name, value in slots.items()}
