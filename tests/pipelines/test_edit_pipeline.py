@@ -384,6 +384,40 @@ def test_a_frame_of_an_animation_is_edited_as_the_image_that_it_is(
         assert np.array_equal(np.asarray(one), np.asarray(other))
 
 
+def test_known_pixels_are_kept_of_deep_turned_and_moving_files(
+    finished_run: RunFolder, tmp_path: Path, capsys: Capture
+) -> None:
+    pixels = np.asarray(photo(20, 14))
+    deep = np.random.default_rng(0).integers(0, 65536, (14, 20), dtype=np.uint16)
+    Image.fromarray(deep).save(tmp_path / "deep.png")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(pixels).save(tmp_path / "turned.png", exif=exif)
+    others = [Image.new("RGB", (20, 14), (k, 0, 0)) for k in (40, 90)]
+    others[0].save(
+        tmp_path / "moving.webp", save_all=True, append_images=[Image.fromarray(pixels), others[1]], lossless=True
+    )
+    inpaint = ["--hole", 3, 4, 5, 6, "--label", 3, "--steps", 1]
+
+    def edited(name: str, *more: object) -> np.ndarray:
+        target = tmp_path / f"{name}.out.png"
+        assert edit("inpaint", finished_run.path, tmp_path / name, *inpaint, *more, "--out", target) == 0
+        with Image.open(target) as made:
+            return np.asarray(made)
+
+    with pytest.warns(UserWarning, match=r"deep.png has 16 bits a channel"):
+        grey = edited("deep.png")
+    for made, expected in (
+        (grey, np.round(deep / 257).astype(np.uint8)[..., None].repeat(3, -1)),
+        (edited("turned.png"), np.rot90(pixels, -1)),
+        (edited("moving.webp", "--frame", 1), pixels),
+    ):
+        keep = np.ones(expected.shape[:2], bool)
+        keep[4:10, 3:8] = False
+        assert np.array_equal(made[keep], expected[keep])
+        assert not np.array_equal(made[~keep], expected[~keep])
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

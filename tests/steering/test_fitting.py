@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import struct
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -77,9 +79,44 @@ def test_exif_rotation_16_bits_and_palettes_are_read() -> None:
     assert np.array_equal(read_picture(opened, channels=3).pixels, turned.pixels)
     deep = Image.fromarray(noise(9, 7, 1).astype(np.uint16) * 257)
     for given in (deep, encoded(deep)):
-        assert np.array_equal(read_picture(given, channels=1).pixels[..., 0], noise(9, 7, 1))
+        with pytest.warns(UserWarning, match="has 16 bits a channel. It is edited and written with 8"):
+            assert np.array_equal(read_picture(given, channels=1).pixels[..., 0], noise(9, 7, 1))
     palette = Image.fromarray(noise(9, 7)).quantize(8)
     assert np.array_equal(read_picture(palette, channels=3).pixels, np.asarray(palette.convert("RGB")))
+
+
+def deep_file(values: np.ndarray, exif: bytes = b"") -> bytes:
+    """A PNG of 16 bits a channel of values (H, W, C), which Pillow does not write."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    height, width, channels = values.shape
+    head = struct.pack(">IIBBBBB", width, height, 16, {1: 0, 2: 4, 3: 2, 4: 6}[channels], 0, 0, 0)
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    told = chunk(b"eXIf", exif) if exif else b""
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + told + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    )
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_16_bits_are_rounded_to_the_nearest_of_8_and_warned_about(channels: int) -> None:
+    values = np.random.default_rng(0).integers(0, 65536, (6, 5, channels)).astype(np.uint16)
+    nearest = np.round(values / 257).astype(np.uint8)
+    colours = nearest[..., :3] if channels > 2 else nearest[..., :1].repeat(3, -1)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for content, turns in ((deep_file(values), 0), (deep_file(values, exif.tobytes().removeprefix(b"Exif\0\0")), -1)):
+        with pytest.warns(UserWarning, match="the image has 16 bits a channel. It is edited and written with 8"):
+            picture = read_picture(content, channels=3)
+        assert np.array_equal(picture.own, np.rot90(colours, turns))
+        if channels in (2, 4):
+            assert picture.alpha is not None
+            assert np.array_equal(picture.alpha, np.rot90(nearest[..., -1], turns))
+    if channels > 1:
+        with pytest.warns(UserWarning, match="of an image that Pillow has opened, colours are cut"):
+            read_picture(Image.open(io.BytesIO(deep_file(values))), channels=3)
 
 
 def test_grey_and_colour_meet_where_nothing_is_lost() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, TypeAlias
@@ -22,6 +23,7 @@ from pagoda.data import Downsampler
 from pagoda.data.decode import UndecodableError, has_colour, load_upright, to_plain
 from pagoda.errors import ConfigError, DataError, ShapeError
 from pagoda.images import to_uint8
+from pagoda.steering.depth import is_deep, load_rounded
 
 ImageLike: TypeAlias = Path | str | bytes | Image.Image
 """A file's name, its bytes, or an image that is open."""
@@ -87,6 +89,8 @@ def read_picture(
 ) -> Picture:
     """An image for a model of 1 or 3 channels: upright by its EXIF, 8 bits (65535 becomes 255), transparency composited.
 
+    An image of 16 bits is warned about.
+
     Args:
         image: Name of a file, its bytes, or a Pillow image.
         channels: Of the model. Grey images become RGB; an RGB image without colour becomes grey.
@@ -99,7 +103,7 @@ def read_picture(
     """
     name = str(image) if isinstance(image, Path | str) else "the image"
     try:
-        upright = load_image(image, frame)
+        upright, deep = _load(image, frame)
         plain = to_plain(upright, background)
     except UndecodableError as error:
         step = (
@@ -108,6 +112,13 @@ def read_picture(
             else "Give a PNG, WebP, JPEG or the like."
         )
         raise DataError(f"{name} cannot be edited: {error}. {step}") from error
+    if deep:
+        cut = " Open the file by its name: of an image that Pillow has opened, colours are cut, not rounded."
+        warnings.warn(
+            f"{name} has 16 bits a channel. It is edited and written with 8, its known pixels too: 65535 becomes 255."
+            + (cut if isinstance(image, Image.Image) and not image.mode.startswith("I") else ""),
+            stacklevel=2,
+        )
     alpha = None
     own = plain
     if "A" in upright.getbands() or "a" in upright.getbands() or "transparency" in upright.info:
@@ -227,11 +238,16 @@ def to_image(picture: Picture) -> Image.Image:
 
 
 def load_image(image: ImageLike, frame: int | None) -> Image.Image:
-    """One frame, upright, in the mode that it came in; None refuses animations.
+    """One frame, upright, in the mode that it came in, colours of 16 bits rounded to 8; None refuses animations.
 
     Raises:
-        UndecodableError: see `load_upright`; or a file that cannot be read.
+        UndecodableError: see `load_rounded`; or a file that cannot be read.
     """
+    return _load(image, frame)[0]
+
+
+def _load(image: ImageLike, frame: int | None) -> tuple[Image.Image, bool]:
+    """`load_image`, and whether it has 16 bits a channel."""
     if isinstance(image, Image.Image):
         frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
         if frame is None and frames > 1:
@@ -240,13 +256,14 @@ def load_image(image: ImageLike, frame: int | None) -> Image.Image:
             raise UndecodableError(f"has {frames} frames, none of number {frame}")
         if frame is not None:
             image.seek(frame)
+        deep = is_deep(image)
         buffer = io.BytesIO()
         # PNG keeps every pixel, TIFF also modes that PNG does not know.
         known = image.mode in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")
         image.save(buffer, format="PNG" if known else "TIFF", exif=image.getexif())
-        return load_upright(buffer.getvalue())
+        return load_upright(buffer.getvalue()), deep
     try:
-        return load_upright(image if isinstance(image, bytes) else Path(image).read_bytes(), frame)
+        return load_rounded(image if isinstance(image, bytes) else Path(image).read_bytes(), frame)
     except OSError as error:
         raise UndecodableError(f"unreadable: {error.strerror}") from error
 
