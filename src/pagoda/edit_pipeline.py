@@ -328,7 +328,10 @@ class PagodaEditPipeline:
         edges = [edge * scale for edge in (columns.start - square.left, rows.start - square.top)]
         edges += [edge * scale for edge in (columns.stop - square.left, rows.stop - square.top)]
         left, top, right, bottom = (round(edge) for edge in edges)
-        return Edited(enlarged.crop((left, top, max(left + 1, right), max(top + 1, bottom))), made, facts)
+        enlarged = enlarged.crop((left, top, max(left + 1, right), max(top + 1, bottom)))
+        if picture.profile is not None:
+            enlarged.info["icc_profile"] = picture.profile
+        return Edited(enlarged, made, facts)
 
     def restore(
         self,

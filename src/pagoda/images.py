@@ -74,7 +74,7 @@ def save_image(
         quality: Of a JPEG, 1 to 100.
 
     Raises:
-        ConfigError: another ending, or facts that a JPEG cannot hold.
+        ConfigError: another ending, or facts or transparency, which a JPEG cannot hold.
     """
     path = Path(path)
     content = encode_image(image, image_format(path), metadata=metadata, quality=quality)
@@ -138,11 +138,13 @@ def image_format(path: Path | str) -> str:
 def encode_image(
     image: Image.Image, format: str, *, metadata: Mapping[str, Any] | None = None, quality: int = 95
 ) -> bytes:
-    """The bytes of an image file, see `save_image`.
+    """The bytes of an image file, see `save_image`; with the image's ICC profile, where it has one.
 
     Raises:
-        ConfigError: facts that a JPEG cannot hold.
+        ConfigError: facts that a JPEG cannot hold, or transparency.
     """
+    if format == "JPEG" and image.mode in ("LA", "RGBA"):
+        raise ConfigError("a JPEG has no transparency, this image has: write .png or .webp.")
     facts = {"version": __version__, **(metadata or {})}
     options: dict[str, Any] = {}
     if format == "PNG":
@@ -159,7 +161,7 @@ def encode_image(
             )
         options = {"exif": block, **({"quality": quality} if format == "JPEG" else {"lossless": True})}
     buffer = io.BytesIO()
-    image.save(buffer, format=format, **options)
+    image.save(buffer, format=format, icc_profile=image.info.get("icc_profile"), **options)
     return buffer.getvalue()
 
 

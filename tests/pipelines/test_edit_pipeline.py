@@ -124,6 +124,12 @@ def test_edits_have_the_size_of_the_image(pipeline: PagodaEditPipeline) -> None:
     outside = np.asarray(centre.image)[:, 36:]
     assert np.array_equal(outside, np.asarray(image)[:, 36:])
     assert pipeline.reconstruct(photo(16, 16, "RGBA"), label=3).image.mode == "RGB"
+    clear = photo(24, 20, "RGBA")
+    made = pipeline.reconstruct(clear, label=3, box=(2, 3, 16)).image
+    beside = np.ones((20, 24), bool)
+    beside[3:19, 2:18] = False
+    assert np.array_equal(np.asarray(made)[beside], np.asarray(clear)[beside])
+    assert (np.asarray(made)[~beside][:, 3] == 255).all()
     assert pipeline.reconstruct(image, label=3, resolution=8).square.shape == (1, 3, 8, 8)
 
 
@@ -440,6 +446,10 @@ def test_known_pixels_are_kept_of_deep_turned_and_moving_files(
             ["upscale", "nowhere", "x.png", "--method", "project", "--steps", 2],
             "steps=2 is read by the method optimise",
         ),
+        (
+            ["reconstruct", "nowhere", "clear.png", "--box", 0, 0, 8, "--out", "y.jpg"],
+            "clear.png is transparent and keeps that beside the square",
+        ),
         (["restore", "RUN", "x.png"], "give one of --blur and --rays"),
         (["restore", "RUN", "x.png", "--blur", 3], "x.png has 20 x 12 px, 16 x 16 are needed here"),
         (["restore", "RUN", "x.png", "--blur", 4], "odd width from 1 to the image's 16 px, got 4"),
@@ -457,6 +467,7 @@ def test_mistakes_are_told_in_words(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     photo(20, 12).save("x.png")
+    photo(20, 12, "RGBA").save("clear.png")
     assert edit(*(finished_run.path if word == "RUN" else word for word in arguments)) == 1
     assert message in capsys.readouterr().err
     assert not list(tmp_path.glob("y.*"))

@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageCms
 
 from pagoda.data import Downsampler
 from pagoda.errors import ConfigError, DataError, ShapeError
+from pagoda.images import save_image
 from pagoda.steering import (
     Square,
     choose_square,
@@ -153,6 +154,17 @@ def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
         read_picture(Image.new("F", (4, 4)), channels=3)
 
 
+@pytest.mark.parametrize("name", ["x.png", "x.webp", "x.jpg"])
+def test_a_profile_of_such_pixels_is_written_again(name: str, tmp_path: Path) -> None:
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    coloured = read_picture(encoded(Image.fromarray(noise(6, 5)), icc_profile=profile), channels=3)
+    save_image(to_image(coloured), tmp_path / name)
+    with Image.open(tmp_path / name) as written:
+        assert written.info["icc_profile"] == profile
+    cmyk = encoded(Image.new("CMYK", (6, 5)), "TIFF", icc_profile=profile[:16] + b"CMYK" + profile[20:])
+    assert "icc_profile" not in to_image(read_picture(cmyk, channels=3)).info
+
+
 # Fitting and compositing.
 
 
@@ -191,7 +203,16 @@ def test_compositing_keeps_what_is_to_be_kept_and_is_idempotent(fit: Any, size: 
     assert np.array_equal(np.asarray(to_image(twice)), made)
     all_new = composite(picture, square, edited, REDUCE)
     assert np.array_equal(composite(all_new, square, edited, REDUCE).pixels, all_new.pixels)
-    assert all_new.alpha is None
+    rows, columns = square.inside(*size)
+    beside = np.ones(size[::-1], bool)
+    beside[rows, columns] = False
+    if beside.any():
+        assert np.array_equal(np.asarray(to_image(all_new))[beside], pixels[beside])  # with its transparency
+    if alpha and beside.any():
+        assert all_new.alpha is not None
+        assert (all_new.alpha[~beside] == 255).all()
+    else:
+        assert all_new.alpha is None
 
 
 def test_what_was_put_in_is_cut_out_again() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -74,6 +75,18 @@ class _Placed(_Edit):
     """left, top and side of the square, in pixels, in place of --fit."""
     seed: int = 0
     """Of the noise."""
+
+    def pipeline(self, edit: str, endings: tuple[str, ...] = (".png", ".webp", ".jpg", ".jpeg")) -> PagodaEditPipeline:
+        """The same; transparency beside the square, which is kept, is refused for a JPEG before the work."""
+        if self.target(edit).suffix.lower() in (".jpg", ".jpeg") and (self.box is not None or self.fit == "crop"):
+            from PIL import Image
+
+            with suppress(OSError), Image.open(self.image) as image:  # one that cannot be read is told of later
+                if image.has_transparency_data:
+                    raise ConfigError(
+                        f"{self.image} is transparent and keeps that beside the square, which a JPEG cannot hold: write .png or .webp."
+                    )
+        return super().pipeline(edit, endings)
 
     def placement(self) -> dict[str, Any]:
         """The options above and the class, by name."""

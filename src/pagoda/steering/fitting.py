@@ -41,12 +41,14 @@ class Picture:
         own: uint8 (H, W, C) with the image's own colours under transparent pixels; `pixels` where there are none.
         alpha: uint8 (H, W), or None for an image without.
         name: For messages.
+        profile: The file's ICC profile, where it is one of such pixels (grey or RGB); None for a file without.
     """
 
     pixels: np.ndarray
     own: np.ndarray
     alpha: np.ndarray | None
     name: str
+    profile: bytes | None = None
 
     @property
     def size(self) -> tuple[int, int]:
@@ -135,7 +137,9 @@ def read_picture(
         plain, own = plain.getchannel(0), own.convert("L")
     elif channels == 3:
         plain, own = plain.convert("RGB"), own.convert("RGB")
-    return Picture(_pixels(plain), _pixels(own), alpha, name)
+    profile = upright.info.get("icc_profile")
+    fits = isinstance(profile, bytes) and profile[16:20] == (b"GRAY" if channels == 1 else b"RGB ")
+    return Picture(_pixels(plain), _pixels(own), alpha, name, profile if fits else None)
 
 
 def choose_square(size: tuple[int, int], *, fit: Fit = "pad", box: Box | None = None) -> Square:
@@ -200,8 +204,8 @@ def composite(
         square: Where the edited image belongs; what reaches beyond the picture is cut off.
         edited: (1, C, s, s) in [-1, 1].
         downsampler: Shrinks `edited` where the square is smaller.
-        keep: bool (H, W); pixels of the picture that stay as they are, byte by byte, with their transparency. Without it all
-            pixels of the square are replaced, and the result is opaque.
+        keep: bool (H, W); pixels of the picture that stay as they are, byte by byte. Without it all pixels of the square are
+            replaced. What is not replaced keeps its transparency; what is replaced becomes opaque.
 
     Raises:
         ShapeError: `edited` has another number of channels, or `keep` another size.
@@ -224,16 +228,18 @@ def composite(
     for target in (pixels, own):
         target[rows, columns] = np.where(replaced[rows, columns][..., None], part, target[rows, columns])
     alpha = None
-    if picture.alpha is not None and keep is not None:
+    if picture.alpha is not None and not (keep is None and replaced.all()):
         alpha = np.where(replaced, np.uint8(255), picture.alpha)
     return replace(picture, pixels=pixels, own=pixels if alpha is None else own, alpha=alpha)
 
 
 def to_image(picture: Picture) -> Image.Image:
-    """A picture as a Pillow image: "L" or "RGB", with alpha "LA" or "RGBA"."""
+    """A picture as a Pillow image: "L" or "RGB", with alpha "LA" or "RGBA"; the profile lies in its `info`."""
     image = _to_pil(picture.own)
     if picture.alpha is not None:
         image.putalpha(Image.fromarray(picture.alpha))
+    if picture.profile is not None:
+        image.info["icc_profile"] = picture.profile
     return image
 
 
