@@ -32,9 +32,11 @@ from pagoda.steering import (
     ImageEncoder,
     ImageLike,
     LinearOperator,
+    MaskIs,
     Method,
     Picture,
     Square,
+    check_mask_settings,
     choose_square,
     composite,
     cut_square,
@@ -230,6 +232,8 @@ class PagodaEditPipeline:
         image: ImageLike,
         mask: ImageLike | np.ndarray | Tensor | None = None,
         *,
+        mask_is: MaskIs = "known",
+        mask_threshold: int | None = None,
         paint: str | None = None,
         holes: Sequence[tuple[int, int, int, int]] = (),
         label: int | str | None = None,
@@ -250,7 +254,9 @@ class PagodaEditPipeline:
         """A hole filled. Every pixel outside of it comes back as it was, byte for byte, at the image's own size, with its transparency.
 
         Args:
-            mask: Of the image's size; white (1) = keep, black (0) = hole.
+            mask: Of the image's size, black and white, or an array of 0 and 1.
+            mask_is: What is white (1) in the mask: "known", and black (0) is the hole; or "holes".
+            mask_threshold: Values of a grey mask from this one on, 1 to 255, are white; None refuses grey masks.
             paint: In place of a mask, the colour that the hole is painted with in the image, or "transparent".
             holes: In place of a mask, boxes (left, top, width, height).
             method, steps, rounds, strength, smooth: See `Editor.inpaint`; what the method does not read is refused.
@@ -262,12 +268,16 @@ class PagodaEditPipeline:
         """
         if (mask is not None) + (paint is not None) + bool(holes) != 1:
             raise ConfigError("an inpainting needs one of mask, paint and holes: where is the hole?")
+        check_mask_settings(mask_is=mask_is, threshold=mask_threshold, given=mask is not None)
         settings = method_settings(
             method, accepted=FILLING, steps=steps, rounds=rounds, strength=strength, default_rounds=FILLING_ROUNDS
         )
         resolution = self.editor.resolution(resolution)
         picture = self._read(image, frame)
-        keep = paint_mask(picture, colour=paint, holes=holes) if mask is None else read_mask(mask, picture.size)
+        if mask is None:
+            keep = paint_mask(picture, colour=paint, holes=holes)
+        else:
+            keep = read_mask(mask, picture.size, mask_is=mask_is, threshold=mask_threshold)
         square = choose_square(picture.size, fit=fit, box=box)
         known = fit_mask(keep, square, resolution)
         if not bool(known.any()):

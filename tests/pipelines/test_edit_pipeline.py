@@ -89,6 +89,7 @@ def test_a_mask_may_be_a_file_an_array_painted_or_boxes(pipeline: PagodaEditPipe
         pipeline.inpaint(image, keep, **options),
         pipeline.inpaint(image, tmp_path / "mask.png", **options),
         pipeline.inpaint(image, torch.from_numpy(keep), **options),
+        pipeline.inpaint(image, ~keep, mask_is="holes", **options),
         pipeline.inpaint(image, holes=[(6, 5, 7, 5)], **options),
         pipeline.inpaint(Image.fromarray(painted), paint="magenta", **options),
     ]
@@ -431,6 +432,15 @@ def test_known_pixels_are_kept_of_deep_turned_and_moving_files(
             ["inpaint", "RUN", "x.png", "--out", "y.jpg", "--hole", 1, 1, 2, 2],
             "a JPEG does not keep pixels as they are",
         ),
+        (
+            ["inpaint", "nowhere", "x.png", "--paint", "red", "--mask-is", "holes"],
+            "mask_is=holes is read for a mask alone",
+        ),
+        (
+            ["inpaint", "RUN", "x.png", "--hole", 1, 1, 2, 2, "--mask-threshold", 9],
+            "mask_threshold=9 is read for a mask",
+        ),
+        (["inpaint", "RUN", "x.png", "--mask", "x.png"], "or say which value is white by --mask-threshold N"),
         (["inpaint", "RUN", "x.png"], "needs one of mask, paint and holes"),
         (["reconstruct", "RUN", "x.png", "--out", "y.gif"], "--out ends with .png, .webp"),
         (["reconstruct", "RUN", "nowhere.png"], "nowhere.png cannot be edited: unreadable"),

@@ -242,15 +242,39 @@ def test_boxes_and_shapes_that_do_not_fit_are_refused() -> None:
 # Masks.
 
 
-def test_light_pixels_of_a_mask_are_kept(tmp_path: Path) -> None:
+def test_white_pixels_of_a_mask_are_kept_or_are_the_hole(tmp_path: Path) -> None:
+    keep = np.ones((5, 8), bool)
+    keep[1:3, 2:6] = False
+    files = {
+        "bytes.png": keep * np.uint8(255),
+        "numbers.png": keep.astype(np.uint8),
+        "deep.png": keep * np.uint16(65535),
+    }
+    for name, values in files.items():
+        Image.fromarray(values).save(tmp_path / name)
+    Image.fromarray(keep).save(tmp_path / "bits.png")
+    for mask in (*(tmp_path / name for name in (*files, "bits.png")), keep, torch.from_numpy(keep).float()):
+        assert np.array_equal(read_mask(mask, (8, 5)), keep)
+        assert np.array_equal(read_mask(mask, (8, 5), mask_is="holes"), ~keep)
+
+
+def test_a_grey_mask_needs_a_threshold(tmp_path: Path) -> None:
     values = np.full((5, 8), 255, np.uint8)
-    values[1:3, 2:6] = 127
-    values[3] = 128
+    values[1:3, 2:6], values[3], values[0, 0] = 127, 128, 0
     Image.fromarray(values).save(tmp_path / "m.png")
-    keep = read_mask(tmp_path / "m.png", (8, 5))
-    assert np.array_equal(~keep, values == 127)
-    assert np.array_equal(read_mask(keep, (8, 5)), keep)
-    assert np.array_equal(read_mask(torch.from_numpy(keep).float(), (8, 5)), keep)
+    with pytest.raises(DataError, match=r"also has 2 values between, from 127 to 128\. .* --mask-threshold N"):
+        read_mask(tmp_path / "m.png", (8, 5))
+    for threshold in (1, 128, 255):
+        assert np.array_equal(read_mask(tmp_path / "m.png", (8, 5), threshold=threshold), values >= threshold)
+    assert np.array_equal(read_mask(tmp_path / "m.png", (8, 5), mask_is="holes", threshold=128), values < 128)
+    for options, message in (
+        ({"threshold": 0}, "mask_threshold is a value of bytes from 1 to 255, got 0"),
+        ({"mask_is": "white"}, "known or holes; got 'white'"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            read_mask(tmp_path / "m.png", (8, 5), **options)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="read for images; of an array give"):
+        read_mask(values, (8, 5), threshold=128)
 
 
 def test_masks_that_say_nothing_are_refused() -> None:
@@ -260,7 +284,7 @@ def test_masks_that_say_nothing_are_refused() -> None:
         read_mask(np.ones((5, 8), bool), (8, 5))
     with pytest.raises(DataError, match="the mask is all hole"):
         read_mask(Image.new("L", (8, 5)), (8, 5))
-    with pytest.raises(DataError, match=r"0 \(hole\) and 1 \(keep\) only"):
+    with pytest.raises(DataError, match=r"0 \(black\) and 1 \(white\) only"):
         read_mask(np.full((5, 8), 0.5), (8, 5))
     with pytest.raises(DataError, match="the mask cannot be used: unreadable"):
         read_mask("nowhere.png", (8, 5))

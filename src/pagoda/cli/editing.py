@@ -195,7 +195,11 @@ class EditInpaint(_Placed):
     """
 
     mask: Path | None = None
-    """Image of the same size: white is kept, black is the hole."""
+    """Image of the same size in black and white: white is kept, black is the hole, unless --mask-is says otherwise."""
+    mask_is: Literal["known", "holes"] = "known"
+    """What is white in the mask."""
+    mask_threshold: int | None = None
+    """Values of a grey mask from this one on, 1 to 255, are white; a grey mask is refused when not given."""
     hole: tuple[int, int, int, int] | None = None
     """left, top, width and height of the hole, in pixels, in place of a mask."""
     paint: str | None = None
@@ -212,8 +216,9 @@ class EditInpaint(_Placed):
 
     def run(self) -> None:
         """Edit and write; a JPEG cannot keep pixels."""
-        from pagoda.steering import FILLING, FILLING_ROUNDS, method_settings
+        from pagoda.steering import FILLING, FILLING_ROUNDS, check_mask_settings, method_settings
 
+        check_mask_settings(mask_is=self.mask_is, threshold=self.mask_threshold, given=self.mask is not None)
         given: dict[str, Any] = {"steps": self.steps, "rounds": self.rounds, "strength": self.strength}
         method_settings(self.method, accepted=FILLING, default_rounds=FILLING_ROUNDS, **given)
         target = self.target("inpaint")
@@ -223,6 +228,8 @@ class EditInpaint(_Placed):
         edited = pipeline.inpaint(
             self.image,
             self.mask,
+            mask_is=self.mask_is,
+            mask_threshold=self.mask_threshold,
             paint=self.paint,
             holes=() if self.hole is None else (self.hole,),
             strength=self.strength,

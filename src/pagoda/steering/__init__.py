@@ -23,7 +23,7 @@ from pagoda.steering.fitting import (
     to_tensor,
 )
 from pagoda.steering.holes import fill_hole, split_hole
-from pagoda.steering.masks import fill_picture, fit_mask, paint_mask, read_mask
+from pagoda.steering.masks import MASK_IS, MaskIs, check_mask_settings, fill_picture, fit_mask, paint_mask, read_mask
 from pagoda.steering.mixing import interpolate_latents, mix_latents, mixed_condition
 from pagoda.steering.operators import (
     LinearOperator,
@@ -40,6 +40,7 @@ from pagoda.steering.settings import FILLING, FILLING_ROUNDS, METHODS, Method, m
 __all__ = [
     "FILLING",
     "FILLING_ROUNDS",
+    "MASK_IS",
     "METHODS",
     "Box",
     "Editor",
@@ -47,6 +48,7 @@ __all__ = [
     "ImageEncoder",
     "ImageLike",
     "LinearOperator",
+    "MaskIs",
     "MaskOperator",
     "Method",
     "Picture",
@@ -56,6 +58,7 @@ __all__ = [
     "alternate",
     "back_project",
     "box_blur",
+    "check_mask_settings",
     "choose_square",
     "composite",
     "cut_square",

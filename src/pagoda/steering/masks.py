@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 import torch
@@ -16,36 +17,78 @@ from pagoda.images import to_uint8
 from pagoda.steering.fitting import ImageLike, Picture, Square, cut_square, load_image, to_tensor
 from pagoda.steering.holes import fill_hole, with_border
 
+MaskIs = Literal["known", "holes"]
+MASK_IS: tuple[MaskIs, ...] = ("known", "holes")
+"""What may be white in a mask."""
 
-def read_mask(mask: ImageLike | np.ndarray | Tensor, size: tuple[int, int]) -> np.ndarray:
+
+def read_mask(
+    mask: ImageLike | np.ndarray | Tensor,
+    size: tuple[int, int],
+    *,
+    mask_is: MaskIs = "known",
+    threshold: int | None = None,
+) -> np.ndarray:
     """A mask of an image: True = keep, False = hole.
 
     Args:
-        mask: A file or image, of which light pixels (128 and more) are kept and dark ones are the hole; or an array or tensor
-            (H, W) of booleans, or of 0 (hole) and 1 (keep).
+        mask: A file or image in black and white (0 and 255, or 0 and 1); or an array or tensor (H, W) of booleans, or of 0 and 1.
         size: Width and height of the image, in pixels.
+        mask_is: What is white (1, True): "known", what is kept; "holes", what is to be made.
+        threshold: Values of a grey file from this one on, 1 to 255, are white; None refuses grey ones.
 
     Returns:
         bool (H, W).
 
     Raises:
-        DataError: another size, no hole, or nothing but a hole; a file that cannot be read.
+        ConfigError: an unknown convention; a threshold out of range, or of an array.
+        DataError: another size, no hole, or nothing but a hole; values between black and white; a file that cannot be read.
     """
+    check_mask_settings(mask_is=mask_is, threshold=threshold)
     if isinstance(mask, np.ndarray | Tensor):
         values = np.asarray(mask)
+        if threshold is not None:
+            raise ConfigError("mask_threshold is read for images; of an array give `values >= threshold`.")
         if values.dtype != bool and not np.isin(values, (0, 1)).all():
-            raise DataError("a mask of numbers holds 0 (hole) and 1 (keep) only; give `values >= threshold`.")
-        keep = values.astype(bool)
+            raise DataError("a mask of numbers holds 0 (black) and 1 (white) only; give `values >= threshold`.")
+        white = values.astype(bool)
     else:
         try:
             plain = to_plain(load_image(mask, None), (255, 255, 255))
         except UndecodableError as error:
             raise DataError(f"the mask cannot be used: {error}. Give a PNG of the image's size.") from error
-        keep = np.asarray(plain.convert("L")) >= 128
-    if keep.shape != (size[1], size[0]):
-        seen = " x ".join(map(str, keep.shape[::-1]))
+        values = np.asarray(plain.convert("L"))
+        if threshold is None and not (np.isin(values, (0, 255)).all() or np.isin(values, (0, 1)).all()):
+            grey = np.unique(values[(values > 0) & (values < 255)])
+            raise DataError(
+                f"a mask is black and white (0 and 255, or 0 and 1), this one also has {len(grey)} values between, from {grey[0]} to "
+                f"{grey[-1]}. Draw it without soft edges and save it as PNG, or say which value is white by --mask-threshold N "
+                "(in Python mask_threshold=N), such as 128."
+            )
+        white = values > 0 if threshold is None else values >= threshold
+    if white.shape != (size[1], size[0]):
+        seen = " x ".join(map(str, white.shape[::-1]))
         raise DataError(f"the mask has {seen} px, the image {size[0]} x {size[1]} px. Give a mask of the image's size.")
-    return _check_hole(keep)
+    return _check_hole(white if mask_is == "known" else ~white, mask_is)
+
+
+def check_mask_settings(*, mask_is: str = "known", threshold: int | None = None, given: bool = True) -> None:
+    """Refuse settings of a mask that are none, or that no mask reads.
+
+    Args:
+        mask_is, threshold: See `read_mask`.
+        given: Whether there is a mask that reads them.
+
+    Raises:
+        ConfigError: see above.
+    """
+    if mask_is not in MASK_IS:
+        raise ConfigError(f"mask_is says what is white in a mask, {' or '.join(MASK_IS)}; got {mask_is!r}.")
+    if threshold is not None and not 1 <= threshold <= 255:
+        raise ConfigError(f"mask_threshold is a value of bytes from 1 to 255, got {threshold}.")
+    if not given and (mask_is != "known" or threshold is not None):
+        name = f"mask_is={mask_is}" if mask_is != "known" else f"mask_threshold={threshold}"
+        raise ConfigError(f"{name} is read for a mask alone, and none is given: leave it out, or give one.")
 
 
 def paint_mask(
@@ -104,9 +147,12 @@ def fit_mask(keep: np.ndarray, square: Square, size: int) -> Tensor:
     return torch.from_numpy(count == 0)[None, None]
 
 
-def _check_hole(keep: np.ndarray) -> np.ndarray:
+def _check_hole(keep: np.ndarray, mask_is: MaskIs = "known") -> np.ndarray:
+    hole = "Dark pixels (0)" if mask_is == "known" else "White pixels (1)"
     if keep.all():
-        raise DataError("the mask has no hole: nothing is to be made. Dark pixels (0) of a mask are the hole.")
+        raise DataError(
+            f"the mask has no hole: nothing is to be made. {hole} of a mask are the hole, mask_is={mask_is}."
+        )
     if not keep.any():
         raise DataError(
             "the mask is all hole: nothing of the image is kept. `pagoda sample` makes images from nothing."
