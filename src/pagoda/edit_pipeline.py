@@ -214,14 +214,11 @@ class PagodaEditPipeline:
             self._fit(first, fit, None, frame, resolution),
             self._fit(second, fit, None, second_frame, resolution, "second_frame"),
         ]
-        if self._read_prompts is not None and all(told is None for told in (*conditions, *labels)):
-            # together, so that both have as many tokens
-            one, two = (self._guided(told, guidance_scale) for told in self.prompt_conditions(prompts))
-        else:
-            one, two = (
-                self._condition(x, *given, guidance_scale)
-                for (_, _, x), given in zip(ends, zip(labels, prompts, conditions, strict=True), strict=True)
-            )
+        # A text by itself, with no more tokens than it has: padding would move the last bits of the ends.
+        one, two = (
+            self._condition(x, *given, guidance_scale)
+            for (_, _, x), given in zip(ends, zip(labels, prompts, conditions, strict=True), strict=True)
+        )
         made = self.editor.interpolate(ends[0][2], ends[1][2], (one, two), frames=frames, resolution=resolution)
         facts = self._facts("interpolate", ends[0][0], ends[0][1], one, made, frames=frames)
         facts |= {"second": ends[1][0].digest, "second_shows": condition_facts(two)}

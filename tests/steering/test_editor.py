@@ -106,6 +106,17 @@ def test_other_slots_are_mixed_linearly(editor: Editor) -> None:
         torch.testing.assert_close(condition.tokens, 0.75 * one.tokens + 0.25 * other.tokens)
         assert condition.tokens_mask is not None
         assert condition.tokens_mask.tolist() == [[True, True, True, False]]
+    short = Condition(tokens=one.tokens[:, :3], tokens_mask=one.tokens_mask[:, :3])
+    padded = torch.nn.functional.pad(one.tokens[:, :3], (0, 0, 0, 1))
+    for pair, share in (((short, other), 0.25), ((other, short), 0.75)):
+        with mixed_condition(editor.generator, *pair, share) as condition:
+            assert condition.tokens is not None
+            torch.testing.assert_close(condition.tokens, 0.75 * padded + 0.25 * other.tokens)
+            assert condition.tokens_mask is not None
+            assert condition.tokens_mask.tolist() == [[True, True, True, False]]
+    bare = (Condition(tokens=short.tokens), Condition(tokens=other.tokens))
+    with pytest.raises(ShapeError, match="same slots"), mixed_condition(editor.generator, *bare, 0.5):
+        pass
     with pytest.raises(ShapeError, match="same slots"), mixed_condition(editor.generator, one, LABELS, 0.5):
         pass
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -79,7 +80,7 @@ def mixed_condition(
     Args:
         generator: Whose calls are meant; as it was after the context.
         first: One row a sample.
-        second: The same slots.
+        second: The same slots; as many tokens, or with a mask of those that are there.
         share: In [0, 1]; at 0 and 1 the generator is called with `first` or `second` themselves, bit for bit.
 
     Raises:
@@ -91,7 +92,7 @@ def mixed_condition(
     if share in (0, 1):
         yield second if share else first
         return
-    one, other = first.slots(), second.slots()
+    one, other = (told.slots() for told in _padded(first, second))
     if one.keys() != other.keys() or any(one[name].shape != other[name].shape for name in one):
         shapes = [{name: tuple(value.shape) for name, value in slots.items()} for slots in (one, other)]
         raise ShapeError(
@@ -110,6 +111,24 @@ def mixed_condition(
     tables = _mixed_tables(generator, other["label"], share) if "label" in one else nullcontext()
     with tables:
         yield Condition(**mixed)
+
+
+def _padded(first: Condition, second: Condition) -> tuple[Condition, Condition]:
+    """The two with as many tokens: those that the shorter one lacks are zeros that its mask leaves out."""
+    told = (first, second)
+    lengths = [0 if c.tokens is None or c.tokens_mask is None else c.tokens.shape[1] for c in told]
+    if 0 in lengths:
+        return told
+    one, other = (
+        replace(
+            c,
+            tokens=F.pad(c.tokens, (0, 0, 0, max(lengths) - length)),
+            tokens_mask=F.pad(c.tokens_mask, (0, max(lengths) - length)),
+        )
+        for c, length in zip(told, lengths, strict=True)
+        if c.tokens is not None and c.tokens_mask is not None
+    )
+    return one, other
 
 
 @contextmanager
