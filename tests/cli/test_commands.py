@@ -68,6 +68,25 @@ def test_every_example_can_be_parsed(name: str, monkeypatch: pytest.MonkeyPatch)
     assert [type(command) for command in seen] == [kind] * len(lines)
 
 
+GROUPS = sorted({name.split()[0] for name in COMMANDS if " " in name})
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_the_first_word_of_two_lists_what_may_follow(group: str, capsys: pytest.CaptureFixture[str]) -> None:
+    members = [name.split()[1] for name in COMMANDS if name.startswith(f"{group} ")]
+    assert main([group, "--help"]) == main([group, "-h"]) == 0
+    told = capsys.readouterr().out
+    for member in members:
+        assert f"  {member} " in told
+        assert (COMMANDS[f"{group} {member}"].__doc__ or "").strip().splitlines()[0] in told
+    example = next(line for line in told.splitlines() if line.startswith(f"  pagoda {group} "))
+    assert example.split()[2] in members
+    assert main([group]) == 1
+    assert capsys.readouterr().err in told
+    assert main([group, members[0] + "x"]) == 1
+    assert f"`pagoda {group}` has no command `{members[0]}x`. Did you mean `{members[0]}`?" in capsys.readouterr().err
+
+
 def test_no_torch_is_imported_to_parse() -> None:
     check = "import sys, pagoda.cli.main; print('torch' in sys.modules, 'diffusers' in sys.modules)"
     result = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)

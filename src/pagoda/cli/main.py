@@ -36,6 +36,7 @@ from pagoda.cli.editing import (
 )
 from pagoda.cli.evaluation import Compare, Evaluate, Report
 from pagoda.cli.exporting import Export, Inspect, Push
+from pagoda.cli.groups import group_help, group_members, refuse_member
 from pagoda.cli.planning import Plan
 from pagoda.cli.texts import DataCaption, TextTrain
 from pagoda.cli.understanding import Classify, ProbeFit, ProbePredict, ProbeRank
@@ -120,6 +121,15 @@ def gather_settings(arguments: list[str]) -> list[str]:
     return [*kept, "--set", *settings] if settings else kept
 
 
+def tell_group(group: str, *rest: str) -> int:
+    """What a group of commands holds, for one that was not named; returns the exit status: 0 where help was asked for."""
+    if rest and rest[0] not in ("-h", "--help"):
+        print(f"ConfigError: {refuse_member(group, rest[0], COMMANDS)}", file=sys.stderr)
+        return 1
+    print(group_help(group, COMMANDS), file=sys.stdout if rest else sys.stderr)
+    return 0 if rest else 1
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit status: 0, 1 for an error of the user's, 130 when interrupted, 141 when nobody reads."""
     prepare_process()  # read when PyTorch is imported, which no command has done yet
@@ -129,6 +139,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     if " ".join(arguments[:2]) in COMMANDS:  # `data check` is written as two words and parsed as one
         arguments[:2] = [" ".join(arguments[:2])]
+    elif arguments and group_members(arguments[0], COMMANDS):
+        return tell_group(*arguments)
     warnings.filterwarnings("default", module="pagoda")
     try:
         command = tyro.cli(
