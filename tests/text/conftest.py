@@ -36,7 +36,17 @@ def encoder_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]
     bert = transformers.BertConfig(
         vocab_size=size, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32
     )
-    for name, config, kind in (("t5", t5, transformers.T5EncoderModel), ("bert", bert, transformers.BertModel)):
+    narrow = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    siglip = transformers.SiglipConfig(
+        text_config={**narrow, "vocab_size": size, "max_position_embeddings": 40, "projection_size": 20},
+        vision_config={**narrow, "image_size": 16, "patch_size": 8},
+    )
+    models = (
+        ("t5", t5, transformers.T5EncoderModel),
+        ("bert", bert, transformers.BertModel),
+        ("siglip", siglip, transformers.SiglipModel),
+    )
+    for name, config, kind in models:
         folders[name] = tmp_path_factory.mktemp(name)
         kind(config).save_pretrained(folders[name])
         train_tokenizer(WORDS, vocab_size=400, max_tokens=48).save_pretrained(folders[name])

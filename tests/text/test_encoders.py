@@ -9,13 +9,14 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 from tests.text.tiny import WORDS
 
 from pagoda.errors import ArtifactError, ConfigError, DataError
 from pagoda.text import TransformersTextEncoder
 
-FAMILIES = ("vit", "convnext", "t5", "bert")
+FAMILIES = ("vit", "convnext", "t5", "bert", "siglip")
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -80,9 +81,90 @@ def test_a_sentence_encoder_pools_as_its_own_file_says(encoder_folders: dict[str
     expected = a.tokens.sum(1) / a.mask.sum(1, keepdim=True)
     torch.testing.assert_close(a.pooled, expected, atol=2e-3, rtol=0)
     assert mean.fingerprint != first.fingerprint
+    pooling.write_text(json.dumps({"pooling_mode": "cls"}))  # how newer versions write it
+    assert TransformersTextEncoder(folder).fingerprint == first.fingerprint
     pooling.write_text(json.dumps({"pooling_mode_max_tokens": True}))
     with pytest.raises(ConfigError, match="pooling_mode_max_tokens"):
         TransformersTextEncoder(folder)
+
+
+def test_siglip_pools_the_last_of_all_its_positions_as_it_was_trained(encoder_folders: dict[str, Path]) -> None:
+    folder = encoder_folders["siglip"]
+    tower = transformers.SiglipModel.from_pretrained(folder).text_model.eval()
+    ids = transformers.AutoTokenizer.from_pretrained(folder)(
+        WORDS, padding="max_length", max_length=40, return_tensors="pt"
+    )["input_ids"]
+    with torch.no_grad():
+        expected = tower(input_ids=ids)
+    encoder = TransformersTextEncoder(folder, max_tokens=32)
+    found = encoder.embed(WORDS)
+    torch.testing.assert_close(found.pooled, expected.pooler_output, atol=2e-3, rtol=0)
+    torch.testing.assert_close(found.tokens[0, :5], expected.last_hidden_state[0, :5], atol=2e-3, rtol=0)
+    assert (encoder.token_dim, encoder.pooled_dim) == (32, 20)
+
+
+def test_a_model_of_images_alone_is_refused_by_name(tmp_path: Path) -> None:
+    config = transformers.ConvNextConfig(hidden_sizes=[8, 8], depths=[1, 1], num_stages=2)
+    transformers.ConvNextModel(config).save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match=r"holds a convnext, which is no text model.*two-tower"):
+        TransformersTextEncoder(tmp_path)
+
+
+def save_sentence_encoder(bert: Path, folder: Path, *kinds: str) -> None:
+    """The files of sentence-transformers around a BERT; a Dense has random weights, safetensors and a Tanh."""
+    shutil.copytree(bert, folder)
+    modules = [{"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"}]
+    for index, kind in enumerate(kinds, start=1):
+        path = f"{index}_{kind}"
+        modules.append({"idx": index, "name": f"{index}", "path": path, "type": f"sentence_transformers.models.{kind}"})
+        (folder / path).mkdir()
+    (folder / "modules.json").write_text(json.dumps(modules))
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode_mean_tokens": True}))
+    if "Dense" in kinds:
+        activation = "torch.nn.modules.activation.Tanh"
+        facts = {"in_features": 32, "out_features": 12, "bias": True, "activation_function": activation}
+        (folder / "2_Dense" / "config.json").write_text(json.dumps(facts))
+        draws = torch.Generator().manual_seed(0)
+        weights = {
+            "linear.weight": torch.randn(12, 32, generator=draws),
+            "linear.bias": torch.randn(12, generator=draws),
+        }
+        save_file(weights, folder / "2_Dense" / "model.safetensors")
+
+
+def test_the_dense_layer_of_a_sentence_encoder_is_applied(encoder_folders: dict[str, Path], tmp_path: Path) -> None:
+    plain = TransformersTextEncoder(encoder_folders["bert"])
+    save_sentence_encoder(encoder_folders["bert"], tmp_path / "plain", "Pooling", "Normalize")
+    assert TransformersTextEncoder(tmp_path / "plain").fingerprint == plain.fingerprint
+    save_sentence_encoder(encoder_folders["bert"], tmp_path / "dense", "Pooling", "Dense", "Normalize")
+    dense = TransformersTextEncoder(tmp_path / "dense")
+    weights = load_file(tmp_path / "dense" / "2_Dense" / "model.safetensors")
+    a, b = plain.embed(WORDS), dense.embed(WORDS)
+    expected = torch.tanh(a.pooled @ weights["linear.weight"].T + weights["linear.bias"])
+    torch.testing.assert_close(b.pooled, expected, atol=5e-3, rtol=0)
+    assert torch.equal(a.tokens, b.tokens)
+    assert b.pooled.shape[1] == dense.pooled_dim == 12
+    assert dense.fingerprint != plain.fingerprint
+
+
+def test_modules_that_cannot_be_applied_are_named_with_the_next_step(
+    encoder_folders: dict[str, Path], tmp_path: Path
+) -> None:
+    save_sentence_encoder(encoder_folders["bert"], tmp_path / "cnn", "Pooling", "CNN")
+    with pytest.raises(ConfigError, match=r"a module CNN; accepted are a Transformer"):
+        TransformersTextEncoder(tmp_path / "cnn")
+    save_sentence_encoder(encoder_folders["bert"], tmp_path / "dense", "Pooling", "Dense")
+    dense = tmp_path / "dense" / "2_Dense"
+    facts = json.loads((dense / "config.json").read_text())
+    (dense / "config.json").write_text(json.dumps({**facts, "activation_function": "somewhere.Odd"}))
+    with pytest.raises(ConfigError, match="ends with Odd; accepted are Identity"):
+        TransformersTextEncoder(tmp_path / "dense")
+    (dense / "config.json").write_text(json.dumps({**facts, "in_features": 16}))
+    with pytest.raises(ArtifactError, match=r"2_Dense.*is not the one.*size mismatch"):
+        TransformersTextEncoder(tmp_path / "dense")
+    (dense / "model.safetensors").rename(dense / "pytorch_model.bin")
+    with pytest.raises(ArtifactError, match=r"no model.safetensors, and pickles are not read"):
+        TransformersTextEncoder(tmp_path / "dense")
 
 
 def test_the_fingerprint_is_of_the_weights_and_the_cut_not_of_the_place(

@@ -58,7 +58,7 @@ def open_exported(target: Path) -> Callable[[Sequence[str]], Condition] | None:
     if (folder / "model_index.json").is_file():  # of a pipeline
         encoder = PipelineTextEncoder(folder)
     else:
-        encoder = TransformersTextEncoder(folder, max_tokens=int(facts["max_tokens"]))
+        encoder = TransformersTextEncoder(folder, max_tokens=int(facts["max_tokens"]), advice="Export the run again.")
     if encoder.fingerprint != facts["fingerprint"]:
         raise ArtifactError(
             f"the text encoder in {folder} has the hash {encoder.fingerprint}, exported was {facts['fingerprint']}: it was exchanged or "

@@ -19,6 +19,11 @@ from pagoda.evaluation.extractors import hash_weights
 from pagoda.files import hash_json, write_text_atomic
 from pagoda.text.loading import load_part
 
+_ADVICE = (
+    "Give a folder in the Hugging Face layout with safetensors in it, of a BLIP, GIT, LLaVA or an image encoder with a text decoder; a "
+    "hub name needs `--allow-download` (allow_download=True in Python)."
+)
+
 
 class Captioner:
     """A model that writes a text for an image: BLIP, GIT, LLaVA and their kin, or an image encoder with a text decoder.
@@ -47,19 +52,20 @@ class Captioner:
     ) -> None:
         if max_tokens < 1:
             raise ConfigError(f"max_tokens must be at least 1, got {max_tokens}.")
-        kind = load_part("AutoConfig", source, allow_download=allow_download).model_type
+        kind = load_part("AutoConfig", source, advice=_ADVICE, allow_download=allow_download).model_type
         pair = kind == "vision-encoder-decoder"
         if pair and prompt:
             raise ConfigError(
                 f"`{source}` is an image encoder with a text decoder, which takes no prompt; leave it out."
             )
         wanted = "VisionEncoderDecoderModel" if pair else "AutoModelForImageTextToText"
-        self._model = load_part(wanted, source, allow_download=allow_download)
+        self._model = load_part(wanted, source, advice=_ADVICE, allow_download=allow_download)
         self._model.to(device).eval().requires_grad_(False)
         self._processor = load_part(
-            "AutoImageProcessor" if pair else "AutoProcessor", source, allow_download=allow_download
+            "AutoImageProcessor" if pair else "AutoProcessor", source, advice=_ADVICE, allow_download=allow_download
         )
-        self._tokenizer = load_part("AutoTokenizer", source, allow_download=allow_download)
+        self._tokenizer = load_part("AutoTokenizer", source, advice=_ADVICE, allow_download=allow_download)
+        self._ends_prompt = kind == "git"
         self._chats = bool(getattr(self._processor, "chat_template", None))
         if self._chats and not prompt:
             prompt = "Describe this image in one short sentence."
@@ -81,6 +87,11 @@ class Captioner:
         elif self.prompt:
             arguments |= {"text": [self.prompt] * len(images), "padding": True}
         inputs = self._processor(**arguments).to(next(self._model.parameters()).device)
+        if (
+            self.prompt and self._ends_prompt
+        ):  # GIT's tokeniser ends the prompt as if it were a whole caption: take that off
+            for name in ("input_ids", "attention_mask"):
+                inputs[name] = inputs[name][:, :-1]
         written = self._model.generate(**inputs, max_new_tokens=self.max_tokens, do_sample=False)
         # A chat's answer follows its question in the output; other models give their text alone.
         skip = inputs["input_ids"].shape[1] if self._chats and not self._model.config.is_encoder_decoder else 0

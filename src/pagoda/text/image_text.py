@@ -17,6 +17,11 @@ from pagoda.files import hash_json
 from pagoda.text.encoders import TransformersTextEncoder
 from pagoda.text.loading import load_dual, read_json_part
 
+_ADVICE = (
+    "Give the folder of a CLIP with safetensors in it, or train an encoder: `pagoda text train DATA --out FOLDER`; a hub name needs "
+    "text.allow_download=true."
+)
+
 
 class ImageTextEncoder(ABC):
     """Images and texts -> unit vectors of one space. Frozen; gradients flow through it to the images."""
@@ -59,9 +64,11 @@ class TransformersImageTextEncoder(ImageTextEncoder):
     """
 
     def __init__(self, source: Path | str, *, allow_download: bool = False, device: torch.device | str = "cpu") -> None:
-        model = load_dual(source, allow_download=allow_download).to(device)
+        model = load_dual(source, advice=_ADVICE, allow_download=allow_download).to(device)
         self._vision, self._projection = model.vision_model, model.visual_projection
-        self._text = TransformersTextEncoder(source, max_tokens=512, allow_download=allow_download, device=device)
+        self._text = TransformersTextEncoder(
+            source, max_tokens=512, allow_download=allow_download, device=device, advice=_ADVICE
+        )
         self.dim = int(self._projection.out_features)
         self.image_size = int(self._vision.config.image_size)
         found = read_json_part(source, "preprocessor_config.json", allow_download=allow_download) or {}
