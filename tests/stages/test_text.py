@@ -26,9 +26,10 @@ from pagoda.export import ImageMaker, export_folder
 from pagoda.images import read_metadata, save_image
 from pagoda.networks import model_hash
 from pagoda.pipelines import PagodaPipeline
-from pagoda.stages.captions import open_captions, prompt_condition, sample_prompts
+from pagoda.stages.captions import caption_condition, open_captions, open_encoder, prompt_condition, sample_prompts
 from pagoda.stages.classify import ClassifyConfig, classify_images
 from pagoda.stages.config import override
+from pagoda.stages.context import open_context
 from pagoda.stages.evaluate import evaluate_run
 from pagoda.stages.pair_scores import PairOptions
 from pagoda.stages.provenance import compare_with_run, sample_facts
@@ -96,6 +97,23 @@ def test_a_prompt_that_is_a_caption_gives_the_condition_of_training(text_run: Ru
     width = found.tokens.shape[1]
     torch.testing.assert_close(found.tokens, expected.tokens[:, :width], atol=2e-3, rtol=0)
     torch.testing.assert_close(found.pooled, expected.pooled, atol=2e-3, rtol=0)
+
+
+def test_a_run_tells_once_how_many_images_have_captions_that_are_cut(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = text_config(text__max_tokens=14, seed=5, evaluation__every=2)
+    with caplog.at_level("WARNING", logger="pagoda.text.encoders"):
+        run = train(config, str(tmp_path / "run"), until="teach", quiet=True)
+        context = open_context(run, config, Runtime("cpu"), quiet=True)
+        assert context.captions is not None
+        caption_condition(run, context.data, torch.arange(20))  # what stages of a run embed again
+        prompt_condition(run, context.captions.texts)
+    lengths = open_encoder(run, config).lengths(context.captions.captions(torch.arange(len(context.data))))
+    cut = sum(length > 14 for length in lengths)
+    assert 0 < cut < len(lengths) > len(context.captions.texts)
+    (message,) = [record.getMessage() for record in caplog.records]
+    assert message.startswith(f"{cut} of {len(lengths)} images have captions that are longer than 14 tokens")
 
 
 def test_the_image_of_a_seed_and_a_prompt_does_not_depend_on_the_others(text_run: RunFolder) -> None:

@@ -60,7 +60,8 @@ def embed_text(context: StageContext) -> None:
         if config.text.encoder == TEACHERS and not encoder_folder(run).is_dir():
             with run.artifact(encoder_folder(run)) as folder:
                 copy_texts(Path(config.teacher.path), folder)
-        table = CaptionTable(texts, rows, encoder.embed(texts), encoder.fingerprint)
+        embeddings = encoder.embed(texts, images=rows.bincount(minlength=len(texts)).tolist())
+        table = CaptionTable(texts, rows, embeddings, encoder.fingerprint)
         table.save(captions_file(run, encoder.fingerprint))
         results = {
             "encoder": encoder.fingerprint,
