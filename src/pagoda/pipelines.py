@@ -44,6 +44,8 @@ class PagodaPipeline(DiffusionPipeline):
         vae: The autoencoder whose latents the generator makes; None for pixels, or where the generator has its codec already.
         codec_scale: (z - codec_shift) * codec_scale are the latents that the generator makes, z the autoencoder's own.
         codec_shift: See above.
+        codec_tile: Side in pixels of the tiles in which the autoencoder decodes larger images; 0: whole images.
+        codec_overlap: Pixels that neighbouring tiles share.
         read_prompts: Prompts -> their condition, for a generator that reads texts; a run folder brings its own.
     """
 
@@ -61,16 +63,23 @@ class PagodaPipeline(DiffusionPipeline):
         vae: Any = None,
         codec_scale: float = 1.0,
         codec_shift: float = 0.0,
+        codec_tile: int = 0,
+        codec_overlap: int = 0,
     ) -> None:
         super().__init__()
         self._read_prompts = read_prompts
         if vae is not None:
-            generator.use_codec(wrap_autoencoder(vae, scale=codec_scale, shift=codec_shift))
+            wrapped = wrap_autoencoder(vae, scale=codec_scale, shift=codec_shift)
+            if codec_tile:
+                wrapped.use_tiles(codec_tile, codec_overlap)
+            generator.use_codec(wrapped)
         elif isinstance(generator.codec, AutoencoderCodec):
             codec = generator.codec
             vae, codec_scale, codec_shift = codec.model, codec.scale, codec.shift
+            codec_tile, codec_overlap = codec.tile or 0, codec.overlap
         self.register_modules(generator=generator, vae=vae)
-        self.register_to_config(class_names=class_names, codec_scale=codec_scale, codec_shift=codec_shift)
+        tiles = {"codec_tile": codec_tile, "codec_overlap": codec_overlap} if codec_tile else {}
+        self.register_to_config(class_names=class_names, codec_scale=codec_scale, codec_shift=codec_shift, **tiles)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any) -> PagodaPipeline:

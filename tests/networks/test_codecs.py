@@ -193,7 +193,47 @@ def test_tiles_as_large_as_the_image_change_nothing_and_smaller_ones_little(code
     assert torch.equal(codec.encode(images), whole)
 
 
+class Blocks(ImageCodec):
+    """Each latent position is the pixels of its own block: nothing in it can notice a tile."""
+
+    factor, image_channels, latent_channels, fingerprint = 4, 3, 48, "blocks"
+
+    def to_latents(self, images: torch.Tensor, noise: torch.Tensor | None) -> torch.Tensor:
+        return nn.functional.pixel_unshuffle(images, 4)
+
+    def to_images(self, z: torch.Tensor) -> torch.Tensor:
+        return nn.functional.pixel_shuffle(z, 4)
+
+
+def test_a_codec_that_looks_at_single_blocks_gives_the_same_with_tiles_and_the_same_gradients() -> None:
+    whole, tiled = Blocks(scale=0.7, shift=0.1), Blocks(scale=0.7, shift=0.1)
+    tiled.use_tiles(16)
+    images = pictures(2, 40)
+    latents = whole.encode(images)
+    torch.testing.assert_close(tiled.encode(images), latents, atol=1e-6, rtol=1e-6)
+    gradients = []
+    for codec in (whole, tiled):
+        z = latents.clone().requires_grad_()
+        decoded = codec.decode(z)
+        torch.testing.assert_close(decoded, images, atol=1e-6, rtol=1e-6)
+        (gradient,) = torch.autograd.grad(decoded.square().sum(), z)
+        gradients.append(gradient)
+    torch.testing.assert_close(*gradients, atol=1e-5, rtol=1e-5)
+
+
 # Folders.
+
+
+def test_tiles_are_saved_with_the_codec_and_decide_its_latents(codec: AutoencoderCodec, tmp_path: Path) -> None:
+    codec.save(tmp_path / "whole")
+    assert "tile" not in json.loads((tmp_path / "whole" / "codec.json").read_text())
+    assert codec.latents_fingerprint == codec.fingerprint
+    codec.use_tiles(32, 16)
+    codec.save(tmp_path / "tiled")
+    again = open_codec(tmp_path / "tiled")
+    assert (again.tile, again.overlap) == (32, 16)
+    assert again.fingerprint == codec.fingerprint
+    assert again.latents_fingerprint == codec.latents_fingerprint != codec.fingerprint
 
 
 @torch.no_grad()

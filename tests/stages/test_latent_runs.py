@@ -14,19 +14,23 @@ from diffusers import AutoencoderKL, UNet2DModel, VQModel
 from tests.conftest import tiny_config
 
 from pagoda import PagodaEditPipeline, PagodaPipeline
+from pagoda.cli.main import main
 from pagoda.data import CodedDataset, Downsampler, LatentStore, ShapesSource, prepare_images, prepare_latents
 from pagoda.data import coded as coded_module
 from pagoda.errors import ArtifactError, ConfigError, DataError, ShapeError
 from pagoda.export import export_folder
+from pagoda.files import hash_json
 from pagoda.networks import FeatureConfig, MultiplyAdds, PixelCodec, RandomFeatures, open_codec
 from pagoda.networks.autoencoders import KLCodec, VQCodec
 from pagoda.networks.features import DecodedFeatures
+from pagoda.stages.codec_scale import scale_codec
 from pagoda.stages.config import RunConfig, override
 from pagoda.stages.evaluate import evaluate_run
 from pagoda.stages.plan_text import plan_text
 from pagoda.stages.planning import plan_run
 from pagoda.stages.prior_gap import load_gaps
 from pagoda.stages.provenance import compare_with_run
+from pagoda.stages.run_codec import open_run_codec
 from pagoda.stages.run_folder import RunFolder
 from pagoda.stages.sampling import load_generator, sample_images
 from pagoda.stages.train import train
@@ -252,13 +256,86 @@ def test_a_folder_without_an_autoencoder_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"encode__clip_denoised": True}, "clip_denoised"),
-        ({"condition": "text", "distill__loss__image_text": 0.1}, "image_text"),
+        ({"encode.clip_denoised": True}, "clip_denoised"),
+        ({"codec_tile": -8}, "a side in pixels, or 0"),
+        ({"codec": "", "codec_tile": 8}, "this run works on pixels"),
     ],
 )
-def test_settings_for_pixels_are_refused(changes: dict[str, object], words: str) -> None:
+def test_settings_that_do_not_go_with_latents_are_refused(changes: dict[str, object], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
-        latent_config("codec", **changes)
+        override(latent_config("codec"), changes)
+
+
+def test_a_run_keeps_the_tiles_of_its_codec_and_refuses_others(
+    latent_run: RunFolder, codec_folder: Path, tmp_path: Path
+) -> None:
+    config = latent_config(codec_folder, codec_tile=8)
+    with pytest.raises(ConfigError, match="multiples of 2"):
+        train(override(config, {"codec_tile": 7}), str(tmp_path / "odd"), quiet=True)
+    run = train(config, str(tmp_path / "run"), until="teach", quiet=True)
+    codec = open_run_codec(run)
+    assert codec is not None
+    assert (codec.tile, codec.overlap) == (8, 2)
+    whole, tiled = (np.load(r.images / "latents-8.npy") for r in (latent_run, run))
+    assert not np.array_equal(whole, tiled)  # images of 16 px
+    small = [np.load(r.images / "latents-4.npy") for r in (latent_run, run)]
+    assert np.array_equal(*small)  # of 8 px: one tile
+    train(config, str(run.path), until="teach", quiet=True)
+    for other, folder in ((0, codec_folder), (16, codec_folder), (16, tmp_path / "gone")):
+        with pytest.raises(ArtifactError, match=rf"codec_tile=8, and this is codec_tile={other}"):
+            train(override(config, {"codec_tile": other, "codec": str(folder)}), str(run.path), quiet=True)
+
+
+def test_without_tiles_nothing_of_a_run_tells_of_them(latent_run: RunFolder, tmp_path: Path) -> None:
+    facts = json.loads((latent_run.codec / "codec.json").read_text())
+    assert sorted(facts) == ["fingerprint", "scale", "shift"]
+    data, codec = pixels(), open_run_codec(latent_run)
+    assert codec is not None
+    assert CodedDataset(data, codec).fingerprint == hash_json([data.fingerprint, codec.fingerprint])
+    PagodaPipeline.from_pretrained(latent_run.path).save_pretrained(tmp_path)
+    assert not [key for key in json.loads((tmp_path / "model_index.json").read_text()) if "tile" in key]
+
+
+def test_a_saved_pipeline_decodes_in_the_same_tiles(latent_run: RunFolder, tmp_path: Path) -> None:
+    generator = load_generator(latent_run)
+    whole = sample_images(generator, [0, 1])
+    generator.codec.use_tiles(8, 4)
+    tiled = sample_images(generator, [0, 1])
+    assert not torch.equal(tiled, whole)
+    PagodaPipeline(generator).save_pretrained(tmp_path)
+    again = PagodaPipeline.from_pretrained(tmp_path).generator
+    assert (again.codec.tile, again.codec.overlap) == (8, 4)
+    assert torch.equal(sample_images(again, [0, 1]), tiled)
+
+
+def test_a_codec_without_a_scale_is_refused_until_it_is_measured(
+    codec_folder: Path, latent_run: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, out = tmp_path / "vae", tmp_path / "run"
+    shutil.copytree(codec_folder, folder)
+    (folder / "codec.json").unlink()
+    facts = json.loads((folder / "config.json").read_text())
+    del facts["scaling_factor"], facts["shift_factor"]
+    (folder / "config.json").write_text(json.dumps(facts))
+    command = ["train", "shapes:count=40", "--out", str(out), "--codec", str(folder), "--base", "4", "--size", "8"]
+    assert main(command) == 1
+    said = capsys.readouterr().err
+    assert "no scaling_factor" in said
+    assert f"`pagoda codec scale {folder} DATA`" in said
+    assert not (out / "images").exists()
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert main(["codec", "scale", str(folder), "shapes:count=40", "--size", "16", "--std", "0.25", "--quiet"]) == 0
+    codec = open_codec(folder)
+    latents = codec.encode(pixels().images(torch.arange(40), 16))
+    assert float(latents.mean()) == pytest.approx(0, abs=1e-3)
+    assert float(latents.std()) == pytest.approx(0.25, rel=1e-3)
+    after = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert set(after) - set(before) == {"codec.json"}
+    assert {name: after[name] for name in before} == before
+    with pytest.raises(ShapeError, match="multiple of 2"):
+        scale_codec(folder, "shapes:count=40", size=15)
+    with pytest.raises(ArtifactError, match="the codec of the run"):
+        scale_codec(latent_run.path, "shapes:count=40", size=16)
 
 
 def test_a_killed_run_ends_with_the_same_weights(latent_run: RunFolder, codec_folder: Path, tmp_path: Path) -> None:

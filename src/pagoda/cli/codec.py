@@ -64,3 +64,39 @@ class CodecTrain:
             print(to_yaml(config), end="")
             return
         train_codec(config, self.out, quiet=self.quiet)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CodecScale:
+    """Measure the scale of a codec on your images, and write it beside its weights: for one that came without, or for other images.
+
+    Examples:
+      pagoda codec scale ~/sd/vae ~/photos --size 256
+    """
+
+    codec: tyro.conf.Positional[Path]
+    """Folder of an AutoencoderKL, AutoencoderTiny or VQModel, or of a pipeline with one; its `codec.json` is written."""
+    data: tyro.conf.Positional[str]
+    """Images that it will encode: folder, zip, IDX folder, parquet file, hub name, or `shapes`."""
+    size: int = 64
+    """Side that they are reduced to, in pixels: that of the images of the run."""
+    std: float = 0.5
+    """Standard deviation that the latents get."""
+    filter: str | None = None
+    """Keep rows of the metadata only, e.g. `skin_tone=`."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to compute; a GPU when there is one."""
+    quiet: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Print nothing but errors."""
+
+    def run(self) -> None:
+        """Measure, write and say what was found."""
+        from pagoda.data import SourceConfig
+        from pagoda.stages.codec_scale import scale_codec
+
+        source = None if self.filter is None else SourceConfig(filter=self.filter)
+        codec = scale_codec(
+            self.codec, self.data, size=self.size, std=self.std, source=source, device=self.device, quiet=self.quiet
+        )
+        if not self.quiet:
+            print(f"{self.codec}: scale {codec.scale:.4g}, shift {codec.shift:.3g}")

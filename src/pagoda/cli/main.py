@@ -14,7 +14,7 @@ import tyro
 
 from pagoda.cli.accelerating import AccelerateTune
 from pagoda.cli.app import App
-from pagoda.cli.codec import CodecTrain
+from pagoda.cli.codec import CodecScale, CodecTrain
 from pagoda.cli.commands import (
     Amortise,
     CheckData,
@@ -71,6 +71,7 @@ COMMANDS: dict[str, type[Any]] = {
     "probe predict": ProbePredict,
     "probe rank": ProbeRank,
     "codec train": CodecTrain,
+    "codec scale": CodecScale,
     "data check": CheckData,
     "data caption": DataCaption,
     "text train": TextTrain,

@@ -43,7 +43,7 @@ class CodedDataset(ImageDataset):
 
     Attributes:
         codec: What makes them.
-        fingerprint: Of the pictures and the codec.
+        fingerprint: Of the pictures and the codec with its tiles.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class CodedDataset(ImageDataset):
         self.channels = codec.latent_channels
         self.class_names, self.num_classes = pixels.class_names, pixels.num_classes
         self.skipped, self.sample_ids, self.captions = pixels.skipped, pixels.sample_ids, pixels.captions
-        self.fingerprint = hash_json([pixels.fingerprint, codec.fingerprint])
+        self.fingerprint = hash_json([pixels.fingerprint, codec.latents_fingerprint])
         self._images = pixels
         self._labels = pixels.labels(torch.arange(len(pixels)))
         self._tables = dict(tables or {})
@@ -199,7 +199,7 @@ def _fill(data: CodedDataset, size: int, shape: tuple[int, ...], key: str, folde
             if not largest < _LARGEST:
                 raise DataError(
                     f"the codec gives latents up to {largest:.3g} at {size * data.codec.factor} px; they should be near 1. Measure its "
-                    "scale anew (`ImageCodec.fit_scale`), or use another codec."
+                    "scale anew (`pagoda codec scale CODEC DATA`, or `ImageCodec.fit_scale`), or use another codec."
                 )
             array[rows.numpy(), column] = latents.numpy()
         bar.update(len(rows))

@@ -17,7 +17,7 @@ from pagoda.networks.codecs import ImageCodec, refuse_noise
 from pagoda.networks.loading import WEIGHTS
 
 CODEC_FILE = "codec.json"
-"""Beside the weights of a codec that pagoda wrote: its scale and shift."""
+"""Beside the weights of a codec that pagoda wrote: its scale and shift, and its tiles where it has any."""
 
 
 class AutoencoderCodec(ImageCodec):
@@ -62,13 +62,19 @@ class AutoencoderCodec(ImageCodec):
         return hashlib.sha256(text.encode()).hexdigest()
 
     def save(self, folder: Path) -> None:
-        """Write network, scale and shift as a diffusers folder."""
+        """Write network, scale, shift and tiles as a diffusers folder."""
         config = {"scaling_factor": self.scale}
         if "shift_factor" in config_of(self.model):
             config["shift_factor"] = self.shift
         self.model.register_to_config(**config)
         self.model.save_pretrained(folder)
-        facts = {"scale": self.scale, "shift": self.shift, "fingerprint": self.fingerprint}
+        self.save_facts(folder)
+
+    def save_facts(self, folder: Path) -> None:
+        """Write scale, shift and tiles beside the network's own files, which must be in `folder`."""
+        facts: dict[str, Any] = {"scale": self.scale, "shift": self.shift, "fingerprint": self.fingerprint}
+        if self.tile is not None:  # absent otherwise, as in earlier versions
+            facts |= {"tile": self.tile, "overlap": self.overlap}
         write_text_atomic(folder / CODEC_FILE, json.dumps(facts, indent=1))
 
 
@@ -156,8 +162,9 @@ def open_codec(path: Path | str, *, scale: float | None = None, shift: float | N
     if scale is None and not isinstance(found, int | float):
         # The class's own default, 0.18215, is that of one published model and wrong for every other.
         raise ArtifactError(
-            f"{path}/config.json has no scaling_factor: its latents have no known spread. Measure it: "
-            "`codec = open_codec(path, scale=1); codec.fit_scale(images); codec.save(folder)`."
+            f"{path}/config.json has no scaling_factor: its latents have no known spread. Measure it on your images: "
+            f"`pagoda codec scale {path} DATA`, or in Python `codec = open_codec(path, scale=1); codec.fit_scale([images]); "
+            "codec.save(folder)`, with images (B, C, H, W) in [-1, 1]."
         )
     own_shift = written.get("shift", config.get("shift_factor")) or 0.0
     wrapper = CODECS[str(name)]
@@ -169,6 +176,8 @@ def open_codec(path: Path | str, *, scale: float | None = None, shift: float | N
         raise ArtifactError(
             f"the weights in {path} are not those that {CODEC_FILE} was written with: exchanged or damaged."
         )
+    if "tile" in written:
+        codec.use_tiles(int(written["tile"]), int(written["overlap"]))
     return codec
 
 

@@ -16,6 +16,7 @@ Source: Rombach et al. 2022, LDM, arXiv:2112.10752, section 3.1.
 
 from __future__ import annotations
 
+import hashlib
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
@@ -68,7 +69,14 @@ class ImageCodec(nn.Module, ABC):
     @property
     @abstractmethod
     def fingerprint(self) -> str:
-        """Hash over network, scale and shift: latents of codecs of different fingerprints do not mix."""
+        """Hash over network, scale and shift: latents of codecs of different fingerprints do not mix. Tiles are no part of it."""
+
+    @property
+    def latents_fingerprint(self) -> str:
+        """Hash over what decides latents and pictures: `fingerprint`, and the tiles where there are any."""
+        if self.tile is None:
+            return self.fingerprint
+        return hashlib.sha256(f"{self.fingerprint}|{self.tile}|{self.overlap}".encode()).hexdigest()
 
     def latent_shape(self, size: int) -> tuple[int, int, int]:
         """(c, h, w) of the latents of square images of `size` px.

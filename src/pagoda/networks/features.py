@@ -93,7 +93,7 @@ class DecodedFeatures(FeatureStack):
 
     @property
     def fingerprint(self) -> str:
-        return hashlib.sha256(f"{self.stack.fingerprint}|{self.codec.fingerprint}".encode()).hexdigest()
+        return hashlib.sha256(f"{self.stack.fingerprint}|{self.codec.latents_fingerprint}".encode()).hexdigest()
 
 
 class TeacherFeatures(FeatureStack):

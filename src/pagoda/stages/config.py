@@ -128,6 +128,9 @@ class RunConfig:
     codec: str = ""
     """Folder of an image codec (`pagoda codec train`, or an autoencoder of diffusers): the run works on its latents, and base and size are
     sides of latents; images are as many times larger as its factor says. Empty: pixels."""
+    codec_tile: int = 0
+    """Side in pixels of the tiles in which larger images go through the codec, a quarter of them shared and blended: less memory at a time.
+    0: whole images, or the tiles that the codec was saved with."""
     condition: Literal["label", "text"] = "label"
     """label: the images' classes where they have any; text: their captions."""
     text: TextConfig = TextConfig()

@@ -348,6 +348,13 @@ def check_codec(config: RunConfig) -> None:
     Raises:
         ConfigError: naming the setting and what to do.
     """
+    if config.codec_tile < 0:
+        raise ConfigError(f"codec_tile is a side in pixels, or 0 for whole images, got {config.codec_tile}.")
+    if config.codec_tile and not config.codec:
+        raise ConfigError(
+            f"codec_tile={config.codec_tile} is for the codec of a run on latents, and this run works on pixels; name a codec (`--codec`), "
+            "or leave it out."
+        )
     if not config.codec:
         return
     if config.encode.clip_denoised:

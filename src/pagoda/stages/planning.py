@@ -18,13 +18,13 @@ import torch
 
 from pagoda.data import open_source
 from pagoda.errors import ConfigError, ResourceError, ShapeError
-from pagoda.networks import BackboneConfig, ImageCodec, build_backbone, num_parameters, open_codec
+from pagoda.networks import BackboneConfig, ImageCodec, build_backbone, num_parameters
 from pagoda.stages.config import RunConfig
 from pagoda.stages.grow import prior_pool, stage_name
 from pagoda.stages.plan_hardware import UTILISATION, Limits, find_gpu
 from pagoda.stages.plan_model import Price, RunPlan, StagePlan, gib
 from pagoda.stages.plan_probe import LatentsProbe, Prober, StageProbe, encode_calls, pair_calls
-from pagoda.stages.run_codec import find_codec
+from pagoda.stages.run_codec import open_named_codec
 from pagoda.training import LoopConfig, Runtime
 
 _HEADER = 128
@@ -95,7 +95,7 @@ def plan_run(
     card, runtime = find_gpu(gpu), Runtime(config.device, config.precision)
     source = open_source(config.data, options=config.source)
     limits = limits or Limits.of_machine(folder, runtime)
-    codec = open_codec(find_codec(config.codec)) if config.codec else None
+    codec = open_named_codec(config) if config.codec else None
     if codec is not None and codec.image_channels != source.channels:
         raise ShapeError(
             f"the codec is for images of {codec.image_channels} channels, the data have {source.channels}."

@@ -326,9 +326,10 @@ def _generators(folder: Path) -> Iterator[OneStepGenerator]:
         )
         index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
         if (folder / "vae").is_dir():
-            generator.use_codec(
-                open_codec(folder / "vae", scale=float(index["codec_scale"]), shift=float(index["codec_shift"]))
-            )
+            codec = open_codec(folder / "vae", scale=float(index["codec_scale"]), shift=float(index["codec_shift"]))
+            if index.get("codec_tile"):
+                codec.use_tiles(int(index["codec_tile"]), int(index["codec_overlap"]))
+            generator.use_codec(codec)
         yield generator.eval()
         return
     run = RunFolder.open(folder)

@@ -44,23 +44,47 @@ def keep_codec(run: RunFolder, config: RunConfig) -> None:
         return
     named = Path(config.codec)
     if known is not None:
-        if not named.is_dir():
-            return  # it has been copied: the folder may be gone
-        given = open_codec(find_codec(named))
+        if not named.is_dir():  # it has been copied: the folder may be gone
+            if config.codec_tile and config.codec_tile != known.tile:
+                raise _other_tiles(run, config.codec_tile, known.tile)
+            return
+        given = open_named_codec(config)
         if given.fingerprint != known.fingerprint:
             raise ArtifactError(
                 f"{run.path} works on the latents of another codec than that in {named}: fingerprints are {known.fingerprint[:12]} "
                 f"and {given.fingerprint[:12]}. Go back to the first one, or choose another --out."
             )
+        if (given.tile, given.overlap) != (known.tile, known.overlap):
+            raise _other_tiles(run, given.tile, known.tile)
         return
     started = [name for name in ("teach", "encode", "distill") if run.record(name) is not None]
     if started:
         raise ArtifactError(
             f"{run.path} has started without a codec (stage {started[0]}); choose another --out for a run on latents."
         )
-    codec = open_codec(find_codec(named))
+    codec = open_named_codec(config)
     with run.artifact(run.codec) as folder:
         codec.save(folder)
+
+
+def open_named_codec(config: RunConfig) -> AutoencoderCodec:
+    """The codec that a configuration names, with the tiles that it asks for.
+
+    Raises:
+        ArtifactError: there is none, or it is damaged.
+        ConfigError: tiles that the codec's factor does not divide.
+    """
+    codec = open_codec(find_codec(config.codec))
+    if config.codec_tile:
+        codec.use_tiles(config.codec_tile)
+    return codec
+
+
+def _other_tiles(run: RunFolder, given: int | None, known: int | None) -> ArtifactError:
+    return ArtifactError(
+        f"{run.path} was started with codec_tile={known or 0}, and this is codec_tile={given or 0}, whose latents are others. Go back to "
+        "the first, or choose another --out."
+    )
 
 
 def codec_factor(run: RunFolder) -> int:
