@@ -7,7 +7,7 @@ is the weight of one of the `NEAREST` of these images whose agreement is nearest
 real images then follow the same law as those of the teacher's, so that a discriminator finds nothing in them but what guidance does
 not explain. Where guidance does not raise the agreement, this is the assignment `independent`.
 
-All images are compared at base size, the teacher's own.
+All images are compared at base size, the teacher's own; latents, the teacher's and those of real images alike, are decoded first.
 
 Source: ours. The discriminator of Kim et al. 2024, PaGoDA, arXiv:2405.14822, is told a text's embedding and the weight; which weights go
 with real images is not said.
@@ -101,7 +101,9 @@ def agreement_weights(context: StageContext, encoder: ImageTextEncoder) -> Agree
     texts, pairs = encoder.embed_texts(captions.texts), make_teacher_pairs(context)
 
     def agree(images: Tensor, of: Tensor) -> Tensor:
-        return (embed(encoder, images.to(context.runtime.device)) * texts[captions.rows[of]]).sum(1)
+        with torch.no_grad():
+            pictures = context.codec.decode(images.to(context.runtime.device))
+        return (embed(encoder, pictures) * texts[captions.rows[of]]).sum(1)
 
     def score(indices: Tensor) -> Tensor:
         # One by one: last bits depend on the company, which is another one when a run continues.

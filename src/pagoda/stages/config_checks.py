@@ -330,11 +330,6 @@ def check_guided(config: RunConfig) -> None:
             f"guidance.image_text_encoder={settings.image_text_encoder!r} compares images with captions, and this run has labels; set "
             "condition=text, or leave it out."
         )
-    if config.condition == "text" and config.codec:
-        raise ConfigError(
-            "guidance.assignment=matched looks at pictures, and this run works on latents; set guidance.assignment=independent, or drop "
-            "the codec."
-        )
     if config.condition == "text" and settings.image_text_encoder == TWO_TOWER != config.text.encoder:
         raise ConfigError(
             f"guidance.image_text_encoder=two-tower needs text.encoder=two-tower, got {config.text.encoder!r}; name the folder of an "
@@ -359,11 +354,6 @@ def check_codec(config: RunConfig) -> None:
         return
     if config.encode.clip_denoised:
         raise ConfigError("encode.clip_denoised clips to [-1, 1], which latents leave; turn it off, or drop the codec.")
-    losses = [config.distill.loss, *(config.grow.loss_of(index) for index in range(len(config.growth)))]
-    if any(loss.image_text for loss in losses):
-        raise ConfigError(
-            "image_text looks at pictures, and this run works on latents; set image_text=0, or drop the codec."
-        )
 
 
 def check_growth(config: RunConfig) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from pagoda.networks import ImageCodec
 from pagoda.stages.captions import encoder_folder
 from pagoda.stages.config import LossConfig
 from pagoda.stages.context import StageContext
@@ -27,10 +28,12 @@ class ImageTextTerm:
         encoder: Of both, frozen.
         texts: Vectors of the different captions (M, d), of unit length.
         rows: (N,) int64: which of them belongs to each image of the data.
+        codec: Makes pictures of what a generator of latents makes, differentiably; None for a generator of pictures.
     """
 
-    def __init__(self, encoder: ImageTextEncoder, texts: Tensor, rows: Tensor) -> None:
+    def __init__(self, encoder: ImageTextEncoder, texts: Tensor, rows: Tensor, codec: ImageCodec | None = None) -> None:
         self.encoder = encoder
+        self._codec = codec
         self._texts = texts
         self._rows = rows
 
@@ -39,7 +42,9 @@ class ImageTextTerm:
         return self._texts[self._rows[indices]]
 
     def distance(self, images: Tensor, targets: Tensor, random: StepRandom) -> Tensor:
-        """Squared angles (B,) between images (B, C, H, W) and their captions; differentiable."""
+        """Squared angles (B,) between images (B, C, H, W), or latents that are decoded first, and captions; differentiable."""
+        if self._codec is not None:
+            images = self._codec.decode(images)
         side = images.shape[-1]
         if side > LARGEST_VIEW:
             generator = random.generator("crop-text")
@@ -59,7 +64,7 @@ def open_image_text(context: StageContext, loss: LossConfig) -> ImageTextTerm | 
         return None
     assert context.captions is not None, "checked by the configuration"
     encoder = open_image_text_encoder(context, loss.image_text_encoder)
-    return ImageTextTerm(encoder, encoder.embed_texts(context.captions.texts), context.captions.rows)
+    return ImageTextTerm(encoder, encoder.embed_texts(context.captions.texts), context.captions.rows, context.codec)
 
 
 def open_image_text_encoder(context: StageContext, name: str) -> ImageTextEncoder:
