@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from tests.networks.conftest import make_dit, make_unet
 from torch import nn
 
 from pagoda.diffusion.conditions import Condition
@@ -41,6 +42,21 @@ def test_raw_output_is_the_network_itself(teacher):
     denoised = EDMDenoiser(DiffusersNetwork(teacher))(80 * Z, 80.0, LABELS)
     c_skip, c_out = 0.25 / (6400 + 0.25), 80 * 0.5 / (6400 + 0.25) ** 0.5
     assert torch.allclose(c_skip * 80 * Z + c_out * generator(Z, LABELS), denoised, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["unet", "dit"])
+def test_the_teachers_dropout_ends_with_the_teacher(kind):
+    """In train mode too: the generator is a function of its noise, and starts as the teacher without its dropout."""
+    teacher = {"unet": make_unet, "dit": make_dit}[kind](dropout=0.5)
+    denoiser = EDMDenoiser(DiffusersNetwork(teacher))
+    generator = OneStepGenerator.from_teacher(teacher).train()
+    images = generator(Z, LABELS)
+    assert torch.equal(generator(Z, LABELS), images)
+    torch.testing.assert_close(images, denoiser(80.0 * Z, 80.0, LABELS), atol=1e-6, rtol=0)
+    grown = generator.grow().train()
+    assert torch.equal(grown(Z, LABELS), grown(Z, LABELS))
+    teacher.train()
+    assert not torch.equal(denoiser(80.0 * Z, 80.0, LABELS), denoiser(80.0 * Z, 80.0, LABELS))  # left as it was
 
 
 def test_generator_is_a_copy(teacher):

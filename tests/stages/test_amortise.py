@@ -58,6 +58,14 @@ def test_the_encoder_starts_as_the_exact_map_of_gaussian_data(teacher: Diffusers
     torch.testing.assert_close(found, exact, atol=1e-5, rtol=1e-4)
 
 
+def test_the_teachers_dropout_is_not_the_encoders() -> None:
+    model = build_backbone(BackboneConfig(channels=(16, 32), head_dim=16, dropout=0.5), image_size=8)
+    encoder = LatentEncoder.from_teacher(model, sigma_min=0.03).train()
+    torch.nn.init.normal_(encoder.base.conv_out.weight)
+    x = torch.randn(3, 3, 8, 8)
+    assert torch.equal(encoder(x), encoder(x))
+
+
 def test_every_weight_receives_a_gradient_once_the_last_layer_has_moved(teacher: DiffusersNetwork) -> None:
     encoder = LatentEncoder.from_teacher(teacher, sigma_min=0.03, guidance_max=3.0)
     x, target = torch.randn(2, 4, 3, 8, 8)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from pagoda.diffusion import Condition, EDMDenoiser, precondition
 from pagoda.errors import ConfigError
-from pagoda.networks import DiffusersNetwork, model_hash
+from pagoda.networks import BackboneConfig, DiffusersNetwork, build_backbone, model_hash
 from pagoda.networks.guided_network import GuidedNetwork
 from pagoda.stages.assignment import guided_inputs
 from pagoda.stages.config import MatchingConfig, override
@@ -72,6 +72,17 @@ def test_where_the_copy_is_still_the_teacher_nothing_is_pulled() -> None:
     pull = matching_of(0.2, 0.4).pull(samples, Condition(), at(0, 8))
     assert torch.equal(pull.gradient, torch.zeros_like(samples))
     assert torch.equal(pull.size, torch.zeros(8))
+
+
+@pytest.mark.parametrize("guidance_max", [None, 3.0])
+def test_a_copy_of_a_teacher_with_dropout_starts_as_the_teacher(guidance_max: float | None) -> None:
+    """The copy is in train mode; a dropped activation would be a difference to the teacher that no sample is to follow."""
+    model = build_backbone(BackboneConfig(channels=(16, 32), head_dim=16, dropout=0.5), image_size=8)
+    nn.init.normal_(model.conv_out.weight)
+    teacher = EDMDenoiser(DiffusersNetwork(model))
+    matching = DistributionMatching(teacher, MatchingConfig(weight=1.0), 10, 0.5, guidance_max)
+    pull = matching.pull(torch.randn(4, 3, 8, 8), Condition(), at(0, 4))
+    assert float(pull.size.max()) < 1e-5
 
 
 def test_the_gradient_is_the_difference_of_two_gaussian_estimates() -> None:

@@ -140,6 +140,17 @@ def disable_label_dropout(model: Any) -> None:
             block.norm1.emb.class_embedder.dropout_prob = 0.0
 
 
+def disable_dropout(module: nn.Module) -> None:
+    """Stop the layers of a module from dropping activations, also while it trains.
+
+    Dropout keeps a diffusion model from learning its images by heart. A network that starts from its weights and has a target for every
+    input, or is compared with it, would only be told noise by it.
+    """
+    for layer in module.modules():
+        if isinstance(layer, nn.Dropout):
+            layer.p = 0.0
+
+
 def count_classes(model: Any) -> int:
     """Number of classes of a supported model, the null row not counted; 0 = not conditioned on labels.
 

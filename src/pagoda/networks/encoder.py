@@ -17,7 +17,7 @@ from pagoda.diffusion.conditions import UNCONDITIONAL, Condition
 from pagoda.diffusion.denoiser import EDMDenoiser
 from pagoda.errors import ConfigError, ShapeError
 from pagoda.networks.anatomy import anatomy
-from pagoda.networks.calling import DiffusersNetwork, config_of, count_classes, keep_mean, square_size
+from pagoda.networks.calling import DiffusersNetwork, config_of, count_classes, disable_dropout, keep_mean, square_size
 from pagoda.networks.description import build_model, describe_model
 from pagoda.networks.growth import carry_over, zero_layer
 from pagoda.networks.guidance import GuidanceEmbedding, resolve_guidance, shifted_state, split_guidance
@@ -31,7 +31,7 @@ class LatentEncoder(SafeModel, ConfigMixin):  # type: ignore[misc]  # diffusers'
     deviation sd = sigma_data. F is the teacher's network with its last layer at zero: so the encoder starts as that map.
 
     Args:
-        base_config: Config of the base model, with its class under `_class_name`.
+        base_config: Config of the base model, with its class under `_class_name`. Its dropout is the teacher's and not applied.
         sigma_min: Noise level at which images lie.
         sigma_max: Noise level at which latents live.
         sigma_data: Standard deviation of the data.
@@ -61,6 +61,7 @@ class LatentEncoder(SafeModel, ConfigMixin):  # type: ignore[misc]  # diffusers'
                 f"guidance_max must be above 1 (1 is no guidance), got {guidance_max}; None takes no weight."
             )
         self.base: Any = build_model(base_config)
+        disable_dropout(self.base)
         size = square_size(self.base)
         if size is None:
             raise ShapeError("the base model's config has no sample_size; give the side of its images in pixels.")

@@ -26,6 +26,7 @@ from pagoda.networks.calling import (
     DiffusersNetwork,
     config_of,
     count_classes,
+    disable_dropout,
     keep_mean,
     square_size,
     token_width,
@@ -49,7 +50,7 @@ class OneStepGenerator(SafeModel, ModelMixin, ConfigMixin):  # type: ignore[misc
     Made by `from_teacher`, enlarged by `grow`, saved and loaded by diffusers' `save_pretrained` and `from_pretrained`.
 
     Args:
-        base_config: Config of the base model, with its class under `_class_name`.
+        base_config: Config of the base model, with its class under `_class_name`. Its dropout is the teacher's and not applied.
         output: "denoiser": image = c_skip sigma_max z + c_out F, so that it starts as the teacher's denoiser at
             sigma_max. "raw": image = F, the official choice, which starts at about twice that. "unit": the denoiser divided
             by |c_out|, for teachers that predict eps: their c_out is -sigma_max, and would multiply every error of the
@@ -96,6 +97,7 @@ class OneStepGenerator(SafeModel, ModelMixin, ConfigMixin):  # type: ignore[misc
             raise ConfigError(f"sigma_max={sigma_max} and sigma_data={sigma_data} must be > 0.")
         # Submodules are not named like config entries: diffusers would answer with the entry.
         self.base: Any = build_model(base_config)
+        disable_dropout(self.base)
         size = square_size(self.base)
         if size is None:
             raise ShapeError("the base model's config has no sample_size; give the side of its images in pixels.")

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from pagoda.diffusion import Condition, PreconditionedDenoiser, per_sample
 from pagoda.networks import DiffusersNetwork
+from pagoda.networks.calling import disable_dropout
 from pagoda.networks.guided_network import GuidedNetwork
 from pagoda.stages.config import MatchingConfig
 from pagoda.stages.guidance import guided
@@ -70,8 +71,10 @@ class DistributionMatching:
     ) -> None:
         self.teacher = teacher.requires_grad_(False).eval()
         self.fake = copy.deepcopy(teacher).requires_grad_(True).train()
+        network = self.fake.network
+        assert isinstance(network, nn.Module)
+        disable_dropout(network)  # else the copy differs from the teacher by more than what it learned
         if guidance_max is not None:
-            network = self.fake.network
             assert isinstance(network, DiffusersNetwork)
             self.fake.network = GuidedNetwork(network, guidance_max).to(next(network.parameters()).device)
         self.config = config
