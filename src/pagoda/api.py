@@ -30,13 +30,13 @@ from pagoda.pretraining import TechniqueConfig
 from pagoda.stages.adopt import teacher_settings
 from pagoda.stages.captions import sample_prompts
 from pagoda.stages.config import RunConfig, override
-from pagoda.stages.config_checks import check_read
 from pagoda.stages.context import load_teacher
 from pagoda.stages.presets import preset_config
 from pagoda.stages.run_codec import open_run_codec
 from pagoda.stages.run_folder import RunFolder
 from pagoda.stages.sampling import check_labels, load_generator, sample_images
 from pagoda.stages.train import train
+from pagoda.stages.unread_settings import check_read
 from pagoda.training import noise_of_seeds
 
 
@@ -258,15 +258,15 @@ def grow(
         DataError: images smaller than `size`.
         PagodaError: as `teach`.
     """
-    config = override(_continue(generator.run, data, settings), {"size": size})
+    config = _continue(generator.run, data, settings, size=size)
     run = train(config, str(generator.run.path), until="grow", quiet=quiet)
     return Generator(run, size, generator._kept)
 
 
-def _continue(run: RunFolder, data: str | Path | None, settings: Mapping[str, Any] | None) -> RunConfig:
+def _continue(run: RunFolder, data: str | Path | None, settings: Mapping[str, Any] | None, **changes: Any) -> RunConfig:
     config = run.config()
     if data is not None and str(data) != config.data:
         raise ConfigError(f"this model was made from {config.data!r}, not from {str(data)!r}; start anew with `teach`.")
-    config = override(config, dict(settings or {}))
+    config = override(config, {**(settings or {}), **changes})
     check_read(config, settings or {})
     return config

@@ -401,7 +401,7 @@ def test_data_check_asks_for_captions(photos: Path, capsys: Capture) -> None:
 
 def test_stages_run_one_by_one_and_a_run_grows_on(finished_run: RunFolder, tmp_path: Path, capsys: Capture) -> None:
     out = tmp_path / "run"
-    settings = [f"{key}={json.dumps(value)}" for key, value in {**TINY, "grow.steps": [4, 2]}.items()]
+    settings = [f"{key}={json.dumps(value)}" for key, value in TINY.items()]
     start = ("--out", out, "--base", 8, "--size", 16, "--preset", "tiny", "--quiet", "--set", *settings)
     run_folder = RunFolder(out)
     assert run("teach", "shapes:count=40", *start) == 0
@@ -418,7 +418,7 @@ def test_stages_run_one_by_one_and_a_run_grows_on(finished_run: RunFolder, tmp_p
     for size in (8, 16):  # one stage at a time makes what `train` makes
         ours, theirs = (load_generator(folder, size).state_dict() for folder in (run_folder, finished_run))
         assert all(bool((ours[name] == theirs[name]).all()) for name in theirs)
-    assert run("grow", out, "--size", 32, "--quiet") == 0
+    assert run("grow", out, "--size", 32, "--quiet", "--set", "grow.steps=[4,2]") == 0
     assert run_folder.generator_sizes() == [8, 16, 32]
     assert run_folder.config() == dataclasses.replace(
         tiny_config(size=32), grow=dataclasses.replace(tiny_config().grow, steps=(4, 2))

@@ -12,13 +12,15 @@ import pagoda
 from pagoda.cli.main import main
 from pagoda.errors import ArtifactError, ConfigError
 from pagoda.stages.config import LossConfig, RunConfig, override, to_dict
-from pagoda.stages.config_checks import check_crops, check_read
+from pagoda.stages.config_checks import check_crops
 from pagoda.stages.context import open_context
 from pagoda.stages.grow import grow
 from pagoda.stages.presets import PRESETS, preset_config
 from pagoda.stages.run_folder import RunFolder
+from pagoda.stages.unread_settings import check_read
 from pagoda.training import Runtime
 
+UNJUDGED = {"grow.loss.adversarial": 0.0}
 UNREAD = [
     ({}, "grow.loop.steps", 5, "octaves have steps of their own: set grow.steps"),
     ({}, "grow.loop.batch_size", 8, "set grow.batch_size"),
@@ -27,14 +29,41 @@ UNREAD = [
     ({"distill.mode": "rec"}, "distill.teacher_pairs.count", 7, "set distill.mode to both or dstl"),
     ({}, "distill.matching.optimizer.lr", 0.1, "distill.matching.weight is 0"),
     ({"distill.loss.adversarial": 0.0}, "distill.discriminator.lr", 0.1, "the distillation has no discriminator"),
-    ({"distill.loss.adversarial": 0.0}, "distill.loss.raw_pixels", False, "the distillation has no discriminator"),
+    ({"distill.loss.adversarial": 0.0}, "distill.loss.raw_pixels", False, "distill.loss trains no discriminator"),
     ({"teacher.path": "somewhere"}, "teach.loop.steps", 5, "the teacher is brought"),
     ({"teacher.path": "somewhere"}, "backbone.channels", [16, 32], "the teacher is brought"),
     ({"teacher.path": "somewhere"}, "noise_scale", 250.0, "the teacher is brought"),
+    ({"distill.mode": "dstl"}, "distill.teacher_pairs.share", 0.3, "distill.mode=dstl learns one kind of pair"),
+    ({"distill.mode": "dstl"}, "distill.loss.pairs", 0.3, "distill.mode=dstl rebuilds no images"),
+    (UNJUDGED, "grow.loss.augment", [], "grow.loss trains no discriminator"),
+    (UNJUDGED, "grow.loss.heads", "tokens", "grow.loss trains no discriminator"),
+    (UNJUDGED, "grow.loss.adversarial_from", 0.1, "grow.loss trains no discriminator"),
+    (UNJUDGED, "grow.loss.adaptive", False, "grow.loss trains no discriminator"),
+    (UNJUDGED, "grow.discriminator.lr", 0.1, "no octave has a discriminator"),
+    (UNJUDGED, "grow.fakes", 8, "no octave looks at samples of the prior"),
+    ({**UNJUDGED, "grow.loss.reconstruction_judge": 0.5}, "grow.fakes", 8, "no octave looks at samples of the prior"),
+    ({"grow.cache_gib": 0.0}, "grow.fakes", 8, "grow.cache_gib=0 caches nothing"),
+    ({"distill.loss.adversarial": 0.0}, "distill.loss.adaptive", False, "distill.loss trains no discriminator"),
+    ({"distill.loss.updates": "separate"}, "distill.loss.adaptive", False, "set distill.loss.updates=joint"),
+    ({"distill.loss.pixel": 0.0}, "distill.loss.huber", 0.1, "set distill.loss.pixel above 0"),
+    ({}, "grow.loss.lpips_size", 64, "set grow.loss.lpips above 0"),
+    ({**UNJUDGED, "grow.loss.feature": 0.0}, "grow.loss.crop", 4, "nothing looks through the window"),
+    ({"grow.blocks": [1]}, "grow.num_blocks", 3, "set grow.blocks"),
+    ({"grow.heads": ["skip_rgb"]}, "grow.head_init", "zero", "set grow.heads"),
+    *(
+        ({}, f"grow.{name}", [4, 4], "than the octaves of the run, .16.")
+        for name in ("steps", "batch_size", "channels")
+    ),
+    ({}, "grow.heads", ["skip_rgb", "zero"], "than the octaves of the run, .16."),
+    ({"size": 32, "grow.at_once": 2}, "grow.blocks", [1, 1, 2], "than the octaves of the run"),
+    ({"grow.train_from": "decoder.1"}, "grow.cache_gib", 1.0, "decoder.1 trains a part of the base"),
+    ({"grow.train_from": "8"}, "grow.cache_gib", 1.0, "8 trains a part of the base"),
 ]
 
 
-@pytest.mark.parametrize(("changes", "name", "value", "said"), UNREAD, ids=[name for _, name, _, _ in UNREAD])
+@pytest.mark.parametrize(
+    ("changes", "name", "value", "said"), UNREAD, ids=[f"{name} {'; '.join(c)}" for c, name, _, _ in UNREAD]
+)
 def test_a_setting_that_nothing_reads_is_refused(
     changes: dict[str, object], name: str, value: object, said: str
 ) -> None:
@@ -49,6 +78,31 @@ def test_settings_that_are_read_pass() -> None:
     read = ["teach.loop.steps", "grow.loop.log_every", "distill.teacher_pairs.count", "distill.matching.optimizer.lr"]
     check_read(config, [*read, "distill.discriminator.lr", "backbone.channels", "noise_scale"])
     check_read(override(config, {"teacher.path": "x"}), ["teach.condition_dropout"])  # guidance asks for it
+    guided = {"distill.mode": "rec", "guidance.scale_max": 2.0, "guidance.assignment": "teacher", **UNJUDGED}
+    check_read(override(config, guided), ["distill.teacher_pairs.count"])  # for the discriminator
+
+
+READ = [
+    ({}, ["grow.discriminator.lr", "grow.fakes", "grow.cache_gib", "grow.num_blocks", "grow.head_init"]),
+    ({}, [f"grow.loss.{name}" for name in ("adversarial_from", "adaptive", "augment", "heads", "huber", "crop")]),
+    ({**UNJUDGED, "grow.loss.reconstruction_judge": 0.5}, ["grow.discriminator.lr", "grow.loss.augment"]),
+    ({"grow.loss.updates": "separate", "grow.loss.reconstruction_judge": 0.5}, ["grow.loss.adaptive"]),
+    ({"distill.mode": "both"}, ["distill.teacher_pairs.share", "distill.loss.pairs"]),
+    ({"grow.loss.lpips": 1.0}, ["grow.loss.lpips_size"]),
+    ({"size": 32, "grow.at_once": 2, "grow.blocks": [1, 2]}, ["grow.blocks"]),
+    ({"grow.train_from": "16"}, ["grow.cache_gib"]),
+    ({"size": 8, "grow.channels": [16, 16]}, ["grow.channels"]),  # of later stages
+    # One octave of two is judged: what judges are told is read by it.
+    (
+        {"size": 32, "grow.octave_losses": [{"adversarial": 0.0}, {"adversarial": 0.1}]},
+        ["grow.loss.augment", "grow.fakes", "grow.discriminator.lr"],
+    ),
+]
+
+
+@pytest.mark.parametrize(("changes", "names"), READ, ids=[" ".join(changes) or "tiny" for changes, _ in READ])
+def test_what_is_read_under_some_setting_is_not_refused_there(changes: dict[str, object], names: list[str]) -> None:
+    check_read(override(tiny_config(), changes), names)
 
 
 def test_the_commands_and_the_functions_refuse_it(
@@ -72,6 +126,9 @@ def test_the_commands_and_the_functions_refuse_it(
         assert main(command) == 1
         assert "nothing reads `grow.loop.steps` in this run: octaves have steps of their own" in capsys.readouterr().err
     assert not (tmp_path / "a").exists()
+    one = pagoda.Generator(finished_run, 8)
+    with pytest.raises(ConfigError, match=r"nothing reads `grow.channels` .* octaves of the run, \[16\]"):
+        pagoda.grow(one, size=16, settings={"grow.channels": [8, 8]})
     with pytest.raises(ConfigError, match="nothing reads `grow"):
         pagoda.teach("shapes:count=40", size=8, out=tmp_path / "b", preset="tiny", settings={"grow.loop.steps": 5})
     assert not (tmp_path / "b").exists()

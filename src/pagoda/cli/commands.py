@@ -53,8 +53,8 @@ class Configure:
     def resolve(self, suitable: dict[str, Any] | None = None) -> RunConfig:
         """Preset, then what suits a teacher, then the file, then single settings, then named options."""
         from pagoda.stages.config import override, read_yaml
-        from pagoda.stages.config_checks import check_read
         from pagoda.stages.presets import preset_config
+        from pagoda.stages.unread_settings import check_read
 
         settings = {} if self.config is None else flatten(read_yaml(self.config))
         settings = {**(suitable or {}), **settings, **parse_settings(self.set)}
@@ -173,8 +173,8 @@ class _Continue:
     def proceed(self, until: str, **changes: Any) -> None:
         """Run the stages of the folder up to `until`."""
         from pagoda.stages.config import override
-        from pagoda.stages.config_checks import check_read
         from pagoda.stages.train import require_run, train
+        from pagoda.stages.unread_settings import check_read
 
         run, config = require_run(self.run_dir)
         named = {} if self.device is None else {"device": self.device}

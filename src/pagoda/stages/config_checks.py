@@ -1,9 +1,7 @@
-"""Settings of the losses and of growth that contradict each other, or that nothing would read: refused before the long work."""
+"""Settings of the losses and of growth that contradict each other: refused before the long work."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import fields
 from typing import TYPE_CHECKING
 
 from pagoda.errors import ConfigError, did_you_mean
@@ -210,52 +208,6 @@ def _looked_through(loss: LossConfig) -> list[tuple[FeatureConfig, bool]]:
     judges = loss.adversarial > 0 or loss.reconstruction_judge > 0
     own = loss.feature > 0 or (judges and loss.judge is None)
     return [(loss.stack, own), *([] if loss.judge is None else [(loss.judge, judges)])]
-
-
-def check_read(config: RunConfig, names: Iterable[str]) -> None:
-    """Refuse settings that were given by name and that nothing of this run reads. What a preset brings is not asked for by name.
-
-    Args:
-        config: The resolved configuration.
-        names: Dotted names of the settings that were given.
-
-    Raises:
-        ConfigError: naming the setting, why nothing reads it, and what to do.
-    """
-    loss, judged = config.distill.loss, ("adversarial_from", "augment", "raw_pixels", "heads")
-    unread: dict[str, str] = {
-        "grow.loop.steps": "octaves have steps of their own: set grow.steps",
-        "grow.loop.batch_size": "octaves have batches of their own: set grow.batch_size",
-    }
-    if config.teacher.path:
-        why = f"the teacher is brought ({config.teacher.path}) and trained already: leave it out, or leave out the teacher"
-        unread |= dict.fromkeys(("backbone", "noise_scale", "sigma_data"), why)
-        unread |= {f"teach.{field.name}": why for field in fields(config.teach) if field.name != "condition_dropout"}
-    elif config.backbone.kind == "dit":
-        unet = ("channels", "layers_per_block", "attention_levels", "middle", "norm_groups")
-        unread |= {
-            f"backbone.{name}": "the backbone is a DiT, and this belongs to U-Nets: set backbone.kind=unet"
-            for name in unet
-        }
-    else:
-        dit = ("patch_size", "hidden_size", "depth")
-        unread |= {
-            f"backbone.{name}": "the backbone is a U-Net, and this belongs to DiTs: set backbone.kind=dit"
-            for name in dit
-        }
-    if config.distill.mode == "rec":
-        unread["distill.teacher_pairs"] = (
-            "distill.mode=rec makes no pairs by the teacher: set distill.mode to both or dstl"
-        )
-    if config.distill.matching.weight == 0:
-        unread["distill.matching.optimizer"] = "distill.matching.weight is 0: set it above 0"
-    if loss.adversarial == 0 and loss.reconstruction_judge == 0:
-        why = "the distillation has no discriminator: set distill.loss.adversarial or reconstruction_judge above 0"
-        unread |= {"distill.discriminator": why, **{f"distill.loss.{name}": why for name in judged}}
-    for name in names:
-        for key, why in unread.items():
-            if name == key or name.startswith(f"{key}."):
-                raise ConfigError(f"nothing reads `{name}` in this run: {why}.")
 
 
 def check_text(config: RunConfig) -> None:
