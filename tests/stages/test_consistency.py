@@ -62,7 +62,7 @@ def test_reduced_by_averaging_a_target_is_the_image_below_and_its_detail_is_the_
     images, lower = (torch.rand(4, 3, side, side, generator=draws) * 2 - 1 for side in (16, 8))
     reduced = F.avg_pool2d(images, 2)
     hidden = torch.zeros(4, 1, 8, 8)
-    targets = lower_of(finished_run).keep(images, reduced, (hidden, lower, hidden), Condition())
+    targets = lower_of(finished_run).keep({16: images}, reduced, (hidden, lower, hidden), Condition())[16]
     torch.testing.assert_close(F.avg_pool2d(targets, 2), lower)
     detail = [x - F.interpolate(F.avg_pool2d(x, 2), scale_factor=2.0, mode="nearest") for x in (images, targets)]
     torch.testing.assert_close(detail[1], detail[0])
@@ -71,13 +71,16 @@ def test_reduced_by_averaging_a_target_is_the_image_below_and_its_detail_is_the_
 def test_where_the_image_below_is_exact_the_targets_are_the_images(finished_run: RunFolder) -> None:
     images = torch.rand(2, 3, 16, 16) * 2 - 1
     reduced = F.avg_pool2d(images, 2)
-    assert torch.equal(lower_of(finished_run).keep(images, reduced, (reduced, reduced, reduced), Condition()), images)
+    targets = lower_of(finished_run).keep({16: images}, reduced, (reduced, reduced, reduced), Condition())[16]
+    assert torch.equal(targets, images)
 
 
 def test_two_levels_that_are_trained_together_keep_the_image_below_both(finished_run: RunFolder) -> None:
     images, lower = torch.rand(2, 3, 32, 32) * 2 - 1, torch.rand(2, 3, 8, 8) * 2 - 1
-    targets = lower_of(finished_run).keep(images, F.avg_pool2d(images, 4), (lower, lower, lower), Condition())
-    torch.testing.assert_close(F.avg_pool2d(targets, 4), lower)
+    every = {32: images, 16: F.avg_pool2d(images, 2)}
+    targets = lower_of(finished_run).keep(every, F.avg_pool2d(images, 4), (lower, lower, lower), Condition())
+    torch.testing.assert_close(F.avg_pool2d(targets[32], 4), lower)
+    torch.testing.assert_close(F.avg_pool2d(targets[32], 2), targets[16])
 
 
 @pytest.mark.parametrize("cache_gib", [2.0, 0.0], ids=["cached", "computed"])

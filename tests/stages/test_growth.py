@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -10,11 +11,19 @@ import pytest
 import torch
 from tests.conftest import tiny_config
 
-from pagoda.errors import ConfigError
+from pagoda.errors import ArtifactError, ConfigError
 from pagoda.networks import anatomy
 from pagoda.stages.config import RunConfig
-from pagoda.stages.context import StageContext, open_context
-from pagoda.stages.grow import CachedInputs, add_octave, boundary_of, cache_inputs, octave_settings, octaves_of
+from pagoda.stages.context import StageContext, load_teacher, open_context
+from pagoda.stages.grow import (
+    CachedInputs,
+    add_octave,
+    boundary_of,
+    build_objective,
+    cache_inputs,
+    octave_settings,
+    octaves_of,
+)
 from pagoda.stages.latent_inputs import LatentInputs, open_latents
 from pagoda.stages.presets import preset_config
 from pagoda.stages.run_folder import RunFolder
@@ -59,6 +68,63 @@ def test_octaves_in_one_go_are_one_stage_and_all_new_levels_are_trained(run_as: 
     assert not torch.equal(middle, enlarge(lower(Z), scale_factor=2, mode="bilinear"))
     assert not torch.equal(upper(Z), enlarge(middle, scale_factor=2, mode="bilinear"))
     assert train(config, str(run.path), quiet=True).generator_sizes() == [8, 32]  # again, and nothing happens
+
+
+HEADS = [
+    {"grow__heads": ["zero"], "grow__use_rgb": False},  # the image between is read by nothing above it
+    {"grow__heads": ["skip_rgb"]},
+    {"grow__targets": "consistent"},
+    {"grow__loss__updates": "separate"},
+]
+
+
+@pytest.mark.parametrize("changes", HEADS, ids=["zero", "skip_rgb", "consistent", "separate"])
+@pytest.mark.parametrize("cache_gib", [2.0, 0.0], ids=["cached", "computed"])
+def test_the_head_between_learns_the_images_of_its_own_size(
+    finished_run: RunFolder, tmp_path: Path, changes: dict[str, object], cache_gib: float
+) -> None:
+    shutil.copytree(finished_run.path, tmp_path / "run")
+    own = {"size": 32, "grow__at_once": 2, "grow__loss__adversarial_from": 0.0, "grow__cache_gib": cache_gib, **changes}
+    context = context_of(RunFolder.open(tmp_path / "run"), **own)
+    generator = add_octave(context, load_generator(context.run, 8), 32)
+    inputs = cache_inputs(context, generator, open_latents(context), "grow-32")
+    objective = build_objective(context, generator, inputs, 32, load_teacher(context.run.teacher)[0])
+    random = StepRandom(0, 0, 8, slice(0, 8), "grow-32")
+    batch = objective.batch(torch.arange(8), random)
+    plain = batch.between[16].clone()
+    flips = random.uniform("flip") < 0.5
+    assert torch.equal(plain, context.load(16, torch.arange(8), flips)[0])
+    found = objective.losses("generator", batch, random, Runtime("cpu"))
+    assert found is not None
+    found.total.backward()
+    for level in generator.octaves:
+        assert all(bool((p.grad != 0).any()) for p in level.conv_out.parameters())
+    with torch.no_grad():
+        made = inputs.generate_levels(generator, tuple(p.float() for p in batch.inputs), batch.target_condition)
+        expected, _ = objective.reconstruction(
+            made[16].float(), batch.between[16], objective._crop(random, "feature", 16), random
+        )
+    torch.testing.assert_close(found.named["reconstruction_16"], expected, atol=1e-4, rtol=1e-3)
+    assert torch.equal(batch.between[16], plain) == (changes.get("grow__targets") != "consistent")
+    assert (
+        build_objective(
+            context_of(context.run), load_generator(context.run, 16), inputs, 16, load_teacher(context.run.teacher)[0]
+        ).retained
+        is None
+    )  # one octave has no sizes between
+
+
+def test_an_octave_that_had_not_told_its_heads_between_is_not_continued(run_as: Callable[..., RunFolder]) -> None:
+    changes = {"size": 32, "grow__at_once": 2, "grow__channels": [16, 8]}
+    run = run_as(**changes)
+    path = run.path / "stages" / "grow-32.json"
+    record = json.loads(path.read_text())
+    del record["inputs"]["retained_heads"]
+    path.write_text(json.dumps(record))
+    assert train(tiny_config(**changes), str(run.path), quiet=True).is_done("grow-32")  # finished ones stay as they are
+    path.write_text(json.dumps({**record, "done": False}))
+    with pytest.raises(ArtifactError, match="retained_heads was None, is 'trained'"):
+        train(tiny_config(**changes), str(run.path), quiet=True)
 
 
 def test_an_odd_octave_is_left_for_a_stage_of_its_own() -> None:
@@ -152,6 +218,10 @@ def test_a_level_can_start_otherwise_and_with_attention(run_as: Callable[..., Ru
         ({"grow__heads": ["coppy"]}, "Did you mean `copy`"),
         ({"grow__train_from": "12"}, "no level has that side"),
         ({"grow__at_once": 0}, "at_once must be >= 1"),
+        (
+            {"size": 32, "grow__at_once": 2, "grow__loss": {"pixel": 0.0, "feature": 0.0, "adaptive": False}},
+            "from 8 to 32 px in one go, where the heads of the sizes between learn by reconstruction alone",
+        ),
         ({"grow__blocks": [0]}, "one positive number per octave"),
     ],
 )

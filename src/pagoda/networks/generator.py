@@ -298,12 +298,24 @@ class OneStepGenerator(SafeModel, ModelMixin, ConfigMixin):  # type: ignore[misc
         Raises:
             ShapeError: nothing lies below `size`.
         """
+        return self.forward_levels(hidden, rgb, embedding, size)[self.size]
+
+    def forward_levels(
+        self, hidden: Tensor, rgb: Tensor, embedding: Tensor, size: int | None = None
+    ) -> dict[int, Tensor]:
+        """As `forward_top`, with the image of every level from `size` on: a dict side -> (B, C, side, side).
+
+        Raises:
+            ShapeError: nothing lies below `size`.
+        """
         below = len(self.octaves) if size is None else self._index(size)
         if below == 0:
             raise ShapeError(f"nothing lies below the base size {self.base_size}; accepted are {self.sizes[1:]}.")
-        for level in self.octaves[below - 1 :]:
+        images = {}
+        for side, level in zip(self.sizes[below:], self.octaves[below - 1 :], strict=True):
             hidden, rgb = level(hidden, rgb, embedding)
-        return rgb
+            images[side] = rgb
+        return images
 
     def _run(self, z: Tensor, condition: Condition) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """(features, image, embedding) of the base, then of each level; computes no further than it is asked."""

@@ -135,8 +135,10 @@ class GuidedInputs(GeneratorInputs):
     def prior_images(self, random: StepRandom, indices: Tensor) -> Tensor:
         return self.inner.prior_images(random, indices)
 
-    def generate(self, generator: OneStepGenerator, inputs: tuple[Tensor, ...], condition: Condition) -> Tensor:
-        return self.inner.generate(generator, inputs, condition)
+    def generate_levels(
+        self, generator: OneStepGenerator, inputs: tuple[Tensor, ...], condition: Condition
+    ) -> dict[int, Tensor]:
+        return self.inner.generate_levels(generator, inputs, condition)
 
 
 def guided_inputs(

@@ -337,6 +337,14 @@ def check_growth(config: RunConfig) -> None:
                     f"{width} there, or its entry of grow.heads to skip_rgb or zero."
                 )
         width, head = channels, wanted
+    for size in config.growth:
+        octave, below = config.sizes.index(size) - 1, config.below(size)
+        loss = grow.loss_of(octave)
+        if size > 2 * below and not (loss.pixel or loss.feature or loss.lpips):
+            raise ConfigError(
+                f"grow.at_once={grow.at_once} grows from {below} to {size} px in one go, where the heads of the sizes between learn by "
+                "reconstruction alone, and pixel, feature and lpips of that loss are 0: give one a weight, or set at_once=1."
+            )
     boundary = grow.train_from
     frozen = boundary == "top" or (boundary.isdecimal() and int(boundary) > config.base)
     if grow.targets == "consistent" and not frozen:

@@ -11,7 +11,7 @@ Source: ours; the projection is that of Kim et al. 2024, PaGoDA, arXiv:2405.1482
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -44,14 +44,20 @@ class LowerImages:
         self.bounded = bounded
 
     @torch.no_grad()
-    def keep(self, targets: Tensor, reduced: Tensor, inputs: tuple[Tensor, ...], condition: Condition) -> Tensor:
-        """Targets (B, C, r, r) with the image below in place of the reduced image (B, C, l, l).
+    def keep(
+        self, targets: Mapping[int, Tensor], reduced: Tensor, inputs: tuple[Tensor, ...], condition: Condition
+    ) -> dict[int, Tensor]:
+        """Targets with the image below in place of the reduced image (B, C, l, l).
 
         Args:
+            targets: By side r: (B, C, r, r).
             inputs: What the generator makes its images of: latents (B, ...), or the frozen levels' outputs, whose second is the image.
             condition: What it is told.
         """
         cached = len(inputs) > 1
         lower = inputs[1] if cached else self.generator.lower_outputs(inputs[0], condition, self.boundary)[1].float()
-        error = F.interpolate(lower - reduced, size=targets.shape[-2:], mode="nearest")
-        return self.bounded(targets + error)
+        error = lower - reduced
+        return {
+            side: self.bounded(images.to(error.device) + F.interpolate(error, size=images.shape[-2:], mode="nearest"))
+            for side, images in targets.items()
+        }

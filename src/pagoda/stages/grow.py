@@ -29,6 +29,7 @@ from pagoda.stages.image_text import ImageTextTerm, open_image_text
 from pagoda.stages.latent_inputs import LatentInputs, open_latents
 from pagoda.stages.objective import GeneratorInputs, GeneratorObjective
 from pagoda.stages.recorded_settings import stage_settings, without_neutral
+from pagoda.stages.retained_heads import RetainedHeads
 from pagoda.stages.sampling import load_generator
 from pagoda.stages.watching import build_evaluation
 from pagoda.training import StepRandom, derive_seed, seeded_generator
@@ -80,8 +81,10 @@ class CachedInputs(GeneratorInputs):
     def prior_images(self, random: StepRandom, indices: Tensor) -> Tensor:
         return self.fake_images[random.integers("prior", len(self.fakes[0]))]
 
-    def generate(self, generator: OneStepGenerator, inputs: tuple[Tensor, ...], condition: Condition) -> Tensor:
-        return generator.forward_top(inputs[0], inputs[1], inputs[2], size=self.size)
+    def generate_levels(
+        self, generator: OneStepGenerator, inputs: tuple[Tensor, ...], condition: Condition
+    ) -> dict[int, Tensor]:
+        return generator.forward_levels(inputs[0], inputs[1], inputs[2], size=self.size)
 
 
 def stage_name(size: int) -> str:
@@ -170,6 +173,8 @@ def grow(context: StageContext, size: int, *, match: ImageGuidance | None = None
     generator = add_octave(context, lower, size)
     # Fresh noise in every step in place of a pool of it: not to be continued as one with the cache, nor the other way round.
     inputs["lower_outputs"] = None if is_cached(context, generator, store) else "anew in every step"
+    # Neither is a stage that has not told the heads of the sizes between.
+    inputs["retained_heads"] = "trained" if len(octaves_of(config, size)) > 1 else None
     fingerprint = run.begin(stage, octave_settings(config, size), inputs, write=runtime.is_main)
     loop = config.grow.loop_of(octave)
     matched = match if encoder is None else agreement_weights(context, encoder)
@@ -264,9 +269,21 @@ def cache_inputs(
     config, data = context.config, context.data
     size = frozen_below(context, generator)
     if size is None:
+        retained=retained_heads(context, size),
         context.say(
             f"{stage}: grow.train_from={config.grow.train_from} trains a part of the base, so nothing is cached"
         )
+def retained_heads(context: StageContext, size: int) -> RetainedHeads | None:
+    """What the heads of the sizes between are told; None for a stage that adds one octave."""
+
+    def images(side: int) -> Callable[[Tensor, Tensor], Tensor]:
+        load = context.loader(side)
+        return lambda rows, flips: load(rows, flips)[0]
+
+    between = [context.config.sizes[octave + 1] for octave in octaves_of(context.config, size)[:-1]]
+    return RetainedHeads({side: images(side) for side in between}) if between else None
+
+
         return guided_inputs(config, LatentInputs(store), store, match=match)
     rows, pool = len(store) * (2 if store.flips else 1), prior_pool(config, generator.size)
     needed = cache_size(context, generator, store)

@@ -24,8 +24,10 @@ class LatentInputs(GeneratorInputs):
     def prior(self, random: StepRandom, condition: Condition) -> tuple[tuple[Tensor, ...], Condition]:
         return (random.normal("prior", *self.store.shape),), condition
 
-    def generate(self, generator: OneStepGenerator, inputs: tuple[Tensor, ...], condition: Condition) -> Tensor:
-        return generator(inputs[0], condition)
+    def generate_levels(
+        self, generator: OneStepGenerator, inputs: tuple[Tensor, ...], condition: Condition
+    ) -> dict[int, Tensor]:
+        return generator(inputs[0], condition, return_all=True)
 
 
 def open_latents(context: StageContext) -> LatentStore:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +31,7 @@ from pagoda.stages.critics import Critics
 from pagoda.stages.image_text import ImageTextTerm
 from pagoda.stages.matching import DistributionMatching
 from pagoda.stages.reconstruction import ReconstructionLoss, draw_augmentation
+from pagoda.stages.retained_heads import RetainedHeads
 from pagoda.stages.teacher_pairs import TeacherPairs
 from pagoda.training import Losses, Objective, OptimizerConfig, Runtime, StepRandom, Trainable, win_rate
 
@@ -45,7 +46,7 @@ class GeneratorBatch:
     `targets` are the real images, apart from rows where the teacher's image of fresh noise is to be learnt. `fakes` and `rebuilt` carry
     the prior samples and the reconstructions of the generator's update to the discriminators' of the same step: they are made once.
     `fake_texts` are the vectors of their captions, `fake_denoising` the loss (B,) of the network that learns the samples,
-    `reduced` the targets at the side of the image below.
+    `reduced` the targets at the side of the image below, `between` those of the sizes between, by their side.
     """
 
     images: Tensor
@@ -60,6 +61,7 @@ class GeneratorBatch:
     fake_texts: Tensor | None = None
     fake_denoising: Tensor | None = None
     reduced: Tensor | None = None
+    between: dict[int, Tensor] = field(default_factory=dict)
 
 
 class GeneratorInputs(ABC):
@@ -87,9 +89,15 @@ class GeneratorInputs(ABC):
         """The images of the data (B,) whose conditions `prior` gives in this step; `indices` are those of the real batch."""
         return indices
 
-    @abstractmethod
     def generate(self, generator: OneStepGenerator, inputs: tuple[Tensor, ...], condition: Condition) -> Tensor:
         """Images (B, C, r, r)."""
+        return self.generate_levels(generator, inputs, condition)[generator.size]
+
+    @abstractmethod
+    def generate_levels(
+        self, generator: OneStepGenerator, inputs: tuple[Tensor, ...], condition: Condition
+    ) -> dict[int, Tensor]:
+        """The images of every level that is run, by their side; the largest are those of `generate`."""
 
 
 class GeneratorObjective(Objective[GeneratorBatch]):
@@ -115,6 +123,7 @@ class GeneratorObjective(Objective[GeneratorBatch]):
         image_text: The distance of samples to their captions; None leaves it out.
         matching: The distance of samples to the teacher's; None leaves it out.
         lower: Puts the frozen levels' image into the targets; None leaves them the images of the data.
+        retained: What the heads of the sizes between are told; None where one octave is trained, or none.
     """
 
     def __init__(
@@ -139,6 +148,7 @@ class GeneratorObjective(Objective[GeneratorBatch]):
         image_text: ImageTextTerm | None = None,
         matching: DistributionMatching | None = None,
         lower: LowerImages | None = None,
+        retained: RetainedHeads | None = None,
     ) -> None:
         self.generator = generator
         self.discriminator = discriminator
@@ -160,6 +170,7 @@ class GeneratorObjective(Objective[GeneratorBatch]):
         self.image_text = image_text
         self.matching = matching
         self.lower = lower
+        self.retained = retained
         self.augment = DiffAugment(config.augment)
 
     @property
@@ -201,6 +212,8 @@ class GeneratorObjective(Objective[GeneratorBatch]):
         made = GeneratorBatch(real, real_condition, inputs, targets, target_condition, fake_inputs, fake_condition)
         if self.lower is not None:
             made.reduced = self.lower.load(rows, row_flips)
+        if self.retained is not None:
+            made.between = self.retained.targets(rows, row_flips)
         if self.image_text is not None:
             made.fake_texts = self.image_text.targets(self.inputs.prior_images(random, indices))
         return made
@@ -267,11 +280,15 @@ class GeneratorObjective(Objective[GeneratorBatch]):
             # One call makes reconstructions and prior samples: no layer of the generator looks across the batch.
             inputs = tuple(torch.cat(pair) for pair in zip(inputs, _move(batch.fake_inputs, device), strict=True))
             condition = Condition.cat([batch.target_condition, batch.fake_condition])
-        made = self.inputs.generate(self.generator, inputs, condition.to(device)).float()
+        levels = self.inputs.generate_levels(self.generator, inputs, condition.to(device))
+        made = levels[self.generator.size].float()
         if self.lower is not None and batch.reduced is not None:
             latents = tuple(part[: len(batch.targets)] for part in inputs)
             told = batch.target_condition.to(device)
-            batch.targets = self.lower.keep(batch.targets.to(device), batch.reduced.to(device), latents, told)
+            every = {self.generator.size: batch.targets, **batch.between}
+            kept = self.lower.keep(every, batch.reduced.to(device), latents, told)
+            batch.targets = kept.pop(self.generator.size)
+            batch.between = kept
             batch.reduced = None  # done: with updates of several kinds this comes first
         real = batch.targets.to(device)
 
@@ -325,7 +342,13 @@ class GeneratorObjective(Objective[GeneratorBatch]):
             # A direction, and no loss: nothing is added to the value.
             gradient = gradient.clone()
             gradient[len(real) :] += self.matching.weight(random.step) * found.gradient / found.gradient.numel()
-        return _descend(made, gradient, value, named)
+        descended = _descend(made, gradient, value, named)
+        if self.retained is None:
+            return descended
+        between, of_sides = self.retained.losses(
+            levels, batch.between, self.reconstruction, lambda side: self._crop(random, "feature", side), random
+        )
+        return Losses(descended.total + between, {**descended.named, **of_sides})
 
     def _adversarial_losses(self, batch: GeneratorBatch, random: StepRandom, runtime: Runtime) -> Losses | None:
         """The adversarial term alone, for separate updates: made by the generator as the reconstruction's step left it."""
@@ -372,10 +395,10 @@ class GeneratorObjective(Objective[GeneratorBatch]):
         logits: Tensor = judge(self.augment.apply(cropped, draw), condition.to(images.device))
         return logits
 
-    def _crop(self, random: StepRandom, kind: str) -> Callable[[Tensor], Tensor]:
-        """One random window of the step, the same for every image that it is applied to."""
+    def _crop(self, random: StepRandom, kind: str, size: int | None = None) -> Callable[[Tensor], Tensor]:
+        """One random window of the step, the same for every image of this side (None: the largest) that it is applied to."""
         side = self.config.crop
-        size = self.generator.size
+        size = self.generator.size if size is None else size
         if side == 0 or side >= size:
             return lambda images: images
         generator = random.generator(f"crop-{kind}")
