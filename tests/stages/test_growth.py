@@ -21,6 +21,7 @@ from pagoda.stages.grow import (
     boundary_of,
     build_objective,
     cache_inputs,
+    check_frozen,
     octave_settings,
     octaves_of,
 )
@@ -174,6 +175,20 @@ def test_a_boundary_inside_the_base_trains_what_lies_behind_it_and_nothing_else(
     assert moved <= set(before) - frozen
     assert not torch.equal(lower(Z), upper(Z, resolution=8))  # the retained head reads what was trained
     assert isinstance(cache_inputs(context, fresh, open_latents(context), "x"), LatentInputs)
+
+
+def test_a_generator_whose_frozen_levels_moved_is_not_written(finished_run: RunFolder) -> None:
+    lower, upper = load_generator(finished_run, 8), load_generator(finished_run, 16)
+    upper.freeze_below("top")
+    check_frozen("grow-16", upper, lower, upper)
+    with torch.no_grad():
+        next(upper.octaves.parameters()).add_(1)  # trained: may move
+        check_frozen("grow-16", upper, lower, upper)
+        upper.base.conv_in.weight[0, 0, 0, 0] += 1e-6
+    with pytest.raises(
+        ArtifactError, match=r"grow-16. has changed 1 of \d+ frozen tensors, such as base.conv_in.weight"
+    ):
+        check_frozen("grow-16", upper, lower, upper)
 
 
 def test_a_boundary_at_a_lower_level_trains_that_level_on_and_is_cached_below_it(

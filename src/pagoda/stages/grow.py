@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pagoda.data import LatentStore
 from pagoda.diffusion import Condition, PreconditionedDenoiser
-from pagoda.errors import ConfigError
+from pagoda.errors import ArtifactError, ConfigError
 from pagoda.files import hash_json
 from pagoda.networks import OneStepGenerator, anatomy, build_backbone
 from pagoda.networks.batches import images_at_once
@@ -144,7 +144,7 @@ def grow(context: StageContext, size: int, *, match: ImageGuidance | None = None
             caption tells it when None.
 
     Raises:
-        ArtifactError: the level below is missing, or the stage was started with another configuration.
+        ArtifactError: the level below is missing, the stage was started with another configuration, or a frozen level has changed.
         ConfigError: no stage of this run ends with `size`; `match` is missing, or given for nothing.
         TrainingError: the training is no longer healthy.
     """
@@ -185,9 +185,7 @@ def grow(context: StageContext, size: int, *, match: ImageGuidance | None = None
     trainer = build_trainer(context, stage, objective, loop, fingerprint, evaluation)
     averaged = trainer.run()["generator"]
     assert isinstance(averaged, OneStepGenerator)
-    before, after = lower.state_dict(), averaged.state_dict()
-    frozen = [name for name, parameter in generator.named_parameters() if not parameter.requires_grad]
-    assert all(torch.equal(before[name], after[name]) for name in frozen), "a frozen level moved"
+    check_frozen(stage, generator, lower, averaged)
     told: dict[str, Any] = {}
     if config.grow.match_detail:
         gains = match_detail(context, averaged, store, octaves_of(config, size))
@@ -196,6 +194,28 @@ def grow(context: StageContext, size: int, *, match: ImageGuidance | None = None
             f"{stage}: detail scaled by {', '.join(f'{gain:.2f} at {side} px' for side, gain in gains.items())}"
         )
     export_generator(context, stage, averaged, size, trainer, told)
+
+
+def check_frozen(stage: str, trained: OneStepGenerator, before: OneStepGenerator, after: OneStepGenerator) -> None:
+    """Refuse to write a generator of which a frozen level is not the one below, bit by bit: smaller images would no longer be its own.
+
+    Args:
+        trained: Tells what was frozen.
+        before: The generator below.
+        after: What would be written.
+
+    Raises:
+        ArtifactError: naming what moved.
+    """
+    old, new = before.state_dict(), after.state_dict()
+    frozen = [name for name, parameter in trained.named_parameters() if not parameter.requires_grad]
+    moved = [name for name in frozen if not torch.equal(old[name], new[name])]
+    if moved:
+        raise ArtifactError(
+            f"stage `{stage}` has changed {len(moved)} of {len(frozen)} frozen tensors, such as {moved[0]}; nothing was written, and the "
+            f"generator of {before.size} px is as it was. Remove `checkpoints/{stage}` and `stages/{stage}.json` to train the stage "
+            "again; if it happens again, something in this process writes into frozen weights."
+        )
 
 
 def add_octave(context: StageContext, lower: OneStepGenerator, size: int) -> OneStepGenerator:
@@ -249,7 +269,19 @@ def build_objective(
         kept=rebuilt_images(context, loss.pairs),
         image_text=image_text,
         lower=lower,
+        retained=retained_heads(context, size),
     )
+
+
+def retained_heads(context: StageContext, size: int) -> RetainedHeads | None:
+    """What the heads of the sizes between are told; None for a stage that adds one octave."""
+
+    def images(side: int) -> Callable[[Tensor, Tensor], Tensor]:
+        load = context.loader(side)
+        return lambda rows, flips: load(rows, flips)[0]
+
+    between = [context.config.sizes[octave + 1] for octave in octaves_of(context.config, size)[:-1]]
+    return RetainedHeads({side: images(side) for side in between}) if between else None
 
 
 def frozen_below(context: StageContext, generator: OneStepGenerator) -> int | None:
@@ -269,21 +301,9 @@ def cache_inputs(
     config, data = context.config, context.data
     size = frozen_below(context, generator)
     if size is None:
-        retained=retained_heads(context, size),
         context.say(
             f"{stage}: grow.train_from={config.grow.train_from} trains a part of the base, so nothing is cached"
         )
-def retained_heads(context: StageContext, size: int) -> RetainedHeads | None:
-    """What the heads of the sizes between are told; None for a stage that adds one octave."""
-
-    def images(side: int) -> Callable[[Tensor, Tensor], Tensor]:
-        load = context.loader(side)
-        return lambda rows, flips: load(rows, flips)[0]
-
-    between = [context.config.sizes[octave + 1] for octave in octaves_of(context.config, size)[:-1]]
-    return RetainedHeads({side: images(side) for side in between}) if between else None
-
-
         return guided_inputs(config, LatentInputs(store), store, match=match)
     rows, pool = len(store) * (2 if store.flips else 1), prior_pool(config, generator.size)
     needed = cache_size(context, generator, store)
