@@ -19,7 +19,7 @@ from pagoda.networks import BackboneConfig
 from pagoda.stages.config import to_dict
 from pagoda.stages.context import load_teacher
 from pagoda.stages.kept_plan import changed_since, keep_plan, kept_plan
-from pagoda.stages.plan_hardware import GPUS, Limits, find_gpu
+from pagoda.stages.plan_hardware import GPUS, Gpu, Limits, find_gpu
 from pagoda.stages.plan_model import RunPlan
 from pagoda.stages.plan_probe import encode_calls, pair_calls
 from pagoda.stages.plan_text import compare_with_run, plan_text
@@ -194,6 +194,41 @@ def test_too_little_disk_is_refused(plan: RunPlan) -> None:
 def test_too_little_memory_is_refused_with_the_stage(plan: RunPlan) -> None:
     with pytest.raises(ResourceError, match=r"stage `distill` .*distill.loop.micro_batches"):
         dataclasses.replace(plan, limits=Limits(plan.disk_bytes, plan.memory_bytes - 1)).require_fit()
+
+
+def on_card(plan: RunPlan, count: int) -> RunPlan:
+    """The plan for a GPU of `count` bytes."""
+    return dataclasses.replace(plan, gpu=Gpu("V9", 100, count / 2**30))
+
+
+def test_what_does_not_fit_on_the_named_gpu_is_said_and_refused(plan: RunPlan) -> None:
+    """Images and latents stay outside of a GPU's memory: they are in this plan's memory, since it is one for a processor."""
+    largest = max(plan.stages, key=plan.gpu_bytes)
+    needed = plan.gpu_bytes(largest)
+    assert 0 < needed < largest.memory_bytes
+    assert largest.memory_bytes - needed == largest.host_bytes
+    enough, short = on_card(plan, needed), on_card(plan, needed - 1)
+    roomy = {"limits": Limits(plan.disk_bytes, plan.memory_bytes)}
+    dataclasses.replace(enough, **roomy).require_fit(on_gpu=True)
+    dataclasses.replace(short, **roomy).require_fit()  # asked for this machine alone
+    with pytest.raises(ResourceError, match=rf"stage `{largest.name}` needs .*, and a GPU V9 has .*micro_batches"):
+        dataclasses.replace(short, **roomy).require_fit(on_gpu=True)
+    assert (enough.too_large, short.too_large) == ((), (largest,))
+    assert "All stages fit" in plan_text(enough)
+    assert f"DOES NOT FIT in its {short.gpu.memory_gib:g} GiB: {largest.name} (" in plan_text(short)
+
+
+@pytest.mark.parametrize(("given", "code"), [(["--gpu", "T4"], 1), ([], 0)], ids=["named", "not named"])
+def test_the_command_refuses_a_run_that_is_too_large_for_a_gpu_that_was_named(
+    given: list[str], code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("T4", "A100"):
+        monkeypatch.setitem(GPUS, name, dataclasses.replace(GPUS[name], memory_gib=0.001))
+    options = ["shapes:count=20", "--base", "8", "--size", "8", "--preset", "tiny", "--probe-seconds", "0"]
+    assert main(["plan", *options, *given]) == code
+    printed = capsys.readouterr()
+    assert "DOES NOT FIT in its 0.001 GiB: teach (" in printed.out
+    assert ("and a GPU T4 has 0.001 GiB" in printed.err) == bool(given)
 
 
 def test_a_network_whose_weights_do_not_fit_is_refused_before_it_is_built() -> None:

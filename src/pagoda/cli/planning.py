@@ -36,8 +36,9 @@ class Plan(Configure):
     out: str | None = None
     """Where the run shall be written: the disk whose free space counts, here when not given. A folder that is new, empty or a run
     keeps the plan."""
-    gpu: str = "A100"
-    """A GPU to estimate hours for: T4, V100, RTX3090, RTX4090, L4, A100, H100 or H200."""
+    gpu: str | None = None
+    """A GPU to estimate hours for: T4, V100, RTX3090, RTX4090, L4, A100, H100 or H200. What does not fit in its memory is then refused;
+    when none is named, hours are those of an A100, and the table says what does not fit there."""
     utilisation: float = 0.3
     """Share of that GPU's peak rate that training is assumed to reach."""
     probe_seconds: float = 3.0
@@ -69,7 +70,7 @@ class Plan(Configure):
         plan = plan_run(
             config,
             folder=target or ".",
-            gpu=self.gpu,
+            gpu=self.gpu or "A100",
             utilisation=self.utilisation,
             probe_seconds=self.probe_seconds,
             progress=lambda name: print(f"probing {name}", file=sys.stderr, flush=True),
@@ -85,7 +86,7 @@ class Plan(Configure):
             facts["measured"] = rows
         if self.json is not None:
             write_text_atomic(self.json, json.dumps(facts, indent=1))
-        plan.require_fit()
+        plan.require_fit(on_gpu=self.gpu is not None)
 
     def _refuse_ignored(self) -> None:
         """Refuse options that a run's own configuration answers already.

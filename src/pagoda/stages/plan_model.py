@@ -21,6 +21,7 @@ class StagePlan:
         trained: Of these, the trained ones.
         multiply_adds: Of one image: forward and backward where it trains, all calls of the solver where it does not.
         memory_bytes: Most that it holds, apart from PyTorch itself.
+        host_bytes: Of these, images, latents and cached outputs, which a run on a GPU keeps outside of that GPU's memory.
         disk_bytes: What it leaves in the run folder.
         scratch_bytes: Checkpoints while it runs.
         seconds: On this machine, previews and checkpoints among them; None where nothing was timed.
@@ -34,6 +35,7 @@ class StagePlan:
     multiply_adds: int
     memory_bytes: int
     disk_bytes: int
+    host_bytes: int = 0
     scratch_bytes: int = 0
     seconds: float | None = None
     before_seconds: float = 0.0
@@ -113,8 +115,20 @@ class RunPlan:
         """Hours of a stage on the named GPU, at the assumed utilisation."""
         return self.gpu.hours(stage.total_multiply_adds, self.utilisation)
 
-    def require_fit(self) -> None:
+    def gpu_bytes(self, stage: StagePlan) -> int:
+        """Memory that a stage takes on a GPU, apart from PyTorch itself."""
+        return stage.memory_bytes - stage.host_bytes
+
+    @property
+    def too_large(self) -> tuple[StagePlan, ...]:
+        """Stages that do not fit in the memory of the named GPU."""
+        return tuple(stage for stage in self.stages if self.gpu_bytes(stage) > self.gpu.memory_gib * 2**30)
+
+    def require_fit(self, *, on_gpu: bool = False) -> None:
         """Refuse what this machine has no room for.
+
+        Args:
+            on_gpu: Whether the run shall also fit in the memory of the named GPU.
 
         Raises:
             ResourceError: too little disk or memory; the largest stage is named, and what makes it smaller.
@@ -127,10 +141,15 @@ class RunPlan:
             )
         largest = max(self.stages, key=lambda stage: stage.memory_bytes)
         if largest.memory_bytes > self.limits.memory_bytes:
-            stage = "grow" if largest.name.startswith("grow") else largest.name.replace("teacher-pairs", "distill")
             raise ResourceError(
                 f"stage `{largest.name}` needs {gib(largest.memory_bytes)} of memory, and {gib(self.limits.memory_bytes)} "
-                f"are free. Raise {stage}.loop.micro_batches, lower the batch size, or choose a smaller backbone."
+                f"are free. {_smaller(largest)}"
+            )
+        if on_gpu and self.too_large:
+            largest = max(self.too_large, key=self.gpu_bytes)
+            raise ResourceError(
+                f"stage `{largest.name}` needs {gib(self.gpu_bytes(largest))} of memory, and a GPU {self.gpu.name} has "
+                f"{self.gpu.memory_gib:g} GiB. {_smaller(largest)} Or name a larger GPU."
             )
 
     def to_json(self) -> dict[str, Any]:
@@ -143,6 +162,12 @@ class RunPlan:
         totals = {name: getattr(self, name) for name in ("multiply_adds", "memory_bytes", "disk_bytes", "kept_bytes")}
         facts["total"] = {**totals, "seconds": self.seconds, "gpu_hours": sum(map(self.gpu_hours, self.stages))}
         return facts
+
+
+def _smaller(stage: StagePlan) -> str:
+    """What makes a stage fit."""
+    name = "grow" if stage.name.startswith("grow") else stage.name.replace("teacher-pairs", "distill")
+    return f"Raise {name}.loop.micro_batches, lower the batch size, or choose a smaller backbone."
 
 
 def gib(count: float) -> str:

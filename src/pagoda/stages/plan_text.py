@@ -28,7 +28,7 @@ def plan_text(plan: RunPlan) -> str:
         f"memory: besides PyTorch itself; {gib(plan.limits.memory_bytes)} are free. disk: what stays; small copies of the "
         f"images take {gib(plan.data_bytes)}",
         f"more, and the largest checkpoints bring it to {gib(plan.disk_bytes)} meanwhile; {gib(plan.limits.disk_bytes)} are free.",
-        f"{gpu.name}: assumed at {plan.utilisation:.0%} of {gpu.teraflops:g} TFLOP/s ({gpu.memory_gib:g} GiB). Not measured.",
+        f"{gpu.name}: assumed at {plan.utilisation:.0%} of {gpu.teraflops:g} TFLOP/s. Not measured. {_room(plan)}",
         "",
         f"A diffusion model of the same family trained at {plan.size} {unit} on as many images as `teach`:",
         f"  {direct.parameters / 1e6:.2f} M parameters, {direct.multiply_adds / 1e6:,.1f} M multiply-adds an image, "
@@ -41,6 +41,15 @@ def plan_text(plan: RunPlan) -> str:
         f"measured time {_ratio(price.total_seconds)}",
     ]
     return "\n".join(spent)
+
+
+def _room(plan: RunPlan) -> str:
+    """Whether the run has room in the memory of the named GPU, and which stages have not."""
+    has = f"its {plan.gpu.memory_gib:g} GiB"
+    if not plan.too_large:
+        return f"All stages fit in {has}: the largest takes {gib(max(map(plan.gpu_bytes, plan.stages)))} there."
+    needs = ", ".join(f"{stage.name} ({gib(plan.gpu_bytes(stage))})" for stage in plan.too_large)
+    return f"DOES NOT FIT in {has}: {needs}."
 
 
 def _row(stage: StagePlan, plan: RunPlan) -> list[str]:

@@ -207,13 +207,15 @@ class _Planner:
         """What the codec takes before the first stage: every image and mirror, at every size, in half precision."""
         sizes = self.config.sizes
         kept = sum(2 * self.rows * self.pixels * (size // self.config.base) ** 2 + _HEADER for size in sizes)
+        held = kept if self.on_cpu and kept < 2**30 else 0
         return StagePlan(
             name="latents",
             images=self.rows * len(sizes),
             parameters=probe.parameters,
             trained=0,
             multiply_adds=probe.multiply_adds // len(sizes),
-            memory_bytes=4 * probe.parameters + (kept if self.on_cpu and kept < 2**30 else 0),
+            memory_bytes=4 * probe.parameters + held,
+            host_bytes=held,
             disk_bytes=kept,
             seconds=self.rows * probe.seconds if self.timed else None,
         )
@@ -258,6 +260,7 @@ class _Planner:
             trained=print_.trained,
             multiply_adds=mean,
             memory_bytes=print_.state_bytes + saved + held + self.shared_bytes,
+            host_bytes=held + self.shared_bytes,
             disk_bytes=print_.artifact_bytes,
             scratch_bytes=(loop.keep_checkpoints + 1) * print_.checkpoint_bytes,
             seconds=seconds,
@@ -270,13 +273,15 @@ class _Planner:
         weights = taught.footprint.artifact_bytes
         # Without a gradient only the layers at work hold anything: at most what training keeps of as many images.
         saved = taught.phases[-1][1].saved_bytes * min(batch, rows) // 4
+        held = self.shared_bytes + kept if self.on_cpu else 0
         return StagePlan(
             name=name,
             images=rows,
             parameters=taught.footprint.parameters,
             trained=0,
             multiply_adds=calls * taught.pass_multiply_adds,
-            memory_bytes=weights + saved + (self.shared_bytes + kept if self.on_cpu else 0),
+            memory_bytes=weights + saved + held,
+            host_bytes=held,
             disk_bytes=kept + rows * _ROW_BYTES,
             seconds=rows * seconds if self.timed else None,
         )
