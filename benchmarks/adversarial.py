@@ -40,13 +40,19 @@ ARMS: dict[str, Mapping[str, Any]] = {
     "random, 0.3": {"adversarial": 0.3, "judge": {"networks": ["random"]}},
     "teacher, separate": {"adversarial": 0.3, "updates": "separate"},
     "teacher, 0.3, and of pairs": {"adversarial": 0.3, "reconstruction_judge": 0.3},
+    "teacher, 0.3, a large pool": {"adversarial": 0.3},
 }
 """Settings of the last octave's loss, beside the demo's: what the judge looks through, its weight, how often, from when, whether it learns
 to tell the generator's images before the generator is told of it, updates, a second judge."""
+LARGE_POOL = "teacher, 0.3, a large pool"
+"""The arm whose pool holds as many samples of the prior as its steps draw; the others draw from `grow.fakes` of them, 4096, time and again.
+The pool is filled before the first step, which the seconds do not count."""
 
 
-def config_of(seed: int, budget: float, size: int, loss: Mapping[str, Any], steps: int) -> RunConfig:
-    """The demo's settings up to 16 px; of the last octave its own loss and number of steps."""
+def config_of(
+    seed: int, budget: float, size: int, loss: Mapping[str, Any], steps: int, *, large_pool: bool = False
+) -> RunConfig:
+    """The demo's settings up to 16 px; of the last octave its own loss, number of steps and pool of samples."""
     config = shapes_config(seed, base=BASE, size=size, budget=SHARE * budget)
     config = override(
         config,
@@ -59,6 +65,8 @@ def config_of(seed: int, budget: float, size: int, loss: Mapping[str, Any], step
     own = override(config, {f"grow.loss.{name}": value for name, value in loss.items()}).grow.loss
     below = config.grow.octave(0)["steps"]
     grow = dataclasses.replace(config.grow, octave_losses=(config.grow.loss, own), steps=(below, steps))
+    if large_pool:
+        grow = dataclasses.replace(grow, fakes=max(grow.fakes, steps * grow.octave(1)["batch_size"]))
     return dataclasses.replace(config, grow=grow)
 
 
@@ -86,15 +94,17 @@ def seconds_of(run: RunFolder) -> float:
     return float(run.require(f"grow-{SIZE}", "pagoda train")["results"]["seconds"])
 
 
-def compare(loss: Mapping[str, Any], budget: float, seed: int) -> dict[str, float]:
+def compare(loss: Mapping[str, Any], large_pool: bool, budget: float, seed: int) -> dict[str, float]:
     """Grow for as many steps as fit into the time that all arms have, and score fresh samples."""
     shared = begun(config_of(seed, budget, BELOW, {}, 1), "grow")
     with finished(shared, config_of(seed, budget, SIZE, loss, TRIED), "grow") as tried:
         steps = max(2, round(TRIED * SECONDS * budget / seconds_of(tried)))
-    with finished(shared, config_of(seed, budget, SIZE, loss, steps), "grow") as run:
+    config = config_of(seed, budget, SIZE, loss, steps, large_pool=large_pool)
+    with finished(shared, config, "grow") as run:
         count = max(200, round(2000 * budget))
         made, below = samples(run, SIZE, count), samples(run, SIZE, count, resolution=BELOW)
         figures = {"steps": float(steps), "seconds": seconds_of(run), **win_rates(run)}
+        figures["pool"] = float(config.grow.fakes)
     enlarged = F.interpolate(below, size=(SIZE, SIZE), mode="bicubic", antialias=False).clamp(-1, 1)
     found, start = (
         score_images(ClassifierFeatures(judge(SIZE)), *real_images(SIZE), images, seed) for images in (made, enlarged)
@@ -137,5 +147,5 @@ def unequal(results: Results) -> float:
     ],
 )  # fmt: skip
 def adversarial(budget: float) -> dict[str, Arm]:
-    """Ten arms on top of one generator a seed."""
-    return {name: partial(compare, loss, budget) for name, loss in ARMS.items()}
+    """Eleven arms on top of one generator a seed."""
+    return {name: partial(compare, loss, name == LARGE_POOL, budget) for name, loss in ARMS.items()}
