@@ -103,6 +103,11 @@ def common_lines(sizes: tuple[int, ...]) -> list[PassLine]:
             at_most=1.2,
         ),
         PassLine(
+            f"one step at {base} px: at or below the teacher's distance, as the paper's student",
+            over(f"distance_one_step_{base}", f"distance_teacher_{base}"),
+            at_most=1.0,
+        ),
+        PassLine(
             f"grown to {top} px: at most half the distance of enlarged {base} px",
             over(f"distance_one_step_{top}", f"distance_enlarged_{top}"),
             at_most=0.5,

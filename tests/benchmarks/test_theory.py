@@ -7,19 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from benchmarks.theory import dirac, drift, ring
+from benchmarks.theory import dirac, drift, pair_fraction, ring
 from benchmarks.theory.base_size import with_work, work
-from benchmarks.theory.pair_fraction import FewPairs
 from benchmarks.theory.shapes_runs import shapes_config
 from tests.conftest import tiny_config
 
 from benchmarks import price_512
 from pagoda.stages.config import override
-from pagoda.stages.context import load_teacher, open_context
-from pagoda.stages.distill import build_objective
-from pagoda.stages.latent_inputs import LatentInputs, open_latents
-from pagoda.stages.run_folder import RunFolder
-from pagoda.training import Runtime, StepRandom
+from pagoda.stages.recorded_settings import stage_settings
 
 
 @pytest.mark.parametrize("weight", [0.0, 0.05, 0.2, 1.0, 1.5])
@@ -83,20 +78,14 @@ def test_places_of_drawn_objects_agree_over_sizes_and_move_with_the_object() -> 
     assert drift.drift(small, torch.zeros_like(large))["lost"] == 1
 
 
-def test_few_pairs_change_what_is_rebuilt_and_nothing_else(finished_run: RunFolder) -> None:
-    config = finished_run.config()
-    context = open_context(finished_run, config, Runtime("cpu"), quiet=True)
-    denoiser, _ = load_teacher(finished_run.teacher)
-    whole = build_objective(context, denoiser, LatentInputs(open_latents(context)), None)
-    random, indices = StepRandom(0, 5, 4, slice(0, 4)), torch.tensor([3, 9, 20, 31])
-    plain = whole.batch(indices, random)
-    few = FewPairs(whole, torch.tensor([7])).batch(indices, random)
-    assert torch.equal(few.images, plain.images)
-    assert torch.equal(few.targets[0], whole.batch(torch.tensor([7] * 4), random).targets[0])
-    assert not torch.equal(few.targets, plain.targets)
-    every = FewPairs(whole, torch.arange(40)).batch(indices, random)
-    assert torch.equal(every.targets, plain.targets)
-    assert all(torch.equal(a, b) for a, b in zip(every.inputs, plain.inputs, strict=True))
+@pytest.mark.parametrize("share", pair_fraction.SHARES)
+def test_fewer_pairs_are_a_setting_of_the_loss_and_nothing_else(share: float) -> None:
+    """What is rebuilt is then tested with that setting; the stages before do not know of it, and are shared."""
+    config, every = (pair_fraction.config_of(0, 1.0, s) for s in (share, 1.0))
+    assert config == override(every, {"distill.loss.pairs": share})
+    for stage in ("teach", "encode"):
+        assert stage_settings(config, stage) == stage_settings(every, stage)
+    assert config.distill.loss.adversarial > 0
 
 
 def test_runs_of_two_bases_are_brought_to_equal_work() -> None:
