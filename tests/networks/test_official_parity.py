@@ -6,6 +6,7 @@ those of `test_growth_cost.py`.
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +18,17 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from pagoda.diffusion import EDMDenoiser, GaussianDenoiser, build_solver, invert, karras_sigmas, sample
-from pagoda.networks import DiffAugment, GrowthLevel, LevelConfig
+from pagoda.networks import (
+    DiffAugment,
+    GrowthLevel,
+    LevelConfig,
+    OneStepGenerator,
+    backbone_preset,
+    build_backbone,
+)
+from pagoda.networks.description import describe_model
 from pagoda.networks.growth import count_groups
+from pagoda.stages.objective import adaptive_weight
 
 GOLDEN = load_file(Path(__file__).parent / "fixtures" / "pagoda.safetensors")
 WIDTH, EMBEDDING, SIDE = 128, 24, 8
@@ -47,6 +57,40 @@ def test_the_scalings_at_the_last_level_are_the_official_ones() -> None:
     denoiser = EDMDenoiser(torch.nn.Identity(), sigma_data=0.5, noise_scale=250.0)  # type: ignore[arg-type]
     c_skip, c_out, _ = denoiser.scalings(torch.tensor(80.0, dtype=torch.float64))
     torch.testing.assert_close(torch.stack([c_skip, c_out]), GOLDEN["scalings"], rtol=1e-12, atol=0)
+
+
+def test_the_adaptive_weight_is_the_official_one() -> None:
+    """Of |x|^2 and of the sum of x, by their gradients at x = (1, 2), which stands for the last layer."""
+    x = torch.tensor([1.0, 2.0], requires_grad=True)
+    norms = [torch.autograd.grad(loss, x)[0].norm() for loss in (x.square().sum(), x.sum())]
+    torch.testing.assert_close(adaptive_weight(*norms).reshape(1), GOLDEN["adaptive"], rtol=1e-6, atol=0)
+
+
+# Side -> parameters of the official network and, with the decoder from block 9 on, the trained ones, in millions.
+OFFICIAL_COUNTS = {64: (295.90, 24.74), 128: (298.34, 27.17), 256: (300.77, 29.61)}
+
+
+def test_the_network_of_official_widths_grows_by_what_the_official_one_grows_by() -> None:
+    """At its base it is smaller, without scale and shift in its norms (266 M); what an octave adds is the same."""
+    with torch.device("meta"):
+        base = describe_model(build_backbone(backbone_preset("base", 64), image_size=64, num_classes=1000))
+        level = {"channels": 192, "num_blocks": 3, "use_rgb": False, "head_init": "copy"}
+        levels = [asdict(LevelConfig(**level, head_groups=count_groups(192)))]  # type: ignore[arg-type]
+        generators = [OneStepGenerator(base, output="raw", levels=levels * k) for k in range(3)]
+    found = {}
+    for generator in generators:
+        generator.freeze_below("decoder.9")
+        found[generator.size] = [
+            sum(parameter.numel() for parameter in group) / 1e6
+            for group in (generator.parameters(), generator.trainable_parameters())
+        ]
+    assert found[64] == pytest.approx([265.67, 21.34], abs=0.01)
+    head = (192 * 27 + 3 + 2 * 192) / 1e6  # the official network moves its one head up, ours keeps the lower one
+    for side in (128, 256):
+        for ours, below, official, smaller in zip(
+            found[side], found[side // 2], OFFICIAL_COUNTS[side], OFFICIAL_COUNTS[side // 2], strict=True
+        ):
+            assert ours - below - head == pytest.approx(official - smaller, abs=0.01)  # of numbers with two decimals
 
 
 def test_a_level_of_three_blocks_is_the_official_level() -> None:
