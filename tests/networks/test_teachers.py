@@ -222,6 +222,8 @@ def test_a_table_without_a_row_for_no_class_gets_the_mean_of_its_rows(tmp_path: 
     assert found.num_classes == CLASSES - 1
     before = found.network.model.class_embedding.weight.clone()
     fitted = found.fit_classes(CLASSES)
+    assert (found.null_row, found.knows_null) == (None, None)
+    assert (fitted.null_row, fitted.knows_null) == (True, False)  # what is made up is not learnt
     table = fitted.network.model.class_embedding.weight
     assert fitted.num_classes == CLASSES
     assert torch.equal(table[:-1], before)
@@ -231,6 +233,32 @@ def test_a_table_without_a_row_for_no_class_gets_the_mean_of_its_rows(tmp_path: 
         assert not torch.equal(
             fitted.denoiser(x, 1.0, Condition.of_labels([9, 9])), fitted.denoiser(x, 1.0, Condition.of_labels([-1, -1]))
         )
+
+
+def test_a_table_with_two_readings_is_refused_until_one_is_told(tmp_path: Path) -> None:
+    folder = make_teacher(tmp_path / "ddpm", "ddpm")  # a table of 11 rows, which no file explains
+    with pytest.raises(ConfigError, match=r"has 11 rows and the data have 10 classes.*teacher.null_class=last"):
+        open_teacher(folder).fit_classes(10)
+    told = open_teacher(folder, null_class="last")
+    assert told.fit_classes(10) is told
+    assert told.knows_null
+    with pytest.raises(ConfigError, match="trained with 11 classes and the data have 10"):
+        open_teacher(folder, null_class="none").fit_classes(10)
+    eleven = open_teacher(folder, null_class="none").fit_classes(11)
+    assert (eleven.num_classes, eleven.knows_null) == (11, False)
+    with pytest.raises(ConfigError, match="trained with 10 classes and the data have 11"):
+        open_teacher(folder, null_class="last").fit_classes(11)
+    with pytest.raises(ConfigError, match="trained with 11 classes, or 10 and none, and the data have 7"):
+        open_teacher(folder).fit_classes(7)
+    dit = open_teacher(make_teacher(tmp_path / "dit", "dit"))  # diffusers' own table always has the row
+    assert dit.fit_classes(10) is dit
+    assert dit.knows_null
+    with pytest.raises(ConfigError, match="by construction"):
+        open_teacher(tmp_path / "dit", null_class="none")
+    with pytest.raises(ConfigError, match="Did you mean `last`"):
+        open_teacher(folder, null_class="lst")
+    with pytest.raises(ConfigError, match="knows no classes; leave it out"):
+        open_teacher(make_teacher(tmp_path / "edm", "edm"), null_class="last")
 
 
 def test_classes_that_do_not_fit_are_refused(tmp_path: Path) -> None:

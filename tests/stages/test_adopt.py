@@ -4,28 +4,34 @@ from __future__ import annotations
 
 import json
 import shutil
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
 from tests.conftest import TINY
-from tests.tiny_teachers import DATA, SIZE, make_teacher
+from tests.tiny_teachers import DATA, SIZE, ddpm, linear, make_teacher
 
 import pagoda
 from pagoda.cli.main import main
+from pagoda.data import LatentStore
 from pagoda.diffusion import Condition
 from pagoda.errors import ArtifactError, ConfigError, ShapeError
 from pagoda.networks import model_hash, open_teacher
 from pagoda.stages.adopt import teacher_settings
 from pagoda.stages.config import RunConfig, override
-from pagoda.stages.context import load_teacher
+from pagoda.stages.context import load_teacher, open_context
+from pagoda.stages.encode import inversion_grid, start_noise
 from pagoda.stages.presets import preset_config
 from pagoda.stages.run_folder import RunFolder
 from pagoda.stages.sampling import load_generator, sample_images
 from pagoda.stages.train import train
+from pagoda.training import Runtime
 
 STEPS = {"ddpm": 150, "dit": 200, "sd3": 200}
 """Enough for latents of about unit variance."""
+UNSAID = ("ddpm",)
+"""U-Nets with a row more than there are classes: what it stands for must be told."""
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +44,8 @@ def config_for(folder: Path, **changes: object) -> RunConfig:
     """8 -> 16 px in a few steps; keys of `changes` are dotted with `__`."""
     settings = {key: value for key, value in TINY.items() if not key.startswith("teach.")}
     settings |= {**teacher_settings(str(folder)), "encode.num_nodes": 8}
+    if folder.name in UNSAID:
+        settings["teacher.null_class"] = "last"
     settings |= {key.replace("__", "."): value for key, value in changes.items()}
     return override(preset_config("tiny", DATA, base=SIZE, size=2 * SIZE), settings)
 
@@ -74,7 +82,7 @@ def test_the_run_s_teacher_is_the_one_that_was_brought(folders: dict[str, Path],
 
 
 def test_the_folder_may_move_or_go_but_not_be_exchanged(folders: dict[str, Path], tmp_path: Path) -> None:
-    source = tmp_path / "source"
+    source = tmp_path / "source" / "ddpm"
     shutil.copytree(folders["ddpm"], source)
     run = train(config_for(source), str(tmp_path / "run"), until="teach", quiet=True)
     digest = load_teacher(run.teacher)[1]["hash"]
@@ -83,10 +91,10 @@ def test_the_folder_may_move_or_go_but_not_be_exchanged(folders: dict[str, Path]
     train(run.config(), str(run.path), until="teach", quiet=True)
     train(moved, str(run.path), until="teach", quiet=True)
     assert load_teacher(run.teacher)[1]["hash"] == digest
-    other = make_teacher(tmp_path / "other", "ddpm")
+    other = make_teacher(tmp_path / "other" / "ddpm", "ddpm")
     with pytest.raises(ArtifactError, match=r"started with another configuration: source was"):
         train(config_for(other), str(run.path), until="teach", quiet=True)
-    own = override(run.config(), {"teacher.path": ""})
+    own = override(run.config(), {"teacher.path": "", "teacher.null_class": "auto"})
     with pytest.raises(ArtifactError, match="started with another configuration: teacher was 'brought'"):
         train(own, str(run.path), until="teach", quiet=True)
 
@@ -162,8 +170,84 @@ def test_the_command_line_and_python_make_the_same_run(folders: dict[str, Path],
     assert model_hash(generator.model) == model_hash(load_generator(RunFolder.open(tmp_path / "cli")))
 
 
+GUIDED = {"guidance__scale_max": 3.0, "size": SIZE, "distill__mode": "rec"}
+
+
+def write_unet(folder: Path, rows: int) -> Path:
+    """An untrained teacher whose label table has `rows` rows."""
+    torch.manual_seed(0)
+    ddpm(num_class_embeds=rows).save_pretrained(folder)
+    linear().save_pretrained(folder)
+    return folder
+
+
+def test_guidance_by_a_teacher_without_a_null_class_is_refused_before_anything_is_made(
+    finished_run: RunFolder, tmp_path: Path
+) -> None:
+    ten = write_unet(tmp_path / "ten", 10)
+    with pytest.raises(ConfigError, match=r"knows 10 classes and no image without one.*Set guidance.scale_max=1"):
+        train(config_for(ten, **GUIDED), str(tmp_path / "run"), quiet=True)
+    assert not (tmp_path / "run" / "teacher").exists()
+    # Without guidance it goes on, and what was made up stays known: a later stage cannot ask for it either.
+    plain = {**GUIDED, "guidance__scale_max": 1.0}
+    run = train(config_for(ten, **plain), str(tmp_path / "run"), until="teach", quiet=True)
+    assert load_teacher(run.teacher)[1]["knows_null"] is False
+    for path in (ten, run.teacher):
+        with pytest.raises(ConfigError, match="knows 10 classes and no image without one"):
+            train(config_for(path, **GUIDED), str(run.path if path == ten else tmp_path / "other"), quiet=True)
+    # The same of a teacher of pagoda that never lost a label, whatever the run that brings it says.
+    source = shutil.copytree(finished_run.teacher, tmp_path / "pagoda")
+    facts = json.loads((source / "denoiser.json").read_text())
+    assert facts["knows_null"] is True
+    (source / "denoiser.json").write_text(json.dumps({**facts, "knows_null": False}))
+    with pytest.raises(ConfigError, match=r"no image without one.*condition_dropout=0\.1"):
+        train(config_for(source, **GUIDED, teach__condition_dropout=0.5), str(tmp_path / "third"), quiet=True)
+    with pytest.raises(ConfigError, match="says that it was not trained on images without a class"):
+        train(config_for(source, **GUIDED, teacher__null_class="last"), str(tmp_path / "third"), quiet=True)
+    # One of an earlier version does not say; its owner may.
+    (source / "denoiser.json").write_text(json.dumps({k: v for k, v in facts.items() if k != "knows_null"}))
+    with pytest.raises(ConfigError, match=r"nothing says whether.*teacher.null_class=last"):
+        train(config_for(source, **GUIDED), str(tmp_path / "third"), quiet=True)
+    train(config_for(source, **GUIDED, teacher__null_class="last"), str(tmp_path / "third"), until="teach", quiet=True)
+
+
+def test_a_brought_teacher_with_a_null_class_guides(folders: dict[str, Path], tmp_path: Path) -> None:
+    quick = {
+        "distill__loop__steps": 1,
+        "encode__num_nodes": 4,
+        "encode__solver": "euler",
+        "distill__loss__adversarial": 0.0,
+    }
+    run = train(config_for(folders["dit"], **GUIDED, **quick), str(tmp_path / "run"), quiet=True)
+    generator = load_generator(run)
+    assert generator.guidance_max == 3
+    store, denoiser = LatentStore.open(run.latents), load_teacher(run.teacher)[0]
+    context = open_context(run, run.config(), Runtime("cpu"), quiet=True)
+    rows = torch.tensor([0, 7])
+    images, condition = context.load(SIZE, rows, torch.zeros(2, dtype=torch.bool))
+    weights, config = store.guidance(rows, torch.zeros_like(rows)), run.config()
+    assert weights is not None
+    grid, x = inversion_grid(config.encode, config.sigma_max), images
+
+    def field(x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+        """D_null + w (D - D_null), with the row that was trained for no class."""
+        null = denoiser(x, float(sigma), Condition.of_labels([-1, -1]))
+        return null + weights[:, None, None, None] * (denoiser(x, float(sigma), condition) - null)
+
+    noise = start_noise(config.seed, rows, torch.zeros_like(rows), (3, SIZE, SIZE))
+    with torch.no_grad():
+        x = images + float(grid[0]) * noise
+        for low, high in pairwise(grid):
+            x = x + (high - low) / low * (x - field(x, low))
+    z = x / float(grid[-1])
+    torch.testing.assert_close(store.get(rows, torch.zeros_like(rows)), z, atol=5e-3, rtol=5e-3)  # half precision
+
+
 def test_distill_takes_a_teacher_where_none_was_trained_yet(folders: dict[str, Path], tmp_path: Path) -> None:
     config = config_for(folders["ddpm"])
-    RunFolder.create(tmp_path / "run", override(config, {"teacher.path": "", "size": SIZE}))
-    assert main(["distill", str(tmp_path / "run"), "--teacher", str(folders["ddpm"]), "--quiet"]) == 0
+    RunFolder.create(
+        tmp_path / "run", override(config, {"teacher.path": "", "teacher.null_class": "auto", "size": SIZE})
+    )
+    told = ["--set", "teacher.null_class=last"]
+    assert main(["distill", str(tmp_path / "run"), "--teacher", str(folders["ddpm"]), "--quiet", *told]) == 0
     assert RunFolder.open(tmp_path / "run").generator_sizes() == [SIZE]

@@ -16,7 +16,7 @@ from pagoda.errors import ConfigError, ShapeError
 from pagoda.networks import ForeignTeacher, anatomy, open_codec, open_teacher
 from pagoda.stages.config import RunConfig
 from pagoda.stages.config_checks import check_crops
-from pagoda.stages.context import StageContext, save_teacher
+from pagoda.stages.context import StageContext, save_teacher, teacher_facts
 from pagoda.stages.critics import check_layers
 from pagoda.stages.recorded_settings import stage_settings
 
@@ -35,7 +35,7 @@ def adopt(context: StageContext) -> None:
         context.say(f"teach: the run has its teacher already ({config.teacher.path} is gone)")
         return
     started = time.monotonic()
-    teacher = open_teacher(config.teacher.path, null_condition=config.teacher.null_condition)
+    teacher = _open(config)
     inputs = {"data": data.fingerprint, "source": teacher.fingerprint}
     run.begin(STAGE, stage_settings(config, STAGE), inputs, write=runtime.is_main)
     if run.is_done(STAGE):
@@ -44,6 +44,7 @@ def adopt(context: StageContext) -> None:
     check_teacher(teacher, config, channels=data.channels)
     check_codec(teacher, context)
     teacher = teacher.fit_classes(data.num_classes)
+    check_null(config, teacher.num_classes, teacher.knows_null)
     if runtime.is_main:
         facts: dict[str, object] = {
             "image_size": config.base,
@@ -54,6 +55,7 @@ def adopt(context: StageContext) -> None:
             "downsampler": Downsampler(config.downsampler).fingerprint,
             "data": data.fingerprint,
             "source": teacher.fingerprint,
+            "knows_null": teacher.knows_null,
         }
         if config.codec:
             facts["codec"] = context.codec.fingerprint
@@ -71,14 +73,20 @@ def check_brought(context: StageContext) -> None:
         As `adopt`.
     """
     run, config, data = context.run, context.config, context.data
-    if not config.teacher.path or (run.is_done(STAGE) and not Path(config.teacher.path).is_dir()):
+    if not config.teacher.path:
         return
-    teacher = open_teacher(config.teacher.path, null_condition=config.teacher.null_condition)
+    if run.is_done(STAGE):  # with a label table that may have been given a row since
+        facts = teacher_facts(run.teacher)
+        check_null(config, int(facts["num_classes"]), facts.get("knows_null"))
+        if not Path(config.teacher.path).is_dir():
+            return
+    teacher = _open(config)
     run.check(STAGE, stage_settings(config, STAGE), {"data": data.fingerprint, "source": teacher.fingerprint})
     if not run.is_done(STAGE):
         check_teacher(teacher, config, channels=data.channels)
         check_codec(teacher, context)
-        teacher.fit_classes(data.num_classes)
+        teacher = teacher.fit_classes(data.num_classes)
+        check_null(config, teacher.num_classes, teacher.knows_null)
     check_crops(config, anatomy(teacher.network).stride)
     check_layers(context, teacher.network)
 
@@ -120,6 +128,30 @@ def check_teacher(teacher: ForeignTeacher, config: RunConfig, *, channels: int) 
         )
 
 
+def check_null(config: RunConfig, num_classes: int, known: bool | None) -> None:
+    """Refuse guidance by a teacher that never saw an image without its condition: where it would be led from is made up.
+
+    Args:
+        num_classes: Of the teacher.
+        known: See `ForeignTeacher.knows_null`.
+
+    Raises:
+        ConfigError: guidance is asked for, and the teacher has no null class, or nothing says that it has one.
+    """
+    if not config.guidance.active or known or (known is None and config.teacher.null_class == "last"):
+        return
+    classes = f"the teacher in {config.teacher.path} knows {num_classes} classes"
+    if known is None:
+        raise ConfigError(
+            f"guidance.scale_max is {config.guidance.scale_max:g}, {classes}, and nothing says whether it was trained on images without "
+            "one too. Set guidance.scale_max=1; or, where it was, `--set teacher.null_class=last`."
+        )
+    raise ConfigError(
+        f"guidance.scale_max is {config.guidance.scale_max:g}, and {classes} and no image without one, from which guidance leads away. "
+        "Set guidance.scale_max=1, or bring a teacher whose training left out some labels (of pagoda: teach.condition_dropout=0.1)."
+    )
+
+
 def check_codec(teacher: ForeignTeacher, context: StageContext) -> None:
     """Compare the autoencoder that a teacher was trained with, where it brings or names one, with the run's.
 
@@ -137,6 +169,11 @@ def check_codec(teacher: ForeignTeacher, context: StageContext) -> None:
             f"the teacher in {context.config.teacher.path} was trained on latents {whose} the run's ({context.run.codec}). Use "
             f"--codec {teacher.codec or 'with the folder `codec/` of the run that it comes from'}."
         )
+
+
+def _open(config: RunConfig) -> ForeignTeacher:
+    told = config.teacher
+    return open_teacher(told.path, null_condition=told.null_condition, null_class=told.null_class)
 
 
 def teacher_settings(path: str, *, null_condition: str = "") -> dict[str, Any]:

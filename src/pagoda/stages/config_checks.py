@@ -230,7 +230,7 @@ def check_read(config: RunConfig, names: Iterable[str]) -> None:
     if config.teacher.path:
         why = f"the teacher is brought ({config.teacher.path}) and trained already: leave it out, or leave out the teacher"
         unread |= dict.fromkeys(("backbone", "noise_scale", "sigma_data"), why)
-        unread |= {f"teach.{field.name}": why for field in fields(config.teach) if field.name != "condition_dropout"}
+        unread |= {f"teach.{field.name}": why for field in fields(config.teach)}
     elif config.backbone.kind == "dit":
         unet = ("channels", "layers_per_block", "attention_levels", "middle", "norm_groups")
         unread |= {
@@ -290,11 +290,13 @@ def check_text(config: RunConfig) -> None:
 def check_guided(config: RunConfig) -> None:
     """Refuse guidance of a teacher that knows no images without their condition, and assignments that nothing would read.
 
+    What a brought teacher knows is looked up in its folder; see `adopt.check_null`.
+
     Raises:
         ConfigError: naming the setting and what to do.
     """
     settings = config.guidance
-    if settings.active and config.teach.condition_dropout == 0:
+    if settings.active and not config.teacher.path and config.teach.condition_dropout == 0:
         raise ConfigError(
             "guidance.scale_max above 1 needs a teacher that also knows images without their condition; "
             "set teach.condition_dropout above 0, for instance 0.1."
