@@ -14,7 +14,7 @@ from tests.tiny_teachers import DATA, SIZE, ddpm, linear, make_teacher
 
 import pagoda
 from pagoda.cli.main import main
-from pagoda.data import LatentStore
+from pagoda.data import Downsampler, LatentStore
 from pagoda.diffusion import Condition
 from pagoda.errors import ArtifactError, ConfigError, ShapeError
 from pagoda.networks import model_hash, open_teacher
@@ -115,6 +115,24 @@ def test_another_run_s_teacher_can_be_brought(finished_run: RunFolder, tmp_path:
     assert (run.teacher / "denoiser.json").read_text() != ""
     facts = json.loads((run.teacher / "denoiser.json").read_text())
     assert facts["noise_scale"] == finished_run.config().noise_scale
+
+
+def test_a_teacher_of_another_downsampler_is_refused_and_its_own_is_kept(
+    finished_run: RunFolder, tmp_path: Path
+) -> None:
+    source = shutil.copytree(finished_run.teacher, tmp_path / "source")
+    facts = json.loads((source / "denoiser.json").read_text())
+    ours, theirs = (Downsampler(kind).fingerprint for kind in ("box_bicubic", "lanczos"))
+    assert facts["downsampler"] == ours
+    config = config_for(source, downsampler="lanczos")
+    with pytest.raises(ConfigError, match=f"box_bicubic .{ours}.*lanczos .{theirs}.*downsampler=box_bicubic"):
+        train(config, str(tmp_path / "run"), quiet=True)
+    (source / "denoiser.json").write_text(json.dumps({**facts, "downsampler": "0123456789abcdef"}))
+    with pytest.raises(ConfigError, match=r"does not have .0123456789abcdef.*of this version"):
+        train(config, str(tmp_path / "run"), quiet=True)
+    (source / "denoiser.json").write_text(json.dumps({**facts, "downsampler": theirs}))
+    run = train(config, str(tmp_path / "run"), until="teach", quiet=True)
+    assert open_teacher(run.teacher).downsampler == theirs
 
 
 def test_settings_are_chosen_inside_of_the_teacher_s_range(folders: dict[str, Path], tmp_path: Path) -> None:

@@ -68,6 +68,7 @@ class ForeignTeacher:
         channels: Of its images.
         codec: Folder of the autoencoder whose latents its images are; None for pixels, or where it did not come along.
         codec_fingerprint: Of that autoencoder, where a run of pagoda has written it down.
+        downsampler: Fingerprint of what made the images small that it was trained on, where a run of pagoda has written it down.
         null_row: Whether the last row of its label table stands for no class; None: nothing says.
         knows_null: Whether it was trained on images without their condition too, as guidance needs; None: nothing says.
     """
@@ -79,6 +80,7 @@ class ForeignTeacher:
     codec_fingerprint: str | None = None
     null_row: bool | None = None
     knows_null: bool | None = None
+    downsampler: str | None = None
 
     @property
     def network(self) -> DiffusersNetwork:
@@ -197,7 +199,8 @@ def open_teacher(path: Path | str, *, null_condition: str = "", null_class: str 
     if named is not None and codec is None and (path.parent / "codec" / "config.json").is_file():
         codec = path.parent / "codec"  # the run's own
     null_row, knows_null = _read_null_class(model, own, null_class)
-    return ForeignTeacher(denoiser.eval(), size, network.in_channels, codec, named, null_row, knows_null)
+    downsampler = None if own is None else own.get("downsampler")
+    return ForeignTeacher(denoiser.eval(), size, network.in_channels, codec, named, null_row, knows_null, downsampler)
 
 
 def preconditioning_of(facts: Mapping[str, Any], where: str) -> dict[str, Any]:

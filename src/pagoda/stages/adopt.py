@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-from pagoda.data import Downsampler
+from pagoda.data import Downsampler, DownsamplerKind
 from pagoda.diffusion import ScheduledDenoiser
 from pagoda.errors import ConfigError, ShapeError
 from pagoda.networks import ForeignTeacher, anatomy, open_codec, open_teacher
@@ -99,7 +99,8 @@ def check_teacher(teacher: ForeignTeacher, config: RunConfig, *, channels: int) 
 
     Raises:
         ShapeError: another size or other channels.
-        ConfigError: it works on latents and the run does not, or the run's noise levels leave its range.
+        ConfigError: it works on latents and the run does not, it was trained on images that were made small in another way, or the
+            run's noise levels leave its range.
     """
     if teacher.codec is not None and not config.codec:
         raise ConfigError(
@@ -118,6 +119,16 @@ def check_teacher(teacher: ForeignTeacher, config: RunConfig, *, channels: int) 
     if teacher.size != config.base:
         raise ShapeError(
             f"the teacher makes images of {teacher.size} pixels, the run's base is {config.base}: set --base {teacher.size}."
+        )
+    ours = Downsampler(config.downsampler).fingerprint
+    if teacher.downsampler not in (None, ours):
+        kinds = {Downsampler(kind).fingerprint: kind for kind in get_args(DownsamplerKind)}
+        theirs = kinds.get(teacher.downsampler)
+        raise ConfigError(
+            f"the teacher in {config.teacher.path} was trained on images made small by "
+            f"{theirs or 'a downsampler that this version does not have'} ({teacher.downsampler}), and this run makes them small by "
+            f"{config.downsampler} ({ours}): it would be asked about images that it has never seen. "
+            + (f"Start a run with `--set downsampler={theirs}`." if theirs else "Bring a teacher of this version.")
         )
     low, high = teacher.denoiser.sigma_range
     # The tolerance is that of a schedule's own range.
