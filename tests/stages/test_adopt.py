@@ -19,12 +19,15 @@ from pagoda.diffusion import Condition
 from pagoda.errors import ArtifactError, ConfigError, ShapeError
 from pagoda.networks import model_hash, open_teacher
 from pagoda.stages.adopt import teacher_settings
+from pagoda.stages.amortise import load_encoder
+from pagoda.stages.amortise_run import amortise_run
 from pagoda.stages.config import RunConfig, override
 from pagoda.stages.context import load_teacher, open_context
 from pagoda.stages.encode import inversion_grid, start_noise
 from pagoda.stages.presets import preset_config
 from pagoda.stages.run_folder import RunFolder
 from pagoda.stages.sampling import load_generator, sample_images
+from pagoda.stages.teach import measure_std
 from pagoda.stages.train import train
 from pagoda.training import Runtime
 
@@ -133,6 +136,33 @@ def test_a_teacher_of_another_downsampler_is_refused_and_its_own_is_kept(
     (source / "denoiser.json").write_text(json.dumps({**facts, "downsampler": theirs}))
     run = train(config, str(tmp_path / "run"), until="teach", quiet=True)
     assert open_teacher(run.teacher).downsampler == theirs
+
+
+def test_a_teacher_from_a_scheduler_is_amortised_with_the_text_that_it_is_told(tmp_path: Path) -> None:
+    folder = make_teacher(tmp_path / "text-unet", "text-unet")
+    quick = {f"amortise__loop__{key}": value for key, value in (("steps", 3), ("batch_size", 8), ("preview_every", 0))}
+    config = config_for(
+        folder, size=SIZE, teacher__labels=False, encode__num_nodes=3, encode__renormalise=True, **quick
+    )
+    run = train(config, str(tmp_path / "run"), until="encode", quiet=True)
+    amortise_run(str(run.path), config, quiet=True)
+    network, teacher = load_encoder(run).network, open_teacher(folder)
+    assert torch.equal(network.null.tokens, teacher.network.null.tokens)
+    context = open_context(run, run.config(), Runtime("cpu"), quiet=True)
+    images, _ = context.load(SIZE, torch.arange(3), torch.zeros(3, dtype=torch.bool))
+    sd, low, high = measure_std(context), config.encode.sigma_min, config.sigma_max
+    linear = ((sd**2 + high**2) / (sd**2 + low**2)) ** 0.5 / high
+    # With the teacher's weights, its last layer among them, the network sees what the teacher sees at sigma_min.
+    network.base.load_state_dict(teacher.network.model.state_dict())
+    with torch.no_grad():
+        z = load_encoder(run)(images, seed=3)
+        level = teacher.denoiser.network_input(images, torch.full((3,), low))
+        torch.testing.assert_close(network(images), linear * images + teacher.network(*level, Condition()))
+        for row in network.null.rows().values():
+            row.add_(1)
+        assert not torch.allclose(network(images), linear * images + teacher.network(*level, Condition()), atol=1e-3)
+    assert z.shape == images.shape
+    assert bool(z.isfinite().all())
 
 
 def test_settings_are_chosen_inside_of_the_teacher_s_range(folders: dict[str, Path], tmp_path: Path) -> None:
