@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from tests.conftest import TINY
-from tests.tiny_teachers import DATA, SIZE, ddpm, linear, make_teacher
+from tests.tiny_teachers import DATA, SIZE, TEACHERS, WITH_CLASSES, ddpm, linear, make_teacher
 
 import pagoda
 from pagoda.cli.main import main
@@ -31,16 +31,47 @@ from pagoda.stages.teach import measure_std
 from pagoda.stages.train import train
 from pagoda.training import Runtime
 
-STEPS = {"ddpm": 150, "dit": 200, "sd3": 200}
+STEPS = dict.fromkeys(TEACHERS, 150) | {"dit": 200, "sd3": 200}
 """Enough for latents of about unit variance."""
-UNSAID = ("ddpm",)
+UNSAID = ("ddpm", "ddpm-v", "ddpm-x0", "class-unet")
 """U-Nets with a row more than there are classes: what it stands for must be told."""
+SHORT = {
+    "evaluation__gap__count": 0,
+    "distill__loop__steps": 2,
+    "distill__loop__preview_every": 0,
+    "distill__loss__adversarial": 0.0,
+    "grow__steps": [2],
+    "grow__loop__preview_every": 0,
+    "grow__loss__adversarial": 0.0,
+}
+"""For the kinds that differ in what is read of the teacher, not in what is done with it."""
+
+
+class Folders(dict[str, Path]):
+    """Teachers by kind, each trained when it is first asked for."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__()
+        self.root = root
+
+    def __missing__(self, kind: str) -> Path:
+        self[kind] = make_teacher(self.root / kind, kind, steps=STEPS[kind])
+        return self[kind]
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    root = tmp_path_factory.mktemp("teachers")
-    return {kind: make_teacher(root / kind, kind, steps=steps) for kind, steps in STEPS.items()}
+    return Folders(tmp_path_factory.mktemp("teachers"))
+
+
+def as_pipeline(folder: Path, path: Path) -> Path:
+    """The same transformer as the folder of a pipeline."""
+    (path / "scheduler").mkdir(parents=True)
+    shutil.copytree(folder, path / "transformer", ignore=shutil.ignore_patterns("scheduler_config.json"))
+    shutil.copy(folder / "scheduler_config.json", path / "scheduler")
+    parts = {"transformer": ["diffusers", "DiTTransformer2DModel"], "scheduler": ["diffusers", "DDIMScheduler"]}
+    (path / "model_index.json").write_text(json.dumps({"_class_name": "DiTPipeline", "vae": [None, None], **parts}))
+    return path
 
 
 def config_for(folder: Path, **changes: object) -> RunConfig:
@@ -55,8 +86,12 @@ def config_for(folder: Path, **changes: object) -> RunConfig:
 
 @pytest.mark.parametrize("kind", list(STEPS))
 def test_a_brought_teacher_is_encoded_distilled_and_grown(kind: str, folders: dict[str, Path], tmp_path: Path) -> None:
-    labels = kind != "sd3"
-    config = config_for(folders[kind], **({} if labels else {"teacher__labels": False}))
+    labels, folder = kind in WITH_CLASSES, folders[kind]
+    if kind == "dit":
+        folder = as_pipeline(folder, tmp_path / "pipeline")
+        assert open_teacher(folder).fingerprint == open_teacher(folders[kind]).fingerprint
+    short = {} if kind in ("ddpm", "dit", "sd3") else SHORT
+    config = config_for(folder, **({} if labels else {"teacher__labels": False}), **short)
     run = train(config, str(tmp_path / "run"), quiet=True)
     assert run.generator_sizes() == [SIZE, 2 * SIZE]
     assert run.record("encode")["results"]["round_trip_psnr"] > 20
