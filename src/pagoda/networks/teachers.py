@@ -177,11 +177,13 @@ def open_teacher(path: Path | str, *, null_condition: str = "", null_class: str 
     if index is None:
         network_folder, codec = path, None
     else:
-        part = next((name for name in ("unet", "transformer", "model") if index.get(name)), None)
+        # A part that is left out is written as [null, null].
+        parts = [name for name, kind in index.items() if isinstance(kind, list) and kind[-1] is not None]
+        part = next((name for name in ("unet", "transformer", "model") if name in parts), None)
         if part is None:
-            raise ArtifactError(f"{path}/model_index.json names no `unet` or `transformer`; it has {sorted(index)}.")
+            raise ArtifactError(f"{path}/model_index.json names no `unet` or `transformer`; it has {sorted(parts)}.")
         network_folder = path / part
-        codec_name = next((name for name in ("vae", "vqvae") if index.get(name)), None)
+        codec_name = next((name for name in ("vae", "vqvae") if name in parts), None)
         codec = None if codec_name is None else path / codec_name
     own = _read_json(path / "denoiser.json")
     scheduler = None if own is not None else read_scheduler(path)
