@@ -102,6 +102,52 @@ def test_the_wrapper_estimates_what_the_scheduler_does(
 
 
 @torch.no_grad()
+def test_an_estimate_is_not_clipped_where_the_scheduler_would_clip_it(tmp_path: Path) -> None:
+    folder, t, x_t = make_teacher(tmp_path, "ddpm"), 400, normal(3, 3, SIZE, SIZE)
+    assert open_teacher(folder).clips == ""
+    scheduler = DDIMScheduler(clip_sample=True)
+    scheduler.save_pretrained(folder)
+    teacher = open_teacher(folder)
+    assert teacher.clips == "clip_sample=True"
+    scheduler.set_timesteps(1000)
+    model: Any = teacher.network.model
+    clipped = scheduler.step(model(x_t, t, class_labels=LABELS).sample, t, x_t).pred_original_sample
+    alpha = scheduler.alphas_cumprod[t].double().sqrt()
+    sigma = float((1 / alpha.square() - 1).sqrt())
+    estimate = teacher.denoiser((x_t.double() / alpha).float(), sigma, Condition.of_labels(LABELS))
+    inside = clipped.abs() < 1
+    assert 0.1 < float(inside.double().mean()) < 0.9
+    assert (estimate - clipped)[inside].abs().max() <= 1e-5 * sigma
+    assert bool((estimate[~inside].abs() >= 1 - 1e-5 * sigma).all())
+    DDPMScheduler(thresholding=True).save_pretrained(folder)
+    assert open_teacher(folder).clips == "thresholding=True"
+
+
+@pytest.mark.parametrize(
+    ("trained", "written"),
+    [
+        (DDPMScheduler(beta_schedule="laplace"), DDPMScheduler(beta_schedule="laplace")),
+        (
+            DDPMScheduler(rescale_betas_zero_snr=True, prediction_type="v_prediction"),
+            DDPMScheduler(
+                trained_betas=DDPMScheduler(rescale_betas_zero_snr=True).betas[:-1].tolist(),
+                num_train_timesteps=999,
+                prediction_type="v_prediction",
+            ),
+        ),
+    ],
+    ids=["laplace", "zero terminal SNR, as its message says"],
+)
+def test_a_schedule_has_the_noise_levels_of_diffusers(tmp_path: Path, trained: Any, written: Any) -> None:
+    make_teacher(tmp_path, "ddpm")
+    written.save_pretrained(tmp_path)
+    schedule = open_teacher(tmp_path).denoiser.schedule
+    t = torch.tensor([0, 1, 300, 600, 950])
+    found = schedule.alpha(t.double()).square()
+    torch.testing.assert_close(found, trained.alphas_cumprod[t].double(), rtol=1e-4, atol=1e-6)
+
+
+@torch.no_grad()
 def test_inversion_and_sampling_return_to_the_image(kind: str, teacher: ForeignTeacher) -> None:
     low, high = teacher.denoiser.sigma_range
     images, condition = 0.5 * normal(3, 3, SIZE, SIZE), condition_of(kind)
@@ -280,7 +326,7 @@ def test_a_folder_without_a_scheduler_is_refused_and_told_what_to_write(tmp_path
     [
         ({"prediction_type": "epsilom"}, "Did you mean `epsilon`"),
         ({"prediction_type": "trigflow"}, "unknown prediction_type 'trigflow'"),
-        ({"rescale_betas_zero_snr": True}, "no signal"),
+        ({"rescale_betas_zero_snr": True}, r"no signal.*trained_betas=s\.betas\[:-1\]"),
         ({"_class_name": "EulerDiscreteScheduler", "timestep_type": "continuous"}, "timestep_type='continuous'"),
         ({"_class_name": "FlowMatchEulerDiscreteScheduler", "invert_sigmas": True}, "invert_sigmas=True"),
         ({"_class_name": "DPMSolverMultistepScheduler", "use_flow_sigmas": True}, "use_flow_sigmas"),

@@ -68,6 +68,8 @@ class ForeignTeacher:
         channels: Of its images.
         codec: Folder of the autoencoder whose latents its images are; None for pixels, or where it did not come along.
         codec_fingerprint: Of that autoencoder, where a run of pagoda has written it down.
+        clips: The setting by which its scheduler clips estimates while it samples, such as "clip_sample=True"; empty where it does
+            not. It is not followed: a clipped estimate has lost what the way back would need.
         downsampler: Fingerprint of what made the images small that it was trained on, where a run of pagoda has written it down.
         null_row: Whether the last row of its label table stands for no class; None: nothing says.
         knows_null: Whether it was trained on images without their condition too, as guidance needs; None: nothing says.
@@ -81,6 +83,7 @@ class ForeignTeacher:
     null_row: bool | None = None
     knows_null: bool | None = None
     downsampler: str | None = None
+    clips: str = ""
 
     @property
     def network(self) -> DiffusersNetwork:
@@ -186,7 +189,8 @@ def open_teacher(path: Path | str, *, null_condition: str = "", null_class: str 
         codec_name = next((name for name in ("vae", "vqvae") if name in parts), None)
         codec = None if codec_name is None else path / codec_name
     own = _read_json(path / "denoiser.json")
-    scheduler = None if own is not None else read_scheduler(path)
+    full = {} if own is not None else _find_scheduler(path)
+    scheduler = None if own is not None else _read_settings(full)
     model = load_model(network_folder)
     _check_inputs(model)
     size = square_size(model)
@@ -202,7 +206,18 @@ def open_teacher(path: Path | str, *, null_condition: str = "", null_class: str 
         codec = path.parent / "codec"  # the run's own
     null_row, knows_null = _read_null_class(model, own, null_class)
     downsampler = None if own is None else own.get("downsampler")
-    return ForeignTeacher(denoiser.eval(), size, network.in_channels, codec, named, null_row, knows_null, downsampler)
+    clips = next((f"{key}=True" for key in ("thresholding", "clip_sample") if full.get(key)), "")  # in diffusers' order
+    return ForeignTeacher(
+        denoiser.eval(),
+        size,
+        network.in_channels,
+        codec,
+        named,
+        null_row=null_row,
+        knows_null=knows_null,
+        downsampler=downsampler,
+        clips=clips,
+    )
 
 
 def preconditioning_of(facts: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -228,7 +243,15 @@ def read_scheduler(path: Path | str) -> dict[str, Any]:
         ArtifactError: there is none, or it cannot be read.
         ConfigError: a class that diffusers does not have, or that of a consistency model.
     """
-    path = Path(path)
+    return _read_settings(_find_scheduler(Path(path)))
+
+
+def _read_settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: config[key] for key in READ_SETTINGS if key in config}
+
+
+def _find_scheduler(path: Path) -> dict[str, Any]:
+    """As `read_scheduler`, with the settings that say how to sample."""
     found = None
     for file in (path / "scheduler" / "scheduler_config.json", path / "scheduler_config.json"):
         found = _read_json(file)
@@ -247,8 +270,7 @@ def read_scheduler(path: Path | str) -> dict[str, Any]:
         raise ConfigError(f"{file}: {name} belongs to a few-step model, whose network is no denoiser; use its teacher.")
     parameters = inspect.signature(kind).parameters.values()
     defaults = {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
-    config = {**defaults, **found}
-    return {key: config[key] for key in READ_SETTINGS if key in config}
+    return {**defaults, **found}
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:

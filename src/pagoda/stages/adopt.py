@@ -87,6 +87,11 @@ def check_brought(context: StageContext) -> None:
         check_codec(teacher, context)
         teacher = teacher.fit_classes(data.num_classes)
         check_null(config, teacher.num_classes, teacher.knows_null)
+        if teacher.clips:
+            context.say(
+                f"teach: the teacher's scheduler clips its estimates of the image while it samples ({teacher.clips}); here they stay as "
+                "the network gives them, since what was clipped could not be inverted"
+            )
     check_crops(config, anatomy(teacher.network).stride)
     check_layers(context, teacher.network)
 
