@@ -216,7 +216,11 @@ def test_settings_are_chosen_inside_of_the_teacher_s_range(folders: dict[str, Pa
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"base": 16, "size": 32}, ShapeError, "makes images of 8 pixels, the run's base is 16"),
+        (
+            {"base": 16, "size": 32},
+            ShapeError,
+            "8 pixels, the run's base is 16.*`pagoda train` with --teacher and --base 8",
+        ),
         ({"teacher__labels": False}, ConfigError, "the data have no labels"),
         ({"techniques": ["dtr"]}, ConfigError, "leave out one of the two"),
         ({"teacher__null_condition": "zeros"}, ConfigError, "takes no text"),

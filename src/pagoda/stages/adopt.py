@@ -123,7 +123,8 @@ def check_teacher(teacher: ForeignTeacher, config: RunConfig, *, channels: int) 
         )
     if teacher.size != config.base:
         raise ShapeError(
-            f"the teacher makes images of {teacher.size} pixels, the run's base is {config.base}: set --base {teacher.size}."
+            f"the teacher makes images of {teacher.size} pixels, the run's base is {config.base}, which a run keeps. Start another run: "
+            f"`pagoda train` with --teacher and --base {teacher.size}, or without --base."
         )
     ours = Downsampler(config.downsampler).fingerprint
     if teacher.downsampler not in (None, ours):
