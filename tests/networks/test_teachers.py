@@ -18,6 +18,7 @@ from pagoda.files import save_tensors
 from pagoda.networks import ForeignTeacher, OneStepGenerator, TeacherFeatures, open_teacher
 
 LABELS = torch.tensor([0, 3, 9])
+PREDICT_EPS = ("ddpm", "class-unet", "text-unet", "dit")
 
 
 @pytest.fixture(scope="module", params=list(TEACHERS))
@@ -73,6 +74,15 @@ def scheduler_estimate(kind: str, folder: Path, x_t: Tensor, t: Any) -> Tensor:
     return ddim.step(output, t, x_t).pred_original_sample
 
 
+def size_of(kind: str, x_0: Tensor, sigma: float) -> float:
+    """What float32 rounds relative to: the estimate itself, or 1.
+
+    Of kinds that predict eps, x_0 = (x_t - sigma_t eps) / alpha_t is a difference of two numbers of about the size of sigma (canonical), so
+    that their rounding remains however small the difference is: sigma is its condition number. The others add what is no larger than x_0.
+    """
+    return max(1.0, float(x_0.abs().max()), sigma if kind in PREDICT_EPS else 0.0)
+
+
 @pytest.mark.parametrize("place", [0, 1, 2])
 @torch.no_grad()
 def test_the_wrapper_estimates_what_the_scheduler_does(
@@ -97,8 +107,53 @@ def test_the_wrapper_estimates_what_the_scheduler_does(
         level = torch.tensor(float(t), dtype=torch.float64)
         sigma, x = float(schedule.nu(level)), (x_t.double() / schedule.alpha(level)).float()
     estimate = denoiser(x, sigma, condition_of(kind))
-    # Float32 on both sides, relative to the size of the values: eps is multiplied by the noise level.
-    assert (estimate - expected).abs().max() <= 1e-5 * max(1.0, float(expected.abs().max()), sigma)
+    assert (estimate - expected).abs().max() <= 1e-5 * size_of(kind, expected, sigma)
+
+
+@torch.no_grad()
+def test_an_estimate_is_not_clipped_where_the_scheduler_would_clip_it(tmp_path: Path) -> None:
+    folder, t, x_t = make_teacher(tmp_path, "ddpm"), 400, normal(3, 3, SIZE, SIZE)
+    assert open_teacher(folder).clips == ""
+    scheduler = DDIMScheduler(clip_sample=True)
+    scheduler.save_pretrained(folder)
+    teacher = open_teacher(folder)
+    assert teacher.clips == "clip_sample=True"
+    scheduler.set_timesteps(1000)
+    model: Any = teacher.network.model
+    clipped = scheduler.step(model(x_t, t, class_labels=LABELS).sample, t, x_t).pred_original_sample
+    alpha = scheduler.alphas_cumprod[t].double().sqrt()
+    sigma = float((1 / alpha.square() - 1).sqrt())
+    estimate = teacher.denoiser((x_t.double() / alpha).float(), sigma, Condition.of_labels(LABELS))
+    inside = clipped.abs() < 1
+    assert 0.1 < float(inside.double().mean()) < 0.9
+    assert (estimate - clipped)[inside].abs().max() <= 1e-5 * sigma
+    assert bool((estimate[~inside].abs() >= 1 - 1e-5 * sigma).all())
+    DDPMScheduler(thresholding=True).save_pretrained(folder)
+    assert open_teacher(folder).clips == "thresholding=True"
+
+
+@pytest.mark.parametrize(
+    ("trained", "written"),
+    [
+        (DDPMScheduler(beta_schedule="laplace"), DDPMScheduler(beta_schedule="laplace")),
+        (
+            DDPMScheduler(rescale_betas_zero_snr=True, prediction_type="v_prediction"),
+            DDPMScheduler(
+                trained_betas=DDPMScheduler(rescale_betas_zero_snr=True).betas[:-1].tolist(),
+                num_train_timesteps=999,
+                prediction_type="v_prediction",
+            ),
+        ),
+    ],
+    ids=["laplace", "zero terminal SNR, as its message says"],
+)
+def test_a_schedule_has_the_noise_levels_of_diffusers(tmp_path: Path, trained: Any, written: Any) -> None:
+    make_teacher(tmp_path, "ddpm")
+    written.save_pretrained(tmp_path)
+    schedule = open_teacher(tmp_path).denoiser.schedule
+    t = torch.tensor([0, 1, 300, 600, 950])
+    found = schedule.alpha(t.double()).square()
+    torch.testing.assert_close(found, trained.alphas_cumprod[t].double(), rtol=1e-4, atol=1e-6)
 
 
 @torch.no_grad()
@@ -106,8 +161,8 @@ def test_inversion_and_sampling_return_to_the_image(kind: str, teacher: ForeignT
     low, high = teacher.denoiser.sigma_range
     images, condition = 0.5 * normal(3, 3, SIZE, SIZE), condition_of(kind)
     errors = []
-    for nodes in (24, 96):
-        grid = log_sigmas(nodes, sigma_min=max(0.05, low), sigma_max=min(10.0, high))
+    for nodes in (24, 96):  # over the range of a run
+        grid = log_sigmas(nodes, sigma_min=max(0.03, low), sigma_max=min(80.0, high))
         z = invert(teacher.denoiser, images, sigmas=grid.flip(0), condition=condition)
         back = sample(teacher.denoiser, z, sigmas=grid, condition=condition)
         errors.append(float((back - images).square().mean().sqrt()))
@@ -132,7 +187,7 @@ def test_the_generator_starts_as_the_denoiser_at_sigma_max_and_grows(
     }
     expected = denoiser(sigma_max * z, sigma_max, condition)
     scale = float(denoiser.scalings(torch.tensor([sigma_max], dtype=torch.float64))[1].abs())
-    tolerance = 1e-5 * max(1.0, float(expected.abs().max()), sigma_max)
+    tolerance = 1e-5 * size_of(kind, expected, sigma_max)
     torch.testing.assert_close(made["denoiser"](z, condition), expected, atol=tolerance, rtol=0)
     torch.testing.assert_close(made["unit"](z, condition) * scale, expected, atol=tolerance, rtol=0)
     grown = made["unit"].grow(channels=8)
@@ -222,6 +277,8 @@ def test_a_table_without_a_row_for_no_class_gets_the_mean_of_its_rows(tmp_path: 
     assert found.num_classes == CLASSES - 1
     before = found.network.model.class_embedding.weight.clone()
     fitted = found.fit_classes(CLASSES)
+    assert (found.null_row, found.knows_null) == (None, None)
+    assert (fitted.null_row, fitted.knows_null) == (True, False)  # what is made up is not learnt
     table = fitted.network.model.class_embedding.weight
     assert fitted.num_classes == CLASSES
     assert torch.equal(table[:-1], before)
@@ -231,6 +288,32 @@ def test_a_table_without_a_row_for_no_class_gets_the_mean_of_its_rows(tmp_path: 
         assert not torch.equal(
             fitted.denoiser(x, 1.0, Condition.of_labels([9, 9])), fitted.denoiser(x, 1.0, Condition.of_labels([-1, -1]))
         )
+
+
+def test_a_table_with_two_readings_is_refused_until_one_is_told(tmp_path: Path) -> None:
+    folder = make_teacher(tmp_path / "ddpm", "ddpm")  # a table of 11 rows, which no file explains
+    with pytest.raises(ConfigError, match=r"has 11 rows and the data have 10 classes.*teacher.null_class=last"):
+        open_teacher(folder).fit_classes(10)
+    told = open_teacher(folder, null_class="last")
+    assert told.fit_classes(10) is told
+    assert told.knows_null
+    with pytest.raises(ConfigError, match="trained with 11 classes and the data have 10"):
+        open_teacher(folder, null_class="none").fit_classes(10)
+    eleven = open_teacher(folder, null_class="none").fit_classes(11)
+    assert (eleven.num_classes, eleven.knows_null) == (11, False)
+    with pytest.raises(ConfigError, match="trained with 10 classes and the data have 11"):
+        open_teacher(folder, null_class="last").fit_classes(11)
+    with pytest.raises(ConfigError, match="trained with 11 classes, or 10 and none, and the data have 7"):
+        open_teacher(folder).fit_classes(7)
+    dit = open_teacher(make_teacher(tmp_path / "dit", "dit"))  # diffusers' own table always has the row
+    assert dit.fit_classes(10) is dit
+    assert dit.knows_null
+    with pytest.raises(ConfigError, match="by construction"):
+        open_teacher(tmp_path / "dit", null_class="none")
+    with pytest.raises(ConfigError, match="Did you mean `last`"):
+        open_teacher(folder, null_class="lst")
+    with pytest.raises(ConfigError, match="knows no classes; leave it out"):
+        open_teacher(make_teacher(tmp_path / "edm", "edm"), null_class="last")
 
 
 def test_classes_that_do_not_fit_are_refused(tmp_path: Path) -> None:
@@ -252,7 +335,7 @@ def test_a_folder_without_a_scheduler_is_refused_and_told_what_to_write(tmp_path
     [
         ({"prediction_type": "epsilom"}, "Did you mean `epsilon`"),
         ({"prediction_type": "trigflow"}, "unknown prediction_type 'trigflow'"),
-        ({"rescale_betas_zero_snr": True}, "no signal"),
+        ({"rescale_betas_zero_snr": True}, r"no signal.*trained_betas=s\.betas\[:-1\]"),
         ({"_class_name": "EulerDiscreteScheduler", "timestep_type": "continuous"}, "timestep_type='continuous'"),
         ({"_class_name": "FlowMatchEulerDiscreteScheduler", "invert_sigmas": True}, "invert_sigmas=True"),
         ({"_class_name": "DPMSolverMultistepScheduler", "use_flow_sigmas": True}, "use_flow_sigmas"),

@@ -4,48 +4,94 @@ from __future__ import annotations
 
 import json
 import shutil
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
 from tests.conftest import TINY
-from tests.tiny_teachers import DATA, SIZE, make_teacher
+from tests.tiny_teachers import DATA, SIZE, TEACHERS, WITH_CLASSES, ddpm, linear, make_teacher
 
 import pagoda
 from pagoda.cli.main import main
+from pagoda.data import Downsampler, LatentStore
 from pagoda.diffusion import Condition
 from pagoda.errors import ArtifactError, ConfigError, ShapeError
 from pagoda.networks import model_hash, open_teacher
 from pagoda.stages.adopt import teacher_settings
+from pagoda.stages.amortise import load_encoder
+from pagoda.stages.amortise_run import amortise_run
 from pagoda.stages.config import RunConfig, override
-from pagoda.stages.context import load_teacher
+from pagoda.stages.context import load_teacher, open_context
+from pagoda.stages.encode import inversion_grid, start_noise
 from pagoda.stages.presets import preset_config
 from pagoda.stages.run_folder import RunFolder
 from pagoda.stages.sampling import load_generator, sample_images
+from pagoda.stages.teach import measure_std
 from pagoda.stages.train import train
+from pagoda.training import Runtime
 
-STEPS = {"ddpm": 150, "dit": 200, "sd3": 200}
+STEPS = dict.fromkeys(TEACHERS, 150) | {"dit": 200, "sd3": 200}
 """Enough for latents of about unit variance."""
+UNSAID = ("ddpm", "ddpm-v", "ddpm-x0", "class-unet")
+"""U-Nets with a row more than there are classes: what it stands for must be told."""
+SHORT = {
+    "evaluation__gap__count": 0,
+    "distill__loop__steps": 2,
+    "distill__loop__preview_every": 0,
+    "distill__loss__adversarial": 0.0,
+    "grow__steps": [2],
+    "grow__loop__preview_every": 0,
+    "grow__loss__adversarial": 0.0,
+}
+"""For the kinds that differ in what is read of the teacher, not in what is done with it."""
+
+
+class Folders(dict[str, Path]):
+    """Teachers by kind, each trained when it is first asked for."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__()
+        self.root = root
+
+    def __missing__(self, kind: str) -> Path:
+        self[kind] = make_teacher(self.root / kind, kind, steps=STEPS[kind])
+        return self[kind]
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    root = tmp_path_factory.mktemp("teachers")
-    return {kind: make_teacher(root / kind, kind, steps=steps) for kind, steps in STEPS.items()}
+    return Folders(tmp_path_factory.mktemp("teachers"))
+
+
+def as_pipeline(folder: Path, path: Path) -> Path:
+    """The same transformer as the folder of a pipeline."""
+    (path / "scheduler").mkdir(parents=True)
+    shutil.copytree(folder, path / "transformer", ignore=shutil.ignore_patterns("scheduler_config.json"))
+    shutil.copy(folder / "scheduler_config.json", path / "scheduler")
+    parts = {"transformer": ["diffusers", "DiTTransformer2DModel"], "scheduler": ["diffusers", "DDIMScheduler"]}
+    (path / "model_index.json").write_text(json.dumps({"_class_name": "DiTPipeline", "vae": [None, None], **parts}))
+    return path
 
 
 def config_for(folder: Path, **changes: object) -> RunConfig:
     """8 -> 16 px in a few steps; keys of `changes` are dotted with `__`."""
     settings = {key: value for key, value in TINY.items() if not key.startswith("teach.")}
     settings |= {**teacher_settings(str(folder)), "encode.num_nodes": 8}
+    if folder.name in UNSAID:
+        settings["teacher.null_class"] = "last"
     settings |= {key.replace("__", "."): value for key, value in changes.items()}
     return override(preset_config("tiny", DATA, base=SIZE, size=2 * SIZE), settings)
 
 
 @pytest.mark.parametrize("kind", list(STEPS))
 def test_a_brought_teacher_is_encoded_distilled_and_grown(kind: str, folders: dict[str, Path], tmp_path: Path) -> None:
-    labels = kind != "sd3"
-    config = config_for(folders[kind], **({} if labels else {"teacher__labels": False}))
+    labels, folder = kind in WITH_CLASSES, folders[kind]
+    if kind == "dit":
+        folder = as_pipeline(folder, tmp_path / "pipeline")
+        assert open_teacher(folder).fingerprint == open_teacher(folders[kind]).fingerprint
+    short = {} if kind in ("ddpm", "dit", "sd3") else SHORT
+    config = config_for(folder, **({} if labels else {"teacher__labels": False}), **short)
     run = train(config, str(tmp_path / "run"), quiet=True)
     assert run.generator_sizes() == [SIZE, 2 * SIZE]
     assert run.record("encode")["results"]["round_trip_psnr"] > 20
@@ -74,7 +120,7 @@ def test_the_run_s_teacher_is_the_one_that_was_brought(folders: dict[str, Path],
 
 
 def test_the_folder_may_move_or_go_but_not_be_exchanged(folders: dict[str, Path], tmp_path: Path) -> None:
-    source = tmp_path / "source"
+    source = tmp_path / "source" / "ddpm"
     shutil.copytree(folders["ddpm"], source)
     run = train(config_for(source), str(tmp_path / "run"), until="teach", quiet=True)
     digest = load_teacher(run.teacher)[1]["hash"]
@@ -83,10 +129,10 @@ def test_the_folder_may_move_or_go_but_not_be_exchanged(folders: dict[str, Path]
     train(run.config(), str(run.path), until="teach", quiet=True)
     train(moved, str(run.path), until="teach", quiet=True)
     assert load_teacher(run.teacher)[1]["hash"] == digest
-    other = make_teacher(tmp_path / "other", "ddpm")
+    other = make_teacher(tmp_path / "other" / "ddpm", "ddpm")
     with pytest.raises(ArtifactError, match=r"started with another configuration: source was"):
         train(config_for(other), str(run.path), until="teach", quiet=True)
-    own = override(run.config(), {"teacher.path": ""})
+    own = override(run.config(), {"teacher.path": "", "teacher.null_class": "auto"})
     with pytest.raises(ArtifactError, match="started with another configuration: teacher was 'brought'"):
         train(own, str(run.path), until="teach", quiet=True)
 
@@ -109,6 +155,51 @@ def test_another_run_s_teacher_can_be_brought(finished_run: RunFolder, tmp_path:
     assert facts["noise_scale"] == finished_run.config().noise_scale
 
 
+def test_a_teacher_of_another_downsampler_is_refused_and_its_own_is_kept(
+    finished_run: RunFolder, tmp_path: Path
+) -> None:
+    source = shutil.copytree(finished_run.teacher, tmp_path / "source")
+    facts = json.loads((source / "denoiser.json").read_text())
+    ours, theirs = (Downsampler(kind).fingerprint for kind in ("box_bicubic", "lanczos"))
+    assert facts["downsampler"] == ours
+    config = config_for(source, downsampler="lanczos")
+    with pytest.raises(ConfigError, match=f"box_bicubic .{ours}.*lanczos .{theirs}.*downsampler=box_bicubic"):
+        train(config, str(tmp_path / "run"), quiet=True)
+    (source / "denoiser.json").write_text(json.dumps({**facts, "downsampler": "0123456789abcdef"}))
+    with pytest.raises(ConfigError, match=r"does not have .0123456789abcdef.*of this version"):
+        train(config, str(tmp_path / "run"), quiet=True)
+    (source / "denoiser.json").write_text(json.dumps({**facts, "downsampler": theirs}))
+    run = train(config, str(tmp_path / "run"), until="teach", quiet=True)
+    assert open_teacher(run.teacher).downsampler == theirs
+
+
+def test_a_teacher_from_a_scheduler_is_amortised_with_the_text_that_it_is_told(tmp_path: Path) -> None:
+    folder = make_teacher(tmp_path / "text-unet", "text-unet")
+    quick = {f"amortise__loop__{key}": value for key, value in (("steps", 3), ("batch_size", 8), ("preview_every", 0))}
+    config = config_for(
+        folder, size=SIZE, teacher__labels=False, encode__num_nodes=3, encode__renormalise=True, **quick
+    )
+    run = train(config, str(tmp_path / "run"), until="encode", quiet=True)
+    amortise_run(str(run.path), config, quiet=True)
+    network, teacher = load_encoder(run).network, open_teacher(folder)
+    assert torch.equal(network.null.tokens, teacher.network.null.tokens)
+    context = open_context(run, run.config(), Runtime("cpu"), quiet=True)
+    images, _ = context.load(SIZE, torch.arange(3), torch.zeros(3, dtype=torch.bool))
+    sd, low, high = measure_std(context), config.encode.sigma_min, config.sigma_max
+    linear = ((sd**2 + high**2) / (sd**2 + low**2)) ** 0.5 / high
+    # With the teacher's weights, its last layer among them, the network sees what the teacher sees at sigma_min.
+    network.base.load_state_dict(teacher.network.model.state_dict())
+    with torch.no_grad():
+        z = load_encoder(run)(images, seed=3)
+        level = teacher.denoiser.network_input(images, torch.full((3,), low))
+        torch.testing.assert_close(network(images), linear * images + teacher.network(*level, Condition()))
+        for row in network.null.rows().values():
+            row.add_(1)
+        assert not torch.allclose(network(images), linear * images + teacher.network(*level, Condition()), atol=1e-3)
+    assert z.shape == images.shape
+    assert bool(z.isfinite().all())
+
+
 def test_settings_are_chosen_inside_of_the_teacher_s_range(folders: dict[str, Path], tmp_path: Path) -> None:
     text = make_teacher(tmp_path / "text", "text-unet")
     settings = teacher_settings(str(text))
@@ -125,7 +216,11 @@ def test_settings_are_chosen_inside_of_the_teacher_s_range(folders: dict[str, Pa
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"base": 16, "size": 32}, ShapeError, "makes images of 8 pixels, the run's base is 16"),
+        (
+            {"base": 16, "size": 32},
+            ShapeError,
+            "8 pixels, the run's base is 16.*`pagoda train` with --teacher and --base 8",
+        ),
         ({"teacher__labels": False}, ConfigError, "the data have no labels"),
         ({"techniques": ["dtr"]}, ConfigError, "leave out one of the two"),
         ({"teacher__null_condition": "zeros"}, ConfigError, "takes no text"),
@@ -162,8 +257,84 @@ def test_the_command_line_and_python_make_the_same_run(folders: dict[str, Path],
     assert model_hash(generator.model) == model_hash(load_generator(RunFolder.open(tmp_path / "cli")))
 
 
+GUIDED = {"guidance__scale_max": 3.0, "size": SIZE, "distill__mode": "rec"}
+
+
+def write_unet(folder: Path, rows: int) -> Path:
+    """An untrained teacher whose label table has `rows` rows."""
+    torch.manual_seed(0)
+    ddpm(num_class_embeds=rows).save_pretrained(folder)
+    linear().save_pretrained(folder)
+    return folder
+
+
+def test_guidance_by_a_teacher_without_a_null_class_is_refused_before_anything_is_made(
+    finished_run: RunFolder, tmp_path: Path
+) -> None:
+    ten = write_unet(tmp_path / "ten", 10)
+    with pytest.raises(ConfigError, match=r"knows 10 classes and no image without one.*Set guidance.scale_max=1"):
+        train(config_for(ten, **GUIDED), str(tmp_path / "run"), quiet=True)
+    assert not (tmp_path / "run" / "teacher").exists()
+    # Without guidance it goes on, and what was made up stays known: a later stage cannot ask for it either.
+    plain = {**GUIDED, "guidance__scale_max": 1.0}
+    run = train(config_for(ten, **plain), str(tmp_path / "run"), until="teach", quiet=True)
+    assert load_teacher(run.teacher)[1]["knows_null"] is False
+    for path in (ten, run.teacher):
+        with pytest.raises(ConfigError, match="knows 10 classes and no image without one"):
+            train(config_for(path, **GUIDED), str(run.path if path == ten else tmp_path / "other"), quiet=True)
+    # The same of a teacher of pagoda that never lost a label, whatever the run that brings it says.
+    source = shutil.copytree(finished_run.teacher, tmp_path / "pagoda")
+    facts = json.loads((source / "denoiser.json").read_text())
+    assert facts["knows_null"] is True
+    (source / "denoiser.json").write_text(json.dumps({**facts, "knows_null": False}))
+    with pytest.raises(ConfigError, match=r"no image without one.*condition_dropout=0\.1"):
+        train(config_for(source, **GUIDED, teach__condition_dropout=0.5), str(tmp_path / "third"), quiet=True)
+    with pytest.raises(ConfigError, match="says that it was not trained on images without a class"):
+        train(config_for(source, **GUIDED, teacher__null_class="last"), str(tmp_path / "third"), quiet=True)
+    # One of an earlier version does not say; its owner may.
+    (source / "denoiser.json").write_text(json.dumps({k: v for k, v in facts.items() if k != "knows_null"}))
+    with pytest.raises(ConfigError, match=r"nothing says whether.*teacher.null_class=last"):
+        train(config_for(source, **GUIDED), str(tmp_path / "third"), quiet=True)
+    train(config_for(source, **GUIDED, teacher__null_class="last"), str(tmp_path / "third"), until="teach", quiet=True)
+
+
+def test_a_brought_teacher_with_a_null_class_guides(folders: dict[str, Path], tmp_path: Path) -> None:
+    quick = {
+        "distill__loop__steps": 1,
+        "encode__num_nodes": 4,
+        "encode__solver": "euler",
+        "distill__loss__adversarial": 0.0,
+    }
+    run = train(config_for(folders["dit"], **GUIDED, **quick), str(tmp_path / "run"), quiet=True)
+    generator = load_generator(run)
+    assert generator.guidance_max == 3
+    store, denoiser = LatentStore.open(run.latents), load_teacher(run.teacher)[0]
+    context = open_context(run, run.config(), Runtime("cpu"), quiet=True)
+    rows = torch.tensor([0, 7])
+    images, condition = context.load(SIZE, rows, torch.zeros(2, dtype=torch.bool))
+    weights, config = store.guidance(rows, torch.zeros_like(rows)), run.config()
+    assert weights is not None
+    grid, x = inversion_grid(config.encode, config.sigma_max), images
+
+    def field(x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+        """D_null + w (D - D_null), with the row that was trained for no class."""
+        null = denoiser(x, float(sigma), Condition.of_labels([-1, -1]))
+        return null + weights[:, None, None, None] * (denoiser(x, float(sigma), condition) - null)
+
+    noise = start_noise(config.seed, rows, torch.zeros_like(rows), (3, SIZE, SIZE))
+    with torch.no_grad():
+        x = images + float(grid[0]) * noise
+        for low, high in pairwise(grid):
+            x = x + (high - low) / low * (x - field(x, low))
+    z = x / float(grid[-1])
+    torch.testing.assert_close(store.get(rows, torch.zeros_like(rows)), z, atol=5e-3, rtol=5e-3)  # half precision
+
+
 def test_distill_takes_a_teacher_where_none_was_trained_yet(folders: dict[str, Path], tmp_path: Path) -> None:
     config = config_for(folders["ddpm"])
-    RunFolder.create(tmp_path / "run", override(config, {"teacher.path": "", "size": SIZE}))
-    assert main(["distill", str(tmp_path / "run"), "--teacher", str(folders["ddpm"]), "--quiet"]) == 0
+    RunFolder.create(
+        tmp_path / "run", override(config, {"teacher.path": "", "teacher.null_class": "auto", "size": SIZE})
+    )
+    told = ["--set", "teacher.null_class=last"]
+    assert main(["distill", str(tmp_path / "run"), "--teacher", str(folders["ddpm"]), "--quiet", *told]) == 0
     assert RunFolder.open(tmp_path / "run").generator_sizes() == [SIZE]

@@ -31,6 +31,7 @@ UNREAD = [
     ({"distill.loss.adversarial": 0.0}, "distill.discriminator.lr", 0.1, "the distillation has no discriminator"),
     ({"distill.loss.adversarial": 0.0}, "distill.loss.raw_pixels", False, "distill.loss trains no discriminator"),
     ({"teacher.path": "somewhere"}, "teach.loop.steps", 5, "the teacher is brought"),
+    ({"teacher.path": "somewhere"}, "teach.condition_dropout", 0.2, "the teacher is brought"),
     ({"teacher.path": "somewhere"}, "backbone.channels", [16, 32], "the teacher is brought"),
     ({"teacher.path": "somewhere"}, "noise_scale", 250.0, "the teacher is brought"),
     ({"distill.mode": "dstl"}, "distill.teacher_pairs.share", 0.3, "distill.mode=dstl learns one kind of pair"),
@@ -77,7 +78,6 @@ def test_settings_that_are_read_pass() -> None:
     config = override(tiny_config(), {"distill.mode": "both", "distill.matching.weight": 1.0})
     read = ["teach.loop.steps", "grow.loop.log_every", "distill.teacher_pairs.count", "distill.matching.optimizer.lr"]
     check_read(config, [*read, "distill.discriminator.lr", "backbone.channels", "noise_scale"])
-    check_read(override(config, {"teacher.path": "x"}), ["teach.condition_dropout"])  # guidance asks for it
     guided = {"distill.mode": "rec", "guidance.scale_max": 2.0, "guidance.assignment": "teacher", **UNJUDGED}
     check_read(override(config, guided), ["distill.teacher_pairs.count"])  # for the discriminator
 

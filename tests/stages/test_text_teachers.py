@@ -54,7 +54,7 @@ def runs(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> 
     for kind in KINDS:
         root = tmp_path_factory.mktemp(kind)
         shutil.copytree(folders[kind], root / "source")
-        guided = {"guidance__scale_max": 3.0, "teach__condition_dropout": 0.1} if kind == "sd" else {}
+        guided = {"guidance__scale_max": 3.0} if kind == "sd" else {}
         judged = {"distill__loss__adversarial": 0.1, "distill__loss__adversarial_from": 0.0}
         found[kind] = train(config_for(root / "source", **guided, **judged), str(root / "run"), quiet=True)
         shutil.rmtree(root / "source")

@@ -348,7 +348,11 @@ def schedule_from_scheduler(config: dict[str, Any]) -> tuple[Schedule, str]:
     if "beta_schedule" not in config and config.get("trained_betas") is None:
         raise ConfigError(f"the scheduler {name or '(without _class_name)'} has no beta_schedule; it cannot be read.")
     if config.get("rescale_betas_zero_snr"):
-        raise ConfigError("rescale_betas_zero_snr=True: the last step holds no signal and has no canonical form.")
+        raise ConfigError(
+            "rescale_betas_zero_snr=True: the last step holds no signal and has no canonical form. Write the scheduler again without that "
+            "step: in diffusers `type(s)(trained_betas=s.betas[:-1].tolist(), prediction_type=s.config.prediction_type, "
+            "num_train_timesteps=len(s.betas) - 1)`, s being the one that is here."
+        )
     return DiscreteVPSchedule(torch.cumprod(1 - _betas(config), 0)), DIFFUSERS_PREDICTIONS[prediction]
 
 
@@ -370,7 +374,13 @@ def _betas(config: dict[str, Any]) -> Tensor:
         t = torch.arange(steps + 1, dtype=torch.float64) / steps
         bar = torch.cos((t + 0.008) / 1.008 * math.pi / 2) ** 2
         return (1 - bar[1:] / bar[:-1]).clamp(max=0.999)
-    known = ["linear", "scaled_linear", "sigmoid", "squaredcos_cap_v2"]
+    if kind == "laplace":
+        from diffusers import DDPMScheduler  # whose own formula it is; not needed elsewhere in this room
+
+        scheduler: Any = DDPMScheduler(num_train_timesteps=steps, beta_schedule="laplace")
+        betas: Tensor = scheduler.betas
+        return betas.double()
+    known = ["laplace", "linear", "scaled_linear", "sigmoid", "squaredcos_cap_v2"]
     raise ConfigError(f"unknown beta_schedule {kind!r}. {did_you_mean(str(kind), known)}")
 
 

@@ -7,7 +7,8 @@
 | `DiTTransformer2DModel` | embedding table of every block, last row = null | - | - |
 | `SD3Transformer2DModel` | - | `encoder_hidden_states` | `pooled_projections` |
 
-Labels 0 .. num_classes - 1 are classes; `NULL_LABEL` (-1), or no label at all, is the null row. A concatenated image
+Labels 0 .. num_classes - 1 are classes; `NULL_LABEL` (-1), or no label at all, is the null row. For a U-Net that is our convention and not
+diffusers': of a teacher from elsewhere, `teachers` finds out whether it holds before anything is called. A concatenated image
 follows `x` on the channel axis. A slot that the model has no input for is refused, never ignored.
 """
 

@@ -9,6 +9,10 @@
 What the network predicts, its noise levels and its clock are read from the scheduler's configuration; what that leaves out has the
 default of its class in diffusers. A text-conditional network is told the captions of the images, or one embedding for all of them,
 `null_condition.safetensors`.
+
+Whether the last row of a label table stands for no class is derived where it can be: diffusers' DiT always has such a row, and a teacher
+of pagoda too, whose `denoiser.json` says whether it was trained. A U-Net of diffusers has no convention: its table is read by the number of
+classes of the data, and where that leaves two readings, `null_class` must say which.
 """
 
 from __future__ import annotations
@@ -23,11 +27,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers.models import DiTTransformer2DModel
 from torch import Tensor, nn
 
 from pagoda.diffusion import PreconditionedDenoiser, precondition
 from pagoda.diffusion.schedules import READ_SETTINGS
-from pagoda.errors import ArtifactError, ConfigError, ShapeError
+from pagoda.errors import ArtifactError, ConfigError, ShapeError, did_you_mean
 from pagoda.files import load_tensors
 from pagoda.networks.anatomy import anatomy
 from pagoda.networks.calling import (
@@ -46,6 +51,8 @@ from pagoda.networks.null_condition import NullCondition
 
 NULL_CONDITION = "null_condition.safetensors"
 """In a teacher's folder: `tokens` (T, D), and where the network takes it `pooled` (P,) and `tokens_mask` (T,)."""
+NULL_CLASSES = ("auto", "last", "none")
+"""What is said of a label table: nothing; its last row stands for no class and was trained; there is no such row."""
 ZEROS = "zeros"
 """In place of a file: tokens and pooled embedding of zeros."""
 FEW_STEP = ("LCMScheduler", "TCDScheduler", "FlowMatchLCMScheduler", "SCMScheduler", "CMStochasticIterativeScheduler")
@@ -63,6 +70,11 @@ class ForeignTeacher:
         codec: Folder of the autoencoder whose latents its images are; None for pixels, or where it did not come along.
         codec_fingerprint: Of that autoencoder, where a run of pagoda has written it down.
         text_encoder: Fingerprint of the encoder whose texts it was trained on, where a run of pagoda has written it down.
+        clips: The setting by which its scheduler clips estimates while it samples, such as "clip_sample=True"; empty where it does
+            not. It is not followed: a clipped estimate has lost what the way back would need.
+        downsampler: Fingerprint of what made the images small that it was trained on, where a run of pagoda has written it down.
+        null_row: Whether the last row of its label table stands for no class; None: nothing says.
+        knows_null: Whether it was trained on images without their condition too, as guidance needs; None: nothing says.
     """
 
     denoiser: PreconditionedDenoiser
@@ -71,6 +83,10 @@ class ForeignTeacher:
     codec: Path | None = None
     codec_fingerprint: str | None = None
     text_encoder: str | None = None
+    null_row: bool | None = None
+    knows_null: bool | None = None
+    downsampler: str | None = None
+    clips: str = ""
 
     @property
     def network(self) -> DiffusersNetwork:
@@ -95,27 +111,42 @@ class ForeignTeacher:
         """This teacher for data of `num_classes` classes.
 
         A label table with one row for each class has none for an image without class; it gets one, the mean of the others. Features
-        of images are read with it, samples of a class are not.
+        of images are read with it, samples of a class are not, and guidance must not be: `knows_null` is then False.
 
         Raises:
-            ConfigError: the table has another number of rows, or there is none and the data have labels.
+            ConfigError: the table has another number of rows, or there is none and the data have labels; or its last row may stand for
+                no class or for a class that the data lack, and nothing says which.
         """
-        if num_classes == self.num_classes:
-            return self
         model: Any = self.network.model
-        table = getattr(model, "class_embedding", None)
-        if isinstance(table, nn.Embedding) and num_classes == table.num_embeddings:
-            _add_null_row(model)
-            network = DiffusersNetwork(model, self.network.null).eval().requires_grad_(False)
-            return replace(self, denoiser=precondition(network, **self.denoiser.preconditioning).eval())
         if self.num_classes == 0:
+            if num_classes == 0:
+                return self
             raise ConfigError(
                 f"the teacher knows no classes and the data have {num_classes}. Leave their labels out with "
                 "`--set teacher.labels=false`."
             )
+        rows = self.num_classes + 1
+        if self.null_row is None and num_classes == rows - 1:
+            raise ConfigError(
+                f"the teacher's label table has {rows} rows and the data have {num_classes} classes: its last row stands for no class, or "
+                "for a class that the data lack, and a U-Net of diffusers does not say which. Say it: `--set teacher.null_class=last` "
+                "where it was trained on images without a class, else bring data of all of its classes."
+            )
+        if self.null_row and num_classes == rows - 1:
+            return self
+        if not self.null_row and num_classes == rows:
+            _add_null_row(model)
+            network = DiffusersNetwork(model, self.network.null).eval().requires_grad_(False)
+            denoiser = precondition(network, **self.denoiser.preconditioning).eval()
+            return replace(self, denoiser=denoiser, null_row=True, knows_null=False)
+        known = {
+            True: f"{rows - 1} classes",
+            False: f"{rows} classes",
+            None: f"{rows} classes, or {rows - 1} and none,",
+        }
         raise ConfigError(
-            f"the teacher was trained with {self.num_classes} classes and the data have {num_classes or 'no labels'}; "
-            "the labels must be those of the teacher, in its order."
+            f"the teacher was trained with {known[self.null_row]} and the data have {num_classes or 'no labels'}; the labels must be "
+            "those of the teacher, in its order."
         )
 
 
@@ -129,20 +160,26 @@ def _add_null_row(model: Any) -> None:
 
 
 def open_teacher(
-    path: Path | str, *, null_condition: str | NullCondition = "", reads_texts: bool = False
+    path: Path | str,
+    *,
+    null_condition: str | NullCondition = "",
+    null_class: str = "auto",
+    reads_texts: bool = False,
 ) -> ForeignTeacher:
     """The teacher in a folder.
 
     Args:
         path: See the module.
         null_condition: A safetensors file in place of the folder's own, or "zeros"; or the condition itself.
+        null_class: One of `NULL_CLASSES`; "auto" derives it.
         reads_texts: It will be told a text of each image, so that one of pagoda's own needs no null condition: it knows dropped texts
             as zeros.
 
     Raises:
         ArtifactError: no such folder, no network, no scheduler, no safetensors weights; or a text-conditional network whose null
             condition is not there.
-        ConfigError: a network, scheduler or prediction that cannot be read; a network with inputs that have no condition.
+        ConfigError: a network, scheduler or prediction that cannot be read; a network with inputs that have no condition; a
+            `null_class` that is unknown, or contradicts the folder.
         ShapeError: a network whose images are not square or of unknown size, or a null condition of another width.
     """
     path = Path(path)
@@ -154,15 +191,17 @@ def open_teacher(
     if index is None:
         network_folder, codec = path, None
     else:
-        named = [name for name, kind in index.items() if isinstance(kind, list) and kind[:1] != [None]]
-        part = next((name for name in ("unet", "transformer", "model") if name in named), None)
+        # A part that is left out is written as [null, null].
+        parts = [name for name, kind in index.items() if isinstance(kind, list) and kind[-1] is not None]
+        part = next((name for name in ("unet", "transformer", "model") if name in parts), None)
         if part is None:
-            raise ArtifactError(f"{path}/model_index.json names no `unet` or `transformer`; it has {sorted(named)}.")
+            raise ArtifactError(f"{path}/model_index.json names no `unet` or `transformer`; it has {sorted(parts)}.")
         network_folder = path / part
-        codec_name = next((name for name in ("vae", "vqvae") if name in named), None)
+        codec_name = next((name for name in ("vae", "vqvae") if name in parts), None)
         codec = None if codec_name is None else path / codec_name
     own = _read_json(path / "denoiser.json")
-    scheduler = None if own is not None else read_scheduler(path)
+    full = {} if own is not None else _find_scheduler(path)
+    scheduler = None if own is not None else _read_settings(full)
     model = load_model(network_folder)
     _check_inputs(model)
     size = square_size(model)
@@ -179,7 +218,21 @@ def open_teacher(
         denoiser = precondition(network, scheduler=scheduler)
     if latents_of is not None and codec is None and (path.parent / "codec" / "config.json").is_file():
         codec = path.parent / "codec"  # the run's own
-    return ForeignTeacher(denoiser.eval(), size, network.in_channels, codec, latents_of, texts)
+    null_row, knows_null = _read_null_class(model, own, null_class)
+    downsampler = None if own is None else own.get("downsampler")
+    clips = next((f"{key}=True" for key in ("thresholding", "clip_sample") if full.get(key)), "")  # in diffusers' order
+    return ForeignTeacher(
+        denoiser.eval(),
+        size,
+        network.in_channels,
+        codec,
+        latents_of,
+        texts,
+        null_row=null_row,
+        knows_null=knows_null,
+        downsampler=downsampler,
+        clips=clips,
+    )
 
 
 def preconditioning_of(facts: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -205,7 +258,15 @@ def read_scheduler(path: Path | str) -> dict[str, Any]:
         ArtifactError: there is none, or it cannot be read.
         ConfigError: a class that diffusers does not have, or that of a consistency model.
     """
-    path = Path(path)
+    return _read_settings(_find_scheduler(Path(path)))
+
+
+def _read_settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: config[key] for key in READ_SETTINGS if key in config}
+
+
+def _find_scheduler(path: Path) -> dict[str, Any]:
+    """As `read_scheduler`, with the settings that say how to sample."""
     found = None
     for file in (path / "scheduler" / "scheduler_config.json", path / "scheduler_config.json"):
         found = _read_json(file)
@@ -224,8 +285,7 @@ def read_scheduler(path: Path | str) -> dict[str, Any]:
         raise ConfigError(f"{file}: {name} belongs to a few-step model, whose network is no denoiser; use its teacher.")
     parameters = inspect.signature(kind).parameters.values()
     defaults = {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
-    config = {**defaults, **found}
-    return {key: config[key] for key in READ_SETTINGS if key in config}
+    return {**defaults, **found}
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:
@@ -255,6 +315,31 @@ def _check_inputs(model: nn.Module) -> None:
             f"the network takes {config.in_channels} channels and gives {channels}: a network for inpainting or enlarging is no "
             "teacher; accepted are as many, or twice as many with a learned variance."
         )
+
+
+def _read_null_class(model: nn.Module, own: Mapping[str, Any] | None, told: str) -> tuple[bool | None, bool | None]:
+    """(`null_row`, `knows_null`) of a teacher, see `ForeignTeacher`; `own` are the facts in a `denoiser.json`."""
+    if told not in NULL_CLASSES:
+        raise ConfigError(f"unknown teacher.null_class {told!r}. {did_you_mean(told, NULL_CLASSES)}")
+    recorded = None if own is None else own.get("knows_null")
+    if not count_classes(model):
+        if told != "auto":
+            raise ConfigError(f"teacher.null_class={told}: the teacher knows no classes; leave it out.")
+        # Where diffusers' text models are told nothing, they are told their null condition.
+        return None, recorded if own is not None else takes_tokens(model) or None
+    by_construction = own is not None or isinstance(model, DiTTransformer2DModel)
+    if by_construction and told == "none" and recorded is not False:
+        raise ConfigError(
+            f"teacher.null_class=none: the last row of this teacher's table of {count_classes(model) + 1} stands for no class by "
+            "construction; leave it out."
+        )
+    if recorded is False and told == "last":
+        raise ConfigError(
+            "teacher.null_class=last: the teacher's denoiser.json says that it was not trained on images without a class; leave it out."
+        )
+    if by_construction:
+        return True, recorded if recorded is not None else (own is None or told == "last") or None
+    return {"auto": (None, None), "last": (True, True), "none": (False, False)}[told]
 
 
 def _read_null(model: nn.Module, path: Path, given: str | NullCondition) -> NullCondition | None:

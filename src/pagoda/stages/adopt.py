@@ -9,9 +9,9 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-from pagoda.data import Downsampler
+from pagoda.data import Downsampler, DownsamplerKind
 from pagoda.diffusion import ScheduledDenoiser
 from pagoda.errors import ConfigError, ShapeError
 from pagoda.networks import ForeignTeacher, anatomy, open_codec, open_teacher
@@ -19,7 +19,7 @@ from pagoda.networks.teachers import ZEROS
 from pagoda.stages.captions import open_encoder
 from pagoda.stages.config import MatchingConfig, RunConfig
 from pagoda.stages.config_checks import check_crops
-from pagoda.stages.context import StageContext, save_teacher
+from pagoda.stages.context import StageContext, save_teacher, teacher_facts
 from pagoda.stages.critics import check_layers
 from pagoda.stages.pipeline_texts import PipelineTextEncoder, has_texts
 from pagoda.stages.recorded_settings import stage_settings
@@ -51,6 +51,7 @@ def adopt(context: StageContext) -> None:
     check_teacher(teacher, config, channels=data.channels)
     check_codec(teacher, context)
     teacher = teacher.fit_classes(context.num_classes)
+    check_null(config, teacher.num_classes, teacher.knows_null)
     if runtime.is_main:
         facts: dict[str, object] = {
             "image_size": config.base,
@@ -61,6 +62,7 @@ def adopt(context: StageContext) -> None:
             "downsampler": Downsampler(config.downsampler).fingerprint,
             "data": data.fingerprint,
             "source": teacher.fingerprint,
+            "knows_null": teacher.knows_null,
         }
         if config.codec:
             facts["codec"] = context.codec.fingerprint
@@ -80,14 +82,25 @@ def check_brought(context: StageContext) -> None:
         As `adopt`.
     """
     run, config, data = context.run, context.config, context.data
-    if not config.teacher.path or (run.is_done(STAGE) and not Path(config.teacher.path).is_dir()):
+    if not config.teacher.path:
         return
+    if run.is_done(STAGE):  # with a label table that may have been given a row since
+        facts = teacher_facts(run.teacher)
+        check_null(config, int(facts["num_classes"]), facts.get("knows_null"))
+        if not Path(config.teacher.path).is_dir():
+            return
     teacher = _open(context)
     run.check(STAGE, stage_settings(config, STAGE), {"data": data.fingerprint, "source": teacher.fingerprint})
     if not run.is_done(STAGE):
         check_teacher(teacher, config, channels=data.channels)
         check_codec(teacher, context)
-        teacher.fit_classes(0 if config.condition == "text" else data.num_classes)
+        teacher = teacher.fit_classes(0 if config.condition == "text" else data.num_classes)
+        check_null(config, teacher.num_classes, teacher.knows_null)
+        if teacher.clips:
+            context.say(
+                f"teach: the teacher's scheduler clips its estimates of the image while it samples ({teacher.clips}); here they stay as "
+                "the network gives them, since what was clipped could not be inverted"
+            )
     check_crops(config, anatomy(teacher.network).stride)
     check_layers(context, teacher.network)
 
@@ -102,7 +115,8 @@ def _open(context: StageContext) -> ForeignTeacher:
     config = context.config
     path = config.teacher.path
     if config.condition != "text":
-        return open_teacher(path, null_condition=config.teacher.null_condition)
+        told = config.teacher
+        return open_teacher(path, null_condition=told.null_condition, null_class=told.null_class)
     encoder = open_encoder(context.run, config)
     if isinstance(encoder, PipelineTextEncoder):
         return open_teacher(path, null_condition=encoder.null)
@@ -129,7 +143,8 @@ def check_teacher(teacher: ForeignTeacher, config: RunConfig, *, channels: int) 
 
     Raises:
         ShapeError: another size or other channels.
-        ConfigError: it works on latents and the run does not, or the run's noise levels leave its range.
+        ConfigError: it works on latents and the run does not, it was trained on images that were made small in another way, or the
+            run's noise levels leave its range.
     """
     if teacher.codec is not None and not config.codec:
         raise ConfigError(
@@ -147,7 +162,18 @@ def check_teacher(teacher: ForeignTeacher, config: RunConfig, *, channels: int) 
         )
     if teacher.size != config.base:
         raise ShapeError(
-            f"the teacher makes images of {teacher.size} pixels, the run's base is {config.base}: set --base {teacher.size}."
+            f"the teacher makes images of {teacher.size} pixels, the run's base is {config.base}, which a run keeps. Start another run: "
+            f"`pagoda train` with --teacher and --base {teacher.size}, or without --base."
+        )
+    ours = Downsampler(config.downsampler).fingerprint
+    if teacher.downsampler not in (None, ours):
+        kinds = {Downsampler(kind).fingerprint: kind for kind in get_args(DownsamplerKind)}
+        theirs = kinds.get(teacher.downsampler)
+        raise ConfigError(
+            f"the teacher in {config.teacher.path} was trained on images made small by "
+            f"{theirs or 'a downsampler that this version does not have'} ({teacher.downsampler}), and this run makes them small by "
+            f"{config.downsampler} ({ours}): it would be asked about images that it has never seen. "
+            + (f"Start a run with `--set downsampler={theirs}`." if theirs else "Bring a teacher of this version.")
         )
     low, high = teacher.denoiser.sigma_range
     # The tolerance is that of a schedule's own range.
@@ -156,6 +182,30 @@ def check_teacher(teacher: ForeignTeacher, config: RunConfig, *, channels: int) 
             f"the teacher's noise levels go from {low:.4g} to {high:.4g}; encode.sigma_min is {config.encode.sigma_min} and "
             f"sigma_max {config.sigma_max}. Use `--set encode.sigma_min={max(low, 0.03):.4g} sigma_max={min(high, 80.0):.6g}`."
         )
+
+
+def check_null(config: RunConfig, num_classes: int, known: bool | None) -> None:
+    """Refuse guidance by a teacher that never saw an image without its condition: where it would be led from is made up.
+
+    Args:
+        num_classes: Of the teacher.
+        known: See `ForeignTeacher.knows_null`.
+
+    Raises:
+        ConfigError: guidance is asked for, and the teacher has no null class, or nothing says that it has one.
+    """
+    if not config.guidance.active or known or (known is None and config.teacher.null_class == "last"):
+        return
+    classes = f"the teacher in {config.teacher.path} knows {num_classes} classes"
+    if known is None:
+        raise ConfigError(
+            f"guidance.scale_max is {config.guidance.scale_max:g}, {classes}, and nothing says whether it was trained on images without "
+            "one too. Set guidance.scale_max=1; or, where it was, `--set teacher.null_class=last`."
+        )
+    raise ConfigError(
+        f"guidance.scale_max is {config.guidance.scale_max:g}, and {classes} and no image without one, from which guidance leads away. "
+        "Set guidance.scale_max=1, or bring a teacher whose training left out some labels (of pagoda: teach.condition_dropout=0.1)."
+    )
 
 
 def check_codec(teacher: ForeignTeacher, context: StageContext) -> None:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from pagoda.data import LatentStore
 from pagoda.data.moments import MomentSums
 from pagoda.data.order import batch_indices
-from pagoda.diffusion import UNCONDITIONAL, Condition
+from pagoda.diffusion import UNCONDITIONAL, Condition, EDMDenoiser
 from pagoda.errors import ArtifactError, ConfigError
 from pagoda.evaluation import psnr
 from pagoda.files import hash_json
@@ -33,6 +33,7 @@ from pagoda.stages.latent_inputs import LatentInputs, open_latents
 from pagoda.stages.recorded_settings import stage_settings
 from pagoda.stages.run_folder import RunFolder
 from pagoda.stages.sampling import load_generator
+from pagoda.stages.teach import measure_std
 from pagoda.training import (
     Losses,
     Objective,
@@ -153,13 +154,17 @@ def build(context: StageContext, fingerprint: str, store: LatentStore) -> tuple[
     denoiser, _ = load_teacher(context.run.teacher)
     assert isinstance(denoiser.network, DiffusersNetwork)
     torch.manual_seed(derive_seed(config.seed, STAGE, "init"))
+    scalings = dict(denoiser.preconditioning)
+    if not isinstance(
+        denoiser, EDMDenoiser
+    ):  # a scheduler knows no deviation of the data, and the linear path needs one
+        scalings["sigma_data"] = measure_std(context)
     network = LatentEncoder.from_teacher(
         denoiser.network,
         sigma_min=config.encode.sigma_min,
         sigma_max=config.sigma_max,
-        sigma_data=denoiser.sigma_data,
-        noise_scale=denoiser.noise_scale,
         guidance_max=config.guidance.scale_max if config.guidance.active else None,
+        **scalings,
     )
     nn.Module.to(network, runtime.device)
     network.requires_grad_(True).train()

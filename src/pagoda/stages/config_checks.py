@@ -254,11 +254,13 @@ def check_text(config: RunConfig) -> None:
 def check_guided(config: RunConfig) -> None:
     """Refuse guidance of a teacher that knows no images without their condition, and assignments that nothing would read.
 
+    What a brought teacher knows is looked up in its folder; see `adopt.check_null`.
+
     Raises:
         ConfigError: naming the setting and what to do.
     """
     settings = config.guidance
-    if settings.active and config.teach.condition_dropout == 0:
+    if settings.active and not config.teacher.path and config.teach.condition_dropout == 0:
         raise ConfigError(
             "guidance.scale_max above 1 needs a teacher that also knows images without their condition; "
             "set teach.condition_dropout above 0, for instance 0.1."

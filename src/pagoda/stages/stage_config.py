@@ -9,6 +9,7 @@ from pagoda.diffusion import build_solver
 from pagoda.errors import ConfigError, did_you_mean
 from pagoda.networks import FeatureConfig
 from pagoda.networks.generator import OUTPUTS
+from pagoda.networks.teachers import NULL_CLASSES
 from pagoda.stages.config_checks import check_decay, check_loss, check_matching
 from pagoda.text import TWO_TOWER
 from pagoda.training import LoopConfig, OptimizerConfig
@@ -27,11 +28,18 @@ class TeacherConfig:
     """What a text-conditional teacher is told of every image: a safetensors file in place of its folder's own, or `zeros`."""
     labels: bool = True
     """False leaves the labels of the images out, for a teacher that knows none."""
+    null_class: str = "auto"
+    """Whether the last row of its label table stands for no class: last (yes, and it was trained), none (no), auto (derived, where the
+    table and the classes of the data leave one reading)."""
 
     def __post_init__(self) -> None:
-        if not self.path and (self.null_condition or not self.labels):
+        if not self.path and (self.null_condition or not self.labels or self.null_class != "auto"):
             raise ConfigError(
-                "teacher.null_condition and teacher.labels are for a teacher that is brought: give teacher.path."
+                "teacher.null_condition, teacher.labels and teacher.null_class are for a teacher that is brought: give teacher.path."
+            )
+        if self.null_class not in NULL_CLASSES:
+            raise ConfigError(
+                f"unknown teacher.null_class {self.null_class!r}. {did_you_mean(self.null_class, NULL_CLASSES)}"
             )
 
 

@@ -51,6 +51,7 @@ def teach(context: StageContext) -> None:
             "sigma_max": config.sigma_max,
             "downsampler": Downsampler(config.downsampler).fingerprint,
             "data": data.fingerprint,
+            "knows_null": config.teach.condition_dropout > 0,
         }
         if isinstance(data, CodedDataset):
             facts["codec"] = data.codec.fingerprint

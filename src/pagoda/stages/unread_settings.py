@@ -82,7 +82,7 @@ OF_RUNS: tuple[_Row[RunConfig], ...] = (
     _Row(
         (
             *("backbone", "noise_scale", "sigma_data"),
-            *(f"teach.{field.name}" for field in fields(TeachConfig) if field.name != "condition_dropout"),
+            *(f"teach.{field.name}" for field in fields(TeachConfig)),
         ),
         lambda config: bool(config.teacher.path),
         "the teacher is brought ({config.teacher.path}) and trained already: leave it out, or leave out the teacher",
