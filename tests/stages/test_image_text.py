@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from tests.conftest import text_config, tiny_config
 
-from pagoda.errors import ConfigError
+from pagoda.errors import ArtifactError, ConfigError
 from pagoda.networks import TokenDiscriminator
 from pagoda.stages.config import LossConfig, override
 from pagoda.stages.context import StageContext, load_teacher, open_context
-from pagoda.stages.distill import build_objective
-from pagoda.stages.grow import CachedInputs
+from pagoda.stages.distill import build_objective, distill
+from pagoda.stages.grow import CachedInputs, grow
 from pagoda.stages.image_text import ImageTextTerm, open_image_text
 from pagoda.stages.latent_inputs import LatentInputs, open_latents
 from pagoda.stages.presets import preset_config
@@ -123,8 +126,6 @@ def tiny_condition(rows: torch.Tensor):  # type: ignore[no-untyped-def]
 
 
 def test_a_run_with_both_goes_all_the_way_and_notes_the_encoder(encoded: StageContext, tmp_path: Path) -> None:
-    import shutil
-
     shutil.copytree(encoded.run.path, tmp_path / "run")
     changes = {}
     for stage in ("distill", "grow"):
@@ -139,6 +140,35 @@ def test_a_run_with_both_goes_all_the_way_and_notes_the_encoder(encoded: StageCo
     lines = (run.metrics).read_text().splitlines()
     assert sum("generator/image_text" in line for line in lines) >= 2
     assert sum("win_rate" in line for line in lines) >= 2
+
+
+class Brightness(Mean):
+    """`Mean` with a vector for texts, and a name of its own."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    @property
+    def fingerprint(self) -> str:
+        return self.name
+
+    def embed_texts(self, texts: Sequence[str]) -> torch.Tensor:
+        return torch.tensor([[1.0, 0.0]]).expand(len(texts), 2)
+
+
+def test_an_encoder_of_ones_own_is_an_input_of_the_stage(encoded: StageContext, tmp_path: Path) -> None:
+    shutil.copytree(encoded.run.path, tmp_path / "run")
+    settings = {"distill.loss.image_text": 0.5, "distill.loss.adversarial": 0.0}
+    context = dataclasses.replace(encoded, run=RunFolder(tmp_path / "run"), config=override(encoded.config, settings))
+    distill(context, image_text=Brightness("own"))
+    record = context.run.record("distill")
+    assert record is not None
+    assert record["inputs"]["image_text"] == "own"
+    with pytest.raises(ArtifactError, match="image_text"):
+        distill(context, image_text=Brightness("another"))
+    for stage in (distill, partial(grow, size=16)):
+        with pytest.raises(ConfigError, match="whose weight image_text is 0"):
+            stage(dataclasses.replace(context, config=encoded.config), image_text=Brightness("own"))
 
 
 def test_heads_are_those_of_the_configuration(encoded: StageContext) -> None:

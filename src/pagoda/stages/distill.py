@@ -27,6 +27,7 @@ from pagoda.stages.recorded_settings import stage_settings
 from pagoda.stages.teach import measure_std
 from pagoda.stages.teacher_pairs import STAGE, TeacherPairs, make_teacher_pairs
 from pagoda.stages.watching import build_evaluation
+from pagoda.text import ImageTextEncoder
 from pagoda.training import Trainer, derive_seed
 
 __all__ = ["STAGE", "build_objective", "distill", "export_generator"]
@@ -101,15 +102,18 @@ def student_network(denoiser: PreconditionedDenoiser, sigma_max: float) -> Diffu
     return DiffusersNetwork(merge_switch_masks(network.model, time), null=network.null)
 
 
-def distill(context: StageContext, *, match: ImageGuidance | None = None) -> None:
+def distill(
+    context: StageContext, *, match: ImageGuidance | None = None, image_text: ImageTextEncoder | None = None
+) -> None:
     """Train the generator of base size and write it to `generator-<base>/`; continues where it stopped.
 
     Args:
         match: For the assignment `matched` of guidance: the weight that an image looks like; in a run of texts its agreement with its
             caption tells it when None.
+        image_text: For the loss's term of that name: an encoder of your own; None opens the one that the configuration names.
 
     Raises:
-        ConfigError: `match` is missing, or given for nothing.
+        ConfigError: `match` is missing, or given for nothing, as may be `image_text`.
         ArtifactError: the folder's generator was started with another configuration, or latents do not fit.
         TrainingError: the training is no longer healthy.
     """
@@ -127,9 +131,9 @@ def distill(context: StageContext, *, match: ImageGuidance | None = None) -> Non
     if config.distill.latents == "amortised":
         inputs["encoder"] = str(run.require(AMORTISE, f"pagoda amortise {run.path}")["results"]["hash"])
         latents = AmortisedInputs(context, store, load_encoder(run, device=runtime.device))
-    image_text = open_image_text(context, config.distill.loss)
-    if image_text is not None:
-        inputs["image_text"] = image_text.encoder.fingerprint
+    term = open_image_text(context, config.distill.loss, image_text)
+    if term is not None:
+        inputs["image_text"] = term.encoder.fingerprint
     encoder = agreement_encoder(context, match)
     if encoder is not None:
         inputs["match"] = encoder.fingerprint
@@ -143,7 +147,7 @@ def distill(context: StageContext, *, match: ImageGuidance | None = None) -> Non
     if agreement is not None:
         context.say(f"distill: the teacher's images agree with their captions by {agreement.describe()}")
     sources = guided_inputs(config, latents, store, pairs, match or agreement)
-    objective = build_objective(context, denoiser, sources, pairs, image_text)
+    objective = build_objective(context, denoiser, sources, pairs, term)
     keep_critics(context, STAGE, objective.critics)
     evaluation = build_evaluation(context, config.base)
     trainer = build_trainer(context, STAGE, objective, config.distill.loop, fingerprint, evaluation)

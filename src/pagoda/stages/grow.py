@@ -32,6 +32,7 @@ from pagoda.stages.recorded_settings import stage_settings, without_neutral
 from pagoda.stages.retained_heads import RetainedHeads
 from pagoda.stages.sampling import load_generator
 from pagoda.stages.watching import build_evaluation
+from pagoda.text import ImageTextEncoder
 from pagoda.training import StepRandom, derive_seed, seeded_generator
 
 
@@ -136,16 +137,24 @@ def check_boundary(context: StageContext) -> None:
         anatomy(model).check(boundary)
 
 
-def grow(context: StageContext, size: int, *, match: ImageGuidance | None = None) -> None:
+def grow(
+    context: StageContext,
+    size: int,
+    *,
+    match: ImageGuidance | None = None,
+    image_text: ImageTextEncoder | None = None,
+) -> None:
     """Grow the generator from the size below to `size` and write it to `generator-<size>/`; continues where it stopped.
 
     Args:
         match: For the assignment `matched` of guidance: the weight that an image looks like; in a run of texts its agreement with its
             caption tells it when None.
+        image_text: For the loss's term of that name: an encoder of your own; None opens the one that the configuration names.
 
     Raises:
         ArtifactError: the level below is missing, the stage was started with another configuration, or a frozen level has changed.
-        ConfigError: no stage of this run ends with `size`; `match` is missing, or given for nothing.
+        ConfigError: no stage of this run ends with `size`; `match` is missing, or given for nothing, as may be
+            `image_text`.
         TrainingError: the training is no longer healthy.
     """
     run, config, runtime = context.run, context.config, context.runtime
@@ -159,9 +168,9 @@ def grow(context: StageContext, size: int, *, match: ImageGuidance | None = None
     inputs: dict[str, str | None] = {"data": context.data.fingerprint, "generator": str(lower_hash)}
     inputs["latents"] = hash_json(store.provenance)
     inputs |= {} if match is None else {"match": match.fingerprint}
-    image_text = open_image_text(context, config.grow.loss_of(octave))
-    if image_text is not None:
-        inputs["image_text"] = image_text.encoder.fingerprint
+    term = open_image_text(context, config.grow.loss_of(octave), image_text)
+    if term is not None:
+        inputs["image_text"] = term.encoder.fingerprint
     encoder = agreement_encoder(context, match)
     if encoder is not None:
         inputs["match"] = encoder.fingerprint
@@ -179,7 +188,7 @@ def grow(context: StageContext, size: int, *, match: ImageGuidance | None = None
     loop = config.grow.loop_of(octave)
     matched = match if encoder is None else agreement_weights(context, encoder)
     cached = cache_inputs(context, generator, store, stage, matched)
-    objective = build_objective(context, generator, cached, size, image_text=image_text)
+    objective = build_objective(context, generator, cached, size, image_text=term)
     keep_critics(context, stage, objective.critics)
     evaluation = build_evaluation(context, size)
     trainer = build_trainer(context, stage, objective, loop, fingerprint, evaluation)

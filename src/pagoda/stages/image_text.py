@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from pagoda.errors import ConfigError
 from pagoda.networks import ImageCodec
 from pagoda.stages.captions import encoder_folder
 from pagoda.stages.config import LossConfig
@@ -53,17 +54,27 @@ class ImageTextTerm:
         return spherical_distance(self.encoder.embed_images(images), targets.to(images.device))
 
 
-def open_image_text(context: StageContext, loss: LossConfig) -> ImageTextTerm | None:
+def open_image_text(
+    context: StageContext, loss: LossConfig, encoder: ImageTextEncoder | None = None
+) -> ImageTextTerm | None:
     """The term of a stage; None where its weight is 0.
+
+    Args:
+        encoder: One of your own, where the compute is; None opens the one that the loss names.
 
     Raises:
         ArtifactError: the encoder is missing.
-        ConfigError: it has no image tower.
+        ConfigError: it has no image tower, or is given to a loss without the term.
     """
     if loss.image_text == 0:
+        if encoder is not None:
+            raise ConfigError(
+                f"the encoder {encoder.fingerprint} is given for the image-text term, whose weight image_text is 0; give it a weight, or "
+                "leave the encoder out."
+            )
         return None
     assert context.captions is not None, "checked by the configuration"
-    encoder = open_image_text_encoder(context, loss.image_text_encoder)
+    encoder = encoder or open_image_text_encoder(context, loss.image_text_encoder)
     return ImageTextTerm(encoder, encoder.embed_texts(context.captions.texts), context.captions.rows, context.codec)
 
 
