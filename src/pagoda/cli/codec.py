@@ -72,6 +72,7 @@ class CodecScale:
 
     Examples:
       pagoda codec scale ~/sd/vae ~/photos --size 256
+      pagoda codec scale models/vae emoji.zip --size 128 --filter skin_tone=
     """
 
     codec: tyro.conf.Positional[Path]
