@@ -203,7 +203,8 @@ def adopt(
     kept = _TemporaryFolder() if out is None else None
     folder = kept.path / "run" if kept is not None else Path(str(out))
     given = dict(settings or {})
-    suitable = teacher_settings(str(path), given)
+    whole = preset_config(preset, str(data), base=32, size=32)  # of the right sizes once the teacher's is known
+    suitable = teacher_settings(str(path), given, config=whole)
     size = suitable["base"]
     config = override(preset_config(preset, str(data), base=size, size=size), {**suitable, **given})
     check_read(config, given)

@@ -211,6 +211,11 @@ def test_settings_are_chosen_inside_of_the_teacher_s_range(folders: dict[str, Pa
     assert settings["sigma_max"] == high < 15
     assert low <= settings["encode.sigma_min"]
     assert settings["distill.output"] == "unit"  # it predicts eps
+    assert not [name for name in settings if "matching" in name]
+    small = preset_config("small", DATA, base=SIZE, size=SIZE)
+    assert teacher_settings(str(text), config=small)["distill.matching.sigma_max"] == high
+    assert teacher_settings(str(text), {"distill.matching.weight": 0.0}, config=small) == settings
+    assert teacher_settings(str(text), {"distill.matching.weight": 2.0})["distill.matching.sigma_max"] == high
     assert "distill.output" not in teacher_settings(str(folders["sd3"]))
     assert teacher_settings(str(folders["sd3"]))["sigma_max"] == 80
     with pytest.raises(ConfigError, match=r"noise levels go from 0\.\d+ to 14\.6.*sigma_max=14\.6"):

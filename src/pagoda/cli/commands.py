@@ -131,12 +131,16 @@ class Train(_Start):
             return super().resolve(suitable)
         from pagoda.stages.adopt import teacher_settings
         from pagoda.stages.config import read_yaml
+        from pagoda.stages.presets import preset_config
 
         given = {} if self.config is None else flatten(read_yaml(self.config))
         given |= parse_settings(self.set)
         if self.condition is not None:
             given["condition"] = self.condition
-        return super().resolve(teacher_settings(str(self.teacher), given))
+        preset = preset_config(
+            self.preset, self.data, base=32, size=32
+        )  # of the right sizes once the teacher's is known
+        return super().resolve(teacher_settings(str(self.teacher), given, config=preset))
 
     def run(self) -> None:
         """Run every stage."""
@@ -216,9 +220,11 @@ class Distill(_Continue):
         changes: dict[str, Any] = {}
         if self.teacher is not None:
             from pagoda.stages.adopt import teacher_settings
+            from pagoda.stages.train import require_run
 
             given = parse_settings(self.set)
-            suitable = teacher_settings(str(self.teacher), given)
+            config = require_run(self.run_dir)[1]
+            suitable = teacher_settings(str(self.teacher), {"condition": config.condition, **given}, config=config)
             changes = {key: value for key, value in suitable.items() if key not in {"base", *given}}
         self.proceed("distill", **changes)
 

@@ -227,12 +227,15 @@ def check_codec(teacher: ForeignTeacher, context: StageContext) -> None:
         )
 
 
-def teacher_settings(path: str, given: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def teacher_settings(
+    path: str, given: Mapping[str, Any] | None = None, *, config: RunConfig | None = None
+) -> dict[str, Any]:
     """Settings that suit the teacher in a folder, by dotted key: its size, its codec, noise levels inside of its range, its texts.
 
     Args:
         path: Its folder.
-        given: Settings that are known already; `teacher.null_condition` and `condition` have a say.
+        given: Settings that are known already; `teacher.null_condition`, `condition` and `distill.matching.weight` have a say.
+        config: What the settings will change. Where it matches distributions, levels for that are chosen too.
 
     Raises:
         As `open_teacher`.
@@ -251,10 +254,10 @@ def teacher_settings(path: str, given: Mapping[str, Any] | None = None) -> dict[
         "sigma_max": min(80.0, high),
         "encode.sigma_min": max(0.03, low),
     }
-    # The presets match between levels that a schedule may not have.
-    if low > MatchingConfig.sigma_min:
+    matches = told.get("distill.matching.weight", 0.0 if config is None else config.distill.matching.weight)
+    if matches and low > MatchingConfig.sigma_min:  # the presets' levels may not be in the schedule
         settings["distill.matching.sigma_min"] = low
-    if high < MatchingConfig.sigma_max:
+    if matches and high < MatchingConfig.sigma_max:
         settings["distill.matching.sigma_max"] = high
     if own:
         settings["text.encoder"] = TEACHERS
