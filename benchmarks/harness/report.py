@@ -23,11 +23,19 @@ def number(value: float) -> str:
     return f"{value:.3e}"
 
 
+_SMALLEST_RESULT = 0.5
+"""Share of the budget below which a page says that it is a trial."""
+
+
 def _warnings(record: dict[str, Any]) -> list[str]:
     warnings = []
     if not record["complete"]:
         warnings.append("**Unfinished:** some arms have not run for every seed; the pass lines are not judged yet.")
-    if record["budget"] < 1:
+    if _SMALLEST_RESULT <= record["budget"] < 1:
+        warnings.append(
+            f"**At {record['budget']:g} of the full budget:** steps and counts are that share of the benchmark's own."
+        )
+    elif record["budget"] < 1:
         warnings.append(f"**Not a result:** run at {record['budget']:g} of the full budget.")
     if record["commit"]["dirty"]:
         warnings.append("**Working tree:** the code differed from the commit named below.")

@@ -179,6 +179,8 @@ def test_small_budgets_reach_the_benchmark_and_mark_the_page(path: Path) -> None
     record = run(Benchmark("toy", "?", (), arms), seeds=1, json_path=path, budget=0.25, report=silent)
     assert seen == [0.25]
     assert "**Not a result:** run at 0.25" in render(record)
+    assert "**At 0.5 of the full budget:**" in render({**record, "budget": 0.5})
+    assert "full budget" not in render({**record, "budget": 1.0})
 
 
 @pytest.mark.parametrize(
