@@ -12,7 +12,6 @@ from tests.conftest import text_config
 from pagoda.cli.main import main
 from pagoda.data import LatentStore
 from pagoda.diffusion import Condition
-from pagoda.errors import ConfigError
 from pagoda.images import read_metadata
 from pagoda.networks import TokenDiscriminator
 from pagoda.pipelines import PagodaPipeline
@@ -167,7 +166,5 @@ def test_a_run_of_matched_weights_stops_and_continues_to_the_same_weights(
         assert whole["results"]["hash"] == part["results"]["hash"]
 
 
-def test_matched_weights_need_pictures() -> None:
-    config = guided_texts()
-    with pytest.raises(ConfigError, match=r"matched looks at pictures"):
-        dataclasses.replace(config, codec="somewhere")
+def test_matched_weights_go_with_latents_which_are_decoded() -> None:
+    assert dataclasses.replace(guided_texts(), codec="somewhere").guidance.assignment == "matched"

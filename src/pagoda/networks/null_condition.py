@@ -66,12 +66,8 @@ class NullCondition(nn.Module):
         """The condition with the slots that it lacks; those that are set stay as they are, apart from texts that were dropped.
 
         A mask belongs to its tokens: it is filled only together with them. A sample whose mask is False throughout has lost its text
-        (`Condition.drop`), and gets this one. A null condition without a mask belongs to a network that reads every token, the padding
-        too: a mask then does no more than tell the dropped from the others, and goes no further.
-
-        Raises:
-            ConfigError: a text that is masked in part, for a network that reads every token.
-            ShapeError: dropped texts of another number of tokens.
+        (`Condition.drop`), and gets this one, if it has as many tokens. A null condition without a mask belongs to a network that reads
+        every token, the padding too: a mask that hides nothing else goes no further.
         """
         if condition.tokens_mask is not None and condition.tokens is not None and "tokens" in self.rows():
             condition = self._fill_dropped(condition, condition.tokens, condition.tokens_mask)
@@ -84,26 +80,17 @@ class NullCondition(nn.Module):
 
     def _fill_dropped(self, condition: Condition, tokens: Tensor, mask: Tensor) -> Condition:
         rows, lost = self.rows(), ~mask.any(1)
-        own = rows.get("tokens_mask")
-        if not torch.compiler.is_compiling():  # a graph cannot look at values
-            if own is None and bool((~mask.all(1) & ~lost).any()):
-                raise ConfigError(
-                    "this network reads every token, and was given texts that are masked in part; embed them by its own encoder, or give "
-                    "tokens without a mask."
-                )
-            if not bool(lost.any()):
-                return condition if own is not None else replace(condition, tokens_mask=None)
         if rows["tokens"].shape[0] != tokens.shape[1]:
-            raise ShapeError(
-                f"texts of {tokens.shape[1]} tokens were dropped, and the null condition has {rows['tokens'].shape[0]}; embed them by "
-                "the encoder that it comes from."
-            )
-        filled: dict[str, Any] = {
-            "tokens": torch.where(lost[:, None, None], rows["tokens"], tokens),
-            "tokens_mask": None,
-        }
-        if own is not None:
-            filled["tokens_mask"] = torch.where(lost[:, None], own, mask)
+            return condition  # texts of another encoder than this one comes from: they know none as zeros, under their mask
+        filled: dict[str, Any] = {"tokens": torch.where(lost[:, None, None], rows["tokens"], tokens)}
         if condition.pooled is not None and "pooled" in rows:
             filled["pooled"] = torch.where(lost[:, None], rows["pooled"], condition.pooled)
+        own = rows.get("tokens_mask")
+        if own is not None:
+            filled["tokens_mask"] = torch.where(lost[:, None], own, mask)
+        else:
+            whole = mask | lost[:, None]
+            # A graph cannot look at values, and keeps the mask; without one, the network does what it was trained to do.
+            masked = torch.compiler.is_compiling() or not bool(whole.all())
+            filled["tokens_mask"] = whole if masked else None
         return replace(condition, **filled)
