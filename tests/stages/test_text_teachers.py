@@ -204,6 +204,8 @@ def test_what_cannot_be_told_is_refused_before_anything_is_made(
         train(config, str(tmp_path / "a"), quiet=True)
     with pytest.raises(ConfigError, match=r"teacher\.null_condition=zeros is for a teacher that is told one text"):
         config_for(folders["sd"], teacher__null_condition="zeros")
+    with pytest.raises(ConfigError, match=r"teacher\.null_class=last: the teacher knows no classes"):
+        train(config_for(folders["sd"], teacher__null_class="last"), str(tmp_path / "d"), quiet=True)
     with pytest.raises(ConfigError, match=r"leave text\.max_tokens"):
         config_for(folders["sd"], text__max_tokens=20)
     clip = str(folders["sd"].parent / "clip")

@@ -137,9 +137,8 @@ class Train(_Start):
         given |= parse_settings(self.set)
         if self.condition is not None:
             given["condition"] = self.condition
-        preset = preset_config(
-            self.preset, self.data, base=32, size=32
-        )  # of the right sizes once the teacher's is known
+        # Of the right sizes once the teacher's is known.
+        preset = preset_config(self.preset, self.data, base=32, size=32)
         return super().resolve(teacher_settings(str(self.teacher), given, config=preset))
 
     def run(self) -> None:

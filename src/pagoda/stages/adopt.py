@@ -113,14 +113,13 @@ def _open(context: StageContext) -> ForeignTeacher:
         ConfigError: a teacher that does not read texts, or reads those of another encoder.
     """
     config = context.config
-    path = config.teacher.path
+    path, null_class = config.teacher.path, config.teacher.null_class
     if config.condition != "text":
-        told = config.teacher
-        return open_teacher(path, null_condition=told.null_condition, null_class=told.null_class)
+        return open_teacher(path, null_condition=config.teacher.null_condition, null_class=null_class)
     encoder = open_encoder(context.run, config)
     if isinstance(encoder, PipelineTextEncoder):
-        return open_teacher(path, null_condition=encoder.null)
-    teacher = open_teacher(path, reads_texts=True)
+        return open_teacher(path, null_condition=encoder.null, null_class=null_class)
+    teacher = open_teacher(path, null_class=null_class, reads_texts=True)
     if teacher.text_encoder is None:
         raise ConfigError(
             f"{path} does not say which encoder its texts are from. Put the network into the folder of a pipeline with its `text_encoder` "

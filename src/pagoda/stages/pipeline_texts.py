@@ -141,9 +141,8 @@ class PipelineTextEncoder(TextEncoder):
         path = Path(path)
         self._texts = PipelineTexts(path, _index_of(path), device)
         rows = self._texts.null().rows()
-        self.null = NullCondition.of(
-            {name: row.half().float() for name, row in rows.items()}
-        )  # rounded as captions are
+        # Rounded as captions are.
+        self.null = NullCondition.of({name: row.half().float() for name, row in rows.items()})
         self.token_dim = rows["tokens"].shape[-1]
         self.pooled_dim = rows["pooled"].shape[-1] if "pooled" in rows else 0
         self.max_tokens = self._texts.longest_text
