@@ -219,12 +219,6 @@ def worst(above: tuple[str, str], below: tuple[str, str]) -> Callable[[Results],
     return lambda r: max(a / b for a, b in zip(r.values(*above), r.values(*below), strict=True))
 
 
-def unequal(results: Results) -> float:
-    """The largest ratio of training times."""
-    times = [results.median(arm, "train_seconds") for arm in ARMS]
-    return max(times) / min(times)
-
-
 def lines(setting: Setting) -> list[PassLine]:
     """The limits, the same for every set."""
     first, top = setting.sizes[1], setting.sizes[-1]
@@ -251,7 +245,7 @@ def lines(setting: Setting) -> list[PassLine]:
             worst(grown, ("cascade", f"distance_{top}")),
             at_most=1.0,
         ),
-        PassLine("the three take equal time within 10 %", unequal, at_most=1.1),
+        PassLine("the three take equal time within 10 %", lambda r: r.unequal(ARMS, "train_seconds"), at_most=1.1),
     ]
 
 

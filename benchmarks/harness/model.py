@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from pagoda.errors import ConfigError, did_you_mean
@@ -36,6 +36,11 @@ class Results:
     def median(self, arm: str, metric: str) -> float:
         """Median over the seeds."""
         return statistics.median(self.values(arm, metric))
+
+    def unequal(self, arms: Iterable[str], metric: str) -> float:
+        """The largest median of several arms over the smallest: 1 where they took the same, of seconds for instance."""
+        medians = [self.median(arm, metric) for arm in arms]
+        return max(medians) / min(medians)
 
     def min(self, arm: str, metric: str) -> float:
         """Smallest value over the seeds."""

@@ -300,3 +300,9 @@ def test_arms_side_by_side_give_the_same_file_and_one_that_fails_loses_no_other(
     assert [row["seed"] for row in kept["half"]][:4] == [0, 1, 2, 3]
     with pytest.raises(ConfigError, match="jobs must be at least 1, got 0"):
         run(bench, seeds=1, json_path=path, report=silent, jobs=0)
+
+
+def test_unequal_arms_are_compared_by_their_medians() -> None:
+    results = Results({"a": [{"s": 1.0}, {"s": 9.0}, {"s": 2.0}], "b": [{"s": 3.0}] * 3, "c": [{"s": 100.0}] * 3})
+    assert results.unequal(["a", "b"], "s") == 1.5
+    assert results.unequal(["b"], "s") == 1.0
