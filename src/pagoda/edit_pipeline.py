@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +20,15 @@ from pagoda.images import to_pil
 from pagoda.networks.guidance import check_guidance_range
 from pagoda.stages.captions import PromptReader
 from pagoda.stages.context import teacher_facts
-from pagoda.stages.editing import Edited, EditedFrames, condition_facts, edit_facts, load_encoder, shown_facts
+from pagoda.stages.editing import (
+    Edited,
+    EditedFrames,
+    TeacherDrawer,
+    condition_facts,
+    edit_facts,
+    load_encoder,
+    shown_facts,
+)
 from pagoda.stages.run_folder import RunFolder
 from pagoda.stages.sampling import load_generator
 from pagoda.steering import (
@@ -28,6 +36,7 @@ from pagoda.steering import (
     FILLING_ROUNDS,
     Box,
     Editor,
+    Filling,
     Fit,
     ImageEncoder,
     ImageLike,
@@ -105,12 +114,13 @@ class PagodaEditPipeline:
         folder = run if isinstance(run, RunFolder) else RunFolder.open(run)
         generator = load_generator(folder, device=device)
         config = folder.config()
-        names = None
+        names, draw = None, None
         if isinstance(encoder, str):
             encoder = load_encoder(folder, encoder, device=device)
         if (folder.teacher / "denoiser.json").is_file():
             names = teacher_facts(folder.teacher).get("class_names")
-        editor = Editor(generator, encoder, Downsampler(config.downsampler))
+            draw = TeacherDrawer(folder.teacher, config, device)
+        editor = Editor(generator, encoder, Downsampler(config.downsampler), draw=draw)
         read = PromptReader(folder, device=device) if config.condition == "text" else None
         return cls(editor, class_names=names, background=config.source.background_rgb, read_prompts=read)
 
@@ -237,7 +247,7 @@ class PagodaEditPipeline:
         prompt: str | None = None,
         condition: Condition | None = None,
         guidance_scale: float | None = None,
-        method: Literal["optimise", "alternate"] = "optimise",
+        method: Filling | None = None,
         steps: int | None = None,
         rounds: int | None = None,
         strength: float = 0.0,
@@ -265,6 +275,7 @@ class PagodaEditPipeline:
         """
         if (mask is not None) + (paint is not None) + bool(holes) != 1:
             raise ConfigError("an inpainting needs one of mask, paint and holes: where is the hole?")
+        method = method or self.editor.filling
         check_mask_settings(mask_is=mask_is, threshold=mask_threshold, given=mask is not None)
         settings = method_settings(
             method, accepted=FILLING, steps=steps, rounds=rounds, strength=strength, default_rounds=FILLING_ROUNDS

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,11 +12,12 @@ from torch import Tensor
 from pagoda.diffusion import UNCONDITIONAL, Condition
 from pagoda.errors import ArtifactError, ConfigError, ShapeError
 from pagoda.networks import OneStepGenerator
-from pagoda.stages.editing import TeacherEncoder, load_encoder
+from pagoda.stages.editing import TeacherDrawer, TeacherEncoder, load_encoder
 from pagoda.stages.run_folder import RunFolder
 from pagoda.stages.sampling import load_generator, sample_images
 from pagoda.steering import (
     Editor,
+    Guess,
     MaskOperator,
     Projections,
     alternate,
@@ -26,13 +28,15 @@ from pagoda.steering import (
     mixed_condition,
     optimise_latents,
 )
+from pagoda.steering.settings import GUESSED_STEPS
 
 LABELS = Condition.of_labels([3, 7, 1])
 
 
 @pytest.fixture(scope="module")
 def editor(finished_run: RunFolder) -> Editor:
-    return Editor(load_generator(finished_run), load_encoder(finished_run))
+    draw = TeacherDrawer(finished_run.teacher, finished_run.config())
+    return Editor(load_generator(finished_run), load_encoder(finished_run), draw=draw)
 
 
 @pytest.fixture
@@ -159,6 +163,7 @@ def every_edit(editor: Editor, images: Tensor, condition: Condition, seeds: list
     return {
         "reconstruct": editor.reconstruct(images, condition, strength=0.3, seeds=seeds),
         "inpaint": editor.inpaint(images, mask, condition, steps=3, strength=0.2, seeds=seeds),
+        "inpaint alone": editor.inpaint(images, mask, condition, method="optimise", steps=3),
         "inpaint by turns": editor.inpaint(
             images, mask, condition, method="alternate", rounds=2, strength=0.5, seeds=seeds
         ),
@@ -173,7 +178,7 @@ def every_edit(editor: Editor, images: Tensor, condition: Condition, seeds: list
 def test_results_do_not_depend_on_the_batch(editor: Editor, images: Tensor) -> None:
     together = every_edit(editor, images, LABELS, [1, 2, 3])
     alone = every_edit(editor, images[1:2], LABELS[1:2], [2])
-    large = every_edit(Editor(editor.generator, editor.encoder, batch_size=3), images, LABELS, [1, 2, 3])
+    large = every_edit(replace(editor, batch_size=3), images, LABELS, [1, 2, 3])
     for name, made in together.items():
         torch.testing.assert_close(made[1:2], alone[name], rtol=0, atol=0 if name == "reconstruct" else 1e-6, msg=name)
         # A batch of another size moves the last bits, and the encoder then sees bytes that are one off.
@@ -185,6 +190,7 @@ def test_known_pixels_come_back_bit_for_bit_whatever_the_settings(editor: Editor
     masks = torch.rand(3, 1, 16, 16) > 0.3
     for options in (
         {"steps": 2},
+        {"method": "optimise", "steps": 2},
         {"steps": 1, "strength": 1.0, "smooth": False},
         {"method": "alternate", "rounds": 1},
         {"method": "alternate", "rounds": 2, "strength": 1.0},
@@ -200,16 +206,18 @@ def test_what_lies_in_a_hole_is_not_read(editor: Editor, images: Tensor) -> None
     mask = torch.ones(16, 16, dtype=torch.bool)
     mask[2:7, 3:12] = False
     other = torch.where(mask, images, torch.tensor(0.9))
-    for method, given in (("optimise", {"steps": 2}), ("alternate", {"rounds": 2})):
-        first, second = (editor.inpaint(x, mask, LABELS, method=method, **given) for x in (images, other))  # type: ignore[arg-type]
+    for method, given in (("teacher", {"steps": 2}), ("optimise", {"steps": 2}), ("alternate", {"rounds": 2})):
+        made = (editor.inpaint(x, mask, LABELS, method=method, seeds=[1, 2, 3], **given) for x in (images, other))  # type: ignore[arg-type]
+        first, second = made
         assert torch.equal(first, second)
 
 
 def test_a_mask_for_each_image_is_its_own(editor: Editor, images: Tensor) -> None:
     masks = torch.rand(3, 1, 16, 16) > 0.3
-    together = Editor(editor.generator, editor.encoder, batch_size=2).inpaint(images, masks, LABELS, steps=2)
+    together = replace(editor, batch_size=2).inpaint(images, masks, LABELS, steps=2, seeds=[4, 5, 6])
     for row in range(3):
-        alone = editor.inpaint(images[row : row + 1], masks[row, 0], LABELS[row : row + 1], steps=2)
+        rows = slice(row, row + 1)
+        alone = editor.inpaint(images[rows], masks[row, 0], LABELS[rows], steps=2, seeds=[4 + row])
         torch.testing.assert_close(together[row : row + 1], alone, rtol=0, atol=1e-4)
 
 
@@ -252,6 +260,23 @@ def test_the_search_for_a_latent_comes_nearer(editor: Editor) -> None:
     made = operator(generate(z)).detach()  # not clamped, unlike what the editor gives: nothing is left to improve
     kept = optimise_latents(z, made, operator, generate, steps=3, sphere=0.0)
     torch.testing.assert_close(kept, z, rtol=0, atol=1e-6)  # the best on the way is the start itself
+
+
+def test_a_guess_holds_what_the_measurement_leaves_free(editor: Editor) -> None:
+    z, condition = torch.randn(2, 3, 8, 8), LABELS[:2]
+    mask, whole = torch.ones(16, 16), torch.ones(16, 16)
+    mask[:, 8:] = 0
+    known, every = MaskOperator(mask), MaskOperator(whole)
+
+    def generate(latents: Tensor) -> Tensor:
+        return editor.generator(latents, condition)
+
+    truth, start = generate(z).detach(), torch.randn(2, 3, 8, 8)
+    free = optimise_latents(start, known(truth), known, generate, steps=20, guess=Guess(truth, every, weight=0.0))
+    assert torch.equal(free, optimise_latents(start, known(truth), known, generate, steps=20))
+    held = optimise_latents(start, known(truth), known, generate, steps=20, guess=Guess(truth, every, weight=1.0))
+    errors = [(generate(latents) - truth)[..., 8:].square().mean((1, 2, 3)) for latents in (held, free)]
+    assert bool((errors[0] < errors[1]).all())
 
 
 def test_alternation_ends_without_noise() -> None:
@@ -338,7 +363,15 @@ def test_settings_out_of_range_are_refused_before_the_encoder_is_asked(editor: E
         ),
         (
             lambda: strict.inpaint(images, torch.ones(16, 16), method="guess"),
-            "unknown method 'guess'; accepted are optimise",
+            "unknown method 'guess'; accepted are teacher, optimise, alternate",
+        ),
+        (
+            lambda: strict.inpaint(images, torch.ones(16, 16), method="teacher", seeds=[1, 2, 3]),
+            r"this editor has none: give it one \(draw=\), or choose optimise or alternate",
+        ),
+        (
+            lambda: Editor(editor.generator, never, draw=editor.draw).inpaint(images, torch.ones(16, 16), seeds=[1]),
+            "draws by a seed for each of 3 images, got 1",
         ),
         (lambda: strict.upscale(images), "images of 16 px are not enlarged by a result of 16 px"),
         (lambda: strict.upscale(images, resolution=8), "not enlarged by a result of 8 px"),
@@ -352,7 +385,7 @@ def test_settings_out_of_range_are_refused_before_the_encoder_is_asked(editor: E
     with pytest.raises(ConfigError, match="needs a seed for each of 3 images, got 1"):
         editor.reconstruct(images, LABELS, strength=0.5, seeds=[1])
     with pytest.raises(ConfigError, match="needs a seed for each of 3 images, got 0"):
-        editor.inpaint(images, torch.rand(16, 16) > 0.5, LABELS, strength=0.5)
+        editor.inpaint(images, torch.rand(16, 16) > 0.5, LABELS, method="optimise", strength=0.5)
     with pytest.raises(ConfigError, match="rounds must be >= 1, got 0"):
         editor.inpaint(images, torch.rand(16, 16) > 0.5, LABELS, method="alternate", rounds=0)
 
@@ -362,11 +395,12 @@ def test_settings_out_of_range_are_refused_before_the_encoder_is_asked(editor: E
     [
         ("optimise", {"rounds": 3}, "rounds=3 is read by the method alternate alone, the method here is optimise"),
         ("project", {"rounds": 1}, "rounds=1 is read by the method alternate alone, the method here is project"),
-        ("alternate", {"steps": 40}, "steps=40 is read by the method optimise alone, the method here is alternate"),
+        ("alternate", {"steps": 40}, r"steps=40 is read by the methods? .*optimise.*, the method here is alternate"),
         ("project", {"steps": 40}, "steps=40 is read by the method optimise alone, the method here is project"),
         ("project", {"strength": 0.5}, "strength=0.5 is read by the methods optimise and alternate"),
         ("alternate", {"strength": 0.5, "rounds": 1}, "strength=0.5 is not read in an alternation of one round"),
         ("optimise", {"steps": 0}, "steps must be >= 1, got 0"),
+        ("teacher", {"rounds": 3}, "rounds=3 is read by the method alternate alone, the method here is teacher"),
     ],
 )
 def test_a_setting_that_the_method_does_not_read_is_refused(
@@ -376,9 +410,10 @@ def test_a_setting_that_the_method_does_not_read_is_refused(
         raise AssertionError("the encoder was asked")
 
     strict, mask = Editor(editor.generator, never), torch.rand(16, 16) > 0.5
-    with pytest.raises(ConfigError, match=message):
-        strict.restore(images, box_blur(16, 3), method=method, **given)
-    if "strength" not in given:
+    if method != "teacher":
+        with pytest.raises(ConfigError, match=message):
+            strict.restore(images, box_blur(16, 3), method=method, **given)
+    if "strength" not in given and method != "teacher":
         with pytest.raises(ConfigError, match=message):
             strict.upscale(images[..., :8, :8], method=method, **given)
     if method != "project":
@@ -399,7 +434,11 @@ def test_what_is_not_said_is_the_default_of_the_method(editor: Editor, images: T
         editor.restore(row, blur, told, method="alternate", damping=1e-3, **noisy),
         editor.restore(row, blur, told, method="alternate", rounds=3, damping=1e-3, **noisy),
     )
-    assert torch.equal(editor.inpaint(row, mask, told), editor.inpaint(row, mask, told, steps=40))
+    alone = replace(editor, draw=None)  # which can but search
+    assert torch.equal(alone.inpaint(row, mask, told), editor.inpaint(row, mask, told, method="optimise", steps=40))
+    drawn = editor.inpaint(row, mask, told, method="teacher", steps=GUESSED_STEPS, seeds=[1])
+    assert torch.equal(editor.inpaint(row, mask, told, seeds=[1]), drawn)
+    assert not torch.equal(editor.inpaint(row, mask, told, seeds=[2]), drawn)
 
 
 def test_a_generator_without_classes_needs_no_labels(editor: Editor, images: Tensor) -> None:

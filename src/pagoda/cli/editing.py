@@ -206,10 +206,11 @@ class EditInpaint(_Placed):
     """Colour that the hole is painted with in the image itself, or `transparent`, in place of a mask."""
     strength: float = 0.0
     """Noise that the latent starts with, 0 to 1: 0 continues the surroundings, more makes other fillings, by the seed."""
-    method: Literal["optimise", "alternate"] = "optimise"
-    """optimise: search for the latent that agrees with what is known; alternate: encode and generate in turn."""
+    method: Literal["teacher", "optimise", "alternate"] = "teacher"
+    """teacher: draw the hole at base size by the run's diffusion model, then search for the latent that agrees with that and with what is
+    known; optimise: the search alone; alternate: encode and generate in turn."""
     steps: int | None = None
-    """Of optimise alone; 40 when not given."""
+    """Of the search; 30 with teacher, 40 with optimise when not given."""
     rounds: int | None = None
     """Of alternate alone; 6 when not given."""
     smooth: Annotated[bool, tyro.conf.arg(help="Hide the seam by a smooth correction over the hole.")] = True

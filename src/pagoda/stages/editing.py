@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +21,10 @@ from pagoda.stages.amortise import AmortisedEncoder
 from pagoda.stages.amortise import load_encoder as load_amortised
 from pagoda.stages.config import RunConfig
 from pagoda.stages.context import load_teacher
-from pagoda.stages.encode import invert_images
+from pagoda.stages.encode import invert_images, routing
+from pagoda.stages.guidance import guided
 from pagoda.stages.run_folder import RunFolder
-from pagoda.steering import ImageEncoder
+from pagoda.steering import ImageEncoder, draw_hole
 from pagoda.training import seeded_generator
 from pagoda.video import save_video
 
@@ -123,6 +126,38 @@ class TeacherEncoder:
     def __call__(self, images: Tensor, condition: Condition) -> Tensor:
         """Unit-scale noise (B, C, b, b) of what the networks see: images (B, C, b, b) in [-1, 1], or latents of the run's codec."""
         return invert_images(self.config, self.denoiser, images, condition, edit_noise(self.config, images))
+
+
+class TeacherDrawer:
+    """Holes drawn at base size by the run's teacher, under the guidance that the condition tells (`draw_hole`).
+
+    Args:
+        teacher: The folder of the run's teacher; it is opened when the first hole is drawn.
+        config: Of the run.
+        device: Where to compute.
+    """
+
+    def __init__(self, teacher: Path, config: RunConfig, device: torch.device | str = "cpu") -> None:
+        self.teacher = teacher
+        self.config = config
+        self.device = device
+
+    @cached_property
+    def denoiser(self) -> PreconditionedDenoiser:
+        """The teacher, in evaluation mode.
+
+        Raises:
+            ArtifactError: no teacher, or weights other than those that were written.
+        """
+        denoiser, _ = load_teacher(self.teacher)
+        nn.Module.to(denoiser, self.device)
+        return denoiser
+
+    def __call__(self, images: Tensor, known: Tensor, condition: Condition, seeds: Sequence[int]) -> Tensor:
+        """Images (B, C, b, b) of what the networks see, drawn where `known`, bool (B, 1, b, b), is False."""
+        told = guided(self.denoiser, condition)
+        with routing(self.config, self.denoiser):
+            return draw_hole(told, images, known, condition, seeds=seeds, clip=not self.config.codec)
 
 
 class OneCallEncoder:

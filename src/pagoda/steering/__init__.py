@@ -5,7 +5,8 @@ operators           what was measured of an image: masks, reductions, blurs, pro
 read_picture, ...   a user's image of any size onto the model's square, and back
 """
 
-from pagoda.steering.editor import Editor, ImageEncoder
+from pagoda.steering.drawing import draw_hole
+from pagoda.steering.editor import Editor, HoleDrawer, ImageEncoder
 from pagoda.steering.fitting import (
     Box,
     Fit,
@@ -34,8 +35,8 @@ from pagoda.steering.operators import (
     downsampling,
     least_squares,
 )
-from pagoda.steering.restoration import alternate, back_project, optimise_latents
-from pagoda.steering.settings import FILLING, FILLING_ROUNDS, METHODS, Method, method_settings
+from pagoda.steering.restoration import Guess, alternate, back_project, optimise_latents
+from pagoda.steering.settings import FILLING, FILLING_ROUNDS, METHODS, Filling, Method, method_settings
 
 __all__ = [
     "FILLING",
@@ -44,7 +45,10 @@ __all__ = [
     "METHODS",
     "Box",
     "Editor",
+    "Filling",
     "Fit",
+    "Guess",
+    "HoleDrawer",
     "ImageEncoder",
     "ImageLike",
     "LinearOperator",
@@ -63,6 +67,7 @@ __all__ = [
     "composite",
     "cut_square",
     "downsampling",
+    "draw_hole",
     "fill_hole",
     "fill_picture",
     "fit_mask",

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -20,8 +20,16 @@ from pagoda.networks import OneStepGenerator
 from pagoda.steering.holes import fill_hole
 from pagoda.steering.mixing import interpolate_latents, mix_latents, mixed_condition
 from pagoda.steering.operators import LinearOperator, MaskOperator, downsampling
-from pagoda.steering.restoration import alternate, back_project, optimise_latents
-from pagoda.steering.settings import FILLING, FILLING_ROUNDS, Method, check_strength, method_settings
+from pagoda.steering.restoration import Guess, alternate, back_project, optimise_latents
+from pagoda.steering.settings import (
+    FILLING,
+    FILLING_ROUNDS,
+    SEARCHING,
+    Filling,
+    Method,
+    check_strength,
+    method_settings,
+)
 from pagoda.training import noise_of_seeds
 
 
@@ -30,6 +38,13 @@ class ImageEncoder(Protocol):
 
     def __call__(self, images: Tensor, condition: Condition) -> Tensor:
         """Unit-scale noise (B, C, b, b) of what the run's networks see: images (B, C, b, b) in [-1, 1], or latents of its codec."""
+
+
+class HoleDrawer(Protocol):
+    """From an image with a hole to one without, at base size: the run's diffusion model, which knows what images look like."""
+
+    def __call__(self, images: Tensor, known: Tensor, condition: Condition, seeds: Sequence[int]) -> Tensor:
+        """Images (B, C, b, b) of what the run's networks see, drawn where `known`, bool (B, 1, b, b), is False; a guess lies there."""
 
 
 @dataclass(frozen=True)
@@ -44,12 +59,14 @@ class Editor:
         encoder: E.
         downsampler: That the run was trained with: E sees images at base size by it.
         batch_size: Images a network call. With 1 an image is the same to the last bit whatever it is edited together with.
+        draw: What draws holes; None, and holes can be filled by a search for the latent alone.
     """
 
     generator: OneStepGenerator
     encoder: ImageEncoder
     downsampler: Downsampler = Downsampler()
     batch_size: int = 1
+    draw: HoleDrawer | None = None
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
@@ -69,6 +86,11 @@ class Editor:
     def channels(self) -> int:
         """Channels of images."""
         return self.generator.codec.image_channels
+
+    @property
+    def filling(self) -> Filling:
+        """The method of an inpainting that is told none: "teacher" where there is something that draws holes, else "optimise"."""
+        return "optimise" if self.draw is None else "teacher"
 
     def resolution(self, size: int | None = None) -> int:
         """One of `sizes`; the largest when None.
@@ -227,43 +249,48 @@ class Editor:
         mask: Tensor,
         condition: Condition = UNCONDITIONAL,
         *,
-        method: Literal["optimise", "alternate"] = "optimise",
+        method: Filling | None = None,
         steps: int | None = None,
         rounds: int | None = None,
         strength: float = 0.0,
         seeds: Sequence[int] = (),
         smooth: bool = True,
     ) -> Tensor:
-        """Holes filled with what the generator makes of the rest; known pixels come back bit for bit.
+        """Holes filled with what the models make of the rest; known pixels come back bit for bit.
 
-        The hole is filled smoothly first, so that the image can be encoded.
+        The hole is continued smoothly first, so that the image can be encoded.
 
         Args:
             images: (B, C, r, r), r a size of the generator; pixels in the hole are not read.
             mask: (r, r) or (B, 1, r, r), True = known.
             condition: What the images show.
-            method: "optimise": search for the latent whose image agrees with the known pixels. "alternate": encode, generate and put
-                the known pixels back, several times, which needs no gradient; what the first round got wrong stays wrong.
-            steps: Of "optimise"; 40 when None.
+            method: "teacher": what `draw` makes of the hole at base size, by the seed; then a search for the latent whose image agrees
+                with it and with the known pixels. "optimise": the search alone, which leaves the latent free in the hole. "alternate":
+                encode, generate and put the known pixels back, several times, which needs no gradient; what the first round got wrong
+                stays wrong. None: see `filling`.
+            steps: Of "teacher", 30 when None, and "optimise", 40 when None.
             rounds: Of "alternate"; 6 when None.
             strength: Noise that the latent starts with, in [0, 1]: 0 continues the surroundings, more makes other fillings, by the seed.
                 An alternation of one round has none.
-            seeds: One an image; needed where the strength is above 0.
+            seeds: One an image; needed by "teacher", and where the strength is above 0.
             smooth: Add the smooth continuation of (known - generated) over the hole, so that no seam is seen.
 
         Raises:
-            ConfigError: nothing is known of an image, settings out of range, or one that the method does not read.
+            ConfigError: nothing is known of an image, settings out of range, one that the method does not read, or the method "teacher"
+                and nothing that draws.
             ShapeError: sizes that do not fit.
         """
+        method = method or self.filling
         settings = method_settings(
             method, accepted=FILLING, steps=steps, rounds=rounds, strength=strength, default_rounds=FILLING_ROUNDS
         )
         resolution = self.resolution(images.shape[-1])
         known = mask.expand(len(images), 1, resolution, resolution).bool()
         operator, start = MaskOperator(known), fill_hole(images, known)
-        if method == "optimise":
-            z = self._noisy(self.encode(start, condition), strength, seeds)
-            made = self._search(z, operator(images), operator, condition, resolution, settings["steps"])
+        if method in SEARCHING:
+            guess = self._drawn(start, known, condition, seeds) if method == "teacher" else None
+            z = self._noisy(self.encode(start if guess is None else guess.values, condition), strength, seeds)
+            made = self._search(z, operator(images), operator, condition, resolution, settings["steps"], guess)
         else:
             made = alternate(
                 start,
@@ -392,10 +419,38 @@ class Editor:
             raise ConfigError(f"a strength of {strength} needs a seed for each of {len(z)} images, got {len(seeds)}.")
         return mix_latents(z, self.fresh(seeds), strength)
 
+    @torch.no_grad()
+    def _drawn(self, start: Tensor, known: Tensor, condition: Condition, seeds: Sequence[int]) -> Guess:
+        """Whole images (B, C, s, s) of base size, drawn where `start` (B, C, r, r) is not known, as a guess of the large ones."""
+        if self.draw is None:
+            raise ConfigError(
+                "the method teacher draws holes by the run's diffusion model, and this editor has none: "
+                "give it one (draw=), or choose optimise or alternate."
+            )
+        if len(seeds) != len(start):
+            raise ConfigError(f"the method teacher draws by a seed for each of {len(start)} images, got {len(seeds)}.")
+        base, codec = self.sizes[0], self.generator.codec.to(self.device)
+        small = (start if start.shape[-1] == base else self.downsampler.tensor(start, base)).contiguous()
+        side = self.generator.base_size
+        whole = F.adaptive_avg_pool2d(known.double(), side) == 1  # what holds a bit of the hole is drawn anew
+        parts = []
+        for rows, part in self._parts(len(start), condition):
+            seen, own = codec.encode(small[rows].to(self.device).float()), [seeds[row] for row in rows.tolist()]
+            parts.append(codec.decode(self.draw(seen, whole[rows].to(self.device), part, own)).clamp(-1, 1))
+        resolution = start.shape[-1]
+        return Guess(torch.cat(parts), downsampling(resolution, base, self.downsampler))
+
     def _search(
-        self, z: Tensor, measured: Tensor, operator: LinearOperator, condition: Condition, resolution: int, steps: int
+        self,
+        z: Tensor,
+        measured: Tensor,
+        operator: LinearOperator,
+        condition: Condition,
+        resolution: int,
+        steps: int,
+        guess: Guess | None = None,
     ) -> Tensor:
-        """Images of the latents, found from `z`, that agree best with what was measured."""
+        """Images of the latents, found from `z`, that agree best with what was measured, and with a guess."""
         found = []
         for rows, part in self._parts(len(z), condition):
 
@@ -403,5 +458,6 @@ class Editor:
                 return self._generate(latents, part, resolution)
 
             y = measured[rows].to(self.device)
-            found.append(optimise_latents(z[rows], y, operator.of_rows(rows), generate, steps=steps))
+            believed = None if guess is None else guess.of_rows(rows)
+            found.append(optimise_latents(z[rows], y, operator.of_rows(rows), generate, steps=steps, guess=believed))
         return self.generate(torch.cat(found), condition, resolution=resolution)

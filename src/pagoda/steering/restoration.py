@@ -8,6 +8,7 @@ Source: the tasks are those of Kim et al. 2024, PaGoDA, arXiv:2405.14822; the pr
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -17,6 +18,29 @@ from pagoda.steering.mixing import mix_latents
 from pagoda.steering.operators import LinearOperator
 from pagoda.steering.settings import check_rounds
 from pagoda.training import seeded_generator
+
+
+@dataclass(frozen=True)
+class Guess:
+    """What images are believed to be, where nothing was measured: B x = g, by its weight.
+
+    Attributes:
+        values: g, (B, C, h, w).
+        operator: B.
+        weight: w, beside the measurement's 1.
+    """
+
+    values: Tensor
+    operator: LinearOperator
+    weight: float = 1.0
+
+    def of_rows(self, rows: Tensor) -> Guess:
+        """The guess about some samples."""
+        return Guess(self.values[rows], self.operator.of_rows(rows), self.weight)
+
+    def error(self, images: Tensor) -> Tensor:
+        """Mean square error of images (B, C, H, W), (B,). Differentiable."""
+        return (self.operator(images) - self.values.to(images)).square().flatten(1).mean(1)
 
 
 def back_project(images: Tensor, measured: Tensor, operator: LinearOperator, *, damping: float = 0.0) -> Tensor:
@@ -97,11 +121,12 @@ def optimise_latents(
     steps: int = 100,
     rate: float = 0.05,
     sphere: float = 0.1,
+    guess: Guess | None = None,
 ) -> Tensor:
     """Latents whose images agree with a measurement, by Adam on |y - A G(z)|^2 / d_y + sphere (|z|^2 / d_z - 1)^2.
 
-    The second term keeps latents at the radius where the generator has seen noise. Each sample has a loss of its own, so that others
-    in the batch do not matter.
+    The second term keeps latents at the radius where the generator has seen noise; a guess adds w |g - B G(z)|^2 / d_g, and holds what
+    the measurement leaves free. Each sample has a loss of its own, so that others in the batch do not matter.
 
     Args:
         start: Unit-scale latents (B, C, b, b) to start from; left as they are.
@@ -111,6 +136,7 @@ def optimise_latents(
         steps: Of Adam; the best latent of each sample on the way is returned.
         rate: Its learning rate at the start; it falls to 0 along a half cosine.
         sphere: Weight of the second term.
+        guess: What images are believed to be beyond the measurement; None adds nothing.
 
     Returns:
         Latents (B, C, b, b).
@@ -126,8 +152,11 @@ def optimise_latents(
         adam = torch.optim.Adam([z], lr=rate)
         falling = torch.optim.lr_scheduler.CosineAnnealingLR(adam, steps)
         for _ in range(steps):
-            loss = (operator(generate(z)) - measured).square().flatten(1).mean(1)
+            made = generate(z)
+            loss = (operator(made) - measured).square().flatten(1).mean(1)
             loss = loss + sphere * (z.square().flatten(1).mean(1) - 1).square()
+            if guess is not None:
+                loss = loss + guess.weight * guess.error(made)
             (z.grad,) = torch.autograd.grad(loss.sum(), [z])  # none for the weights, which stay as they are
             better = loss.detach() < lowest
             best[better], lowest = z.detach()[better], torch.where(better, loss.detach(), lowest)

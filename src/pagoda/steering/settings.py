@@ -9,10 +9,15 @@ from pagoda.errors import ConfigError
 
 Method = Literal["project", "alternate", "optimise"]
 METHODS: tuple[Method, ...] = ("project", "alternate", "optimise")
-FILLING: tuple[Method, ...] = ("optimise", "alternate")
+Filling = Literal["teacher", "optimise", "alternate"]
+FILLING: tuple[Filling, ...] = ("teacher", "optimise", "alternate")
 """Methods of an inpainting."""
+SEARCHING = ("teacher", "optimise")
+"""Methods that search for a latent."""
 STEPS = 40
 """Of a search, where nothing is said."""
+GUESSED_STEPS = 30
+"""The same, of one that has a guess of the whole image."""
 ROUNDS = 3
 """Of an alternation, where nothing is said."""
 FILLING_ROUNDS = 6
@@ -32,19 +37,21 @@ def method_settings(
 
     Args:
         method: One of `accepted`.
-        steps: Of "optimise"; `STEPS` when None.
+        steps: Of "optimise" and "teacher"; `STEPS` and `GUESSED_STEPS` when None.
         rounds: Of "alternate"; `default_rounds` when None.
-        strength: Noise of the first latents, in [0, 1]: of "optimise", and of "alternate" with two rounds or more.
+        strength: Noise of the first latents, in [0, 1]: of a search, and of "alternate" with two rounds or more.
 
     Raises:
         ConfigError: an unknown method, settings out of range, or one that the method does not read.
     """
     if method not in accepted:
         raise ConfigError(f"unknown method {method!r}; accepted are {', '.join(accepted)}.")
-    for name, value, reader in (("steps", steps, "optimise"), ("rounds", rounds, "alternate")):
-        if value is not None and method != reader:
+    searching = [name for name in accepted if name in SEARCHING]
+    for name, value, readers in (("steps", steps, searching), ("rounds", rounds, ["alternate"])):
+        if value is not None and method not in readers:
+            alone = f"the method {readers[0]} alone" if len(readers) == 1 else f"the methods {' and '.join(readers)}"
             raise ConfigError(
-                f"{name}={value} is read by the method {reader} alone, the method here is {method}: leave it out, or choose {reader}."
+                f"{name}={value} is read by {alone}, the method here is {method}: leave it out, or choose {' or '.join(readers)}."
             )
         if value is not None and value < 1:
             raise ConfigError(f"{name} must be >= 1, got {value}.")
@@ -56,8 +63,9 @@ def method_settings(
                 "leave it out, or choose one of them."
             )
         return {"method": method}
-    if method == "optimise":
-        return {"method": method, "steps": STEPS if steps is None else steps, "strength": strength}
+    if method in SEARCHING:
+        default = STEPS if method == "optimise" else GUESSED_STEPS
+        return {"method": method, "steps": default if steps is None else steps, "strength": strength}
     rounds = default_rounds if rounds is None else rounds
     check_rounds(rounds, strength)
     return {"method": method, "rounds": rounds, "strength": strength}
