@@ -93,6 +93,20 @@ def test_missing_captions_are_refused_only_where_text_is_asked(tmp_path: Path, p
     check_source(ShapesSource(20), size=8, need_captions=True, progress=False).raise_if_bad()
 
 
+def test_what_is_cut_from_images_that_are_not_square_is_said(class_folder: Path, picture: MakePicture) -> None:
+    assert check(class_folder).notice is None
+    assert "not square" not in check(class_folder).text()
+    for name, size in (("wide", (24, 12)), ("high", (12, 16))):
+        picture(5).resize(size).save(class_folder / "dogs" / f"{name}.png")
+    report = check(class_folder)
+    assert report.notice == (
+        "2 of 7 images are not square: their centre is used, which leaves out 38% of each in the mean. "
+        "source.pad=N centres images on a square of N pixels instead."
+    )
+    assert report.notice in report.text()
+    assert check(class_folder, pad=24).notice is None
+
+
 def test_exact_copies_and_mixed_modes_are_reported(class_folder: Path) -> None:
     shutil.copy(class_folder / "cats" / "a.png", class_folder / "dogs" / "copy.png")
     Image.open(class_folder / "cats" / "a.png").save(class_folder / "dogs" / "copy.bmp")  # other bytes, same pixels

@@ -62,6 +62,19 @@ class CheckReport:
         """Names of the classes without a usable image."""
         return [name for name, count in self.classes.items() if count == 0]
 
+    @property
+    def notice(self) -> str | None:
+        """What becomes of images that are not square; None where all are."""
+        sides = {tuple(map(int, name.split("x"))): count for name, count in self.sizes.items()}
+        cut = sum(count for (width, height), count in sides.items() if width != height)
+        if not cut:
+            return None
+        shares = [count * (1 - min(side) / max(side)) for side, count in sides.items()]
+        return (
+            f"{cut:,} of {self.usable:,} images are not square: their centre is used, which leaves out "
+            f"{sum(shares) / cut:.0%} of each in the mean. source.pad=N centres images on a square of N pixels instead."
+        )
+
     def raise_if_bad(self) -> None:
         """Stop here unless training could start.
 
@@ -96,6 +109,8 @@ class CheckReport:
         else:
             lines.append("no labels")
         lines.append("sizes: " + _counts(self.sizes))
+        if self.notice:
+            lines.append(self.notice)
         if len(self.modes) > 1:
             lines.append(f"mixed modes: {_counts(self.modes)}")
         if self.duplicates:

@@ -211,6 +211,8 @@ def _prepare(run: RunFolder, config: RunConfig, runtime: Runtime, *, quiet: bool
         # Views are as good as their images.
         report = check_source(without_views(source), size=config.size * factor, need_captions=texts, progress=not quiet)
         report.raise_if_bad()
+        if report.notice and not quiet:
+            print(report.notice, file=sys.stderr, flush=True)
     data = prepare_images(
         source,
         sizes=[size * factor for size in config.sizes],
