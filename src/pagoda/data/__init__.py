@@ -13,6 +13,7 @@ from pagoda.data.coded import CodedDataset, prepare_latents
 from pagoda.data.dataset import ImageDataset, prepare_images
 from pagoda.data.downsample import Downsampler, DownsamplerKind
 from pagoda.data.folder import FolderSource
+from pagoda.data.held_out import Part, PartSource, held_out_rows
 from pagoda.data.hub import HubSource
 from pagoda.data.idx import IdxSource
 from pagoda.data.latents import LatentStore, refuse_pickles
@@ -37,6 +38,8 @@ __all__ = [
     "ImageSource",
     "LatentMoments",
     "LatentStore",
+    "Part",
+    "PartSource",
     "ShapeFactors",
     "ShapesSource",
     "SourceConfig",
@@ -45,6 +48,7 @@ __all__ = [
     "batch_indices",
     "check_source",
     "epoch_order",
+    "held_out_rows",
     "move_bad",
     "open_source",
     "prepare_images",

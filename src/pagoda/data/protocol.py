@@ -45,6 +45,8 @@ class SourceConfig:
     """How far further views are moved at most, as a fraction of the side."""
     view_zoom: float = 0.1
     """By how much further views are enlarged or reduced at most: 0.1 is a factor of up to 1.1."""
+    hold_out: float = 0.0
+    """Share of the images, of each class alike and chosen by their names, that no stage is trained on: the prior gap compares with them."""
     on_bad: OnBad = "raise"
     """What to do with images that cannot be used: stop with their names, or leave them out and say how many."""
 
@@ -59,6 +61,8 @@ class SourceConfig:
             raise ConfigError(
                 f"source.pad must be a positive number of pixels, or None for no padding, got {self.pad}."
             )
+        if not 0 <= self.hold_out < 1:
+            raise ConfigError(f"source.hold_out is a share of the images in [0, 1), got {self.hold_out}.")
         if self.views < 1:
             raise ConfigError(f"source.views must be at least 1, the image itself, got {self.views}.")
         for name, reach, most in (("view_shift", self.view_shift, 0.5), ("view_zoom", self.view_zoom, 1.0)):
@@ -91,8 +95,12 @@ class SourceConfig:
         """The same source without further views of its images."""
         return replace(self, views=1, view_shift=SourceConfig.view_shift, view_zoom=SourceConfig.view_zoom)
 
+    def for_other_images(self) -> SourceConfig:
+        """What says how to read images, without what chooses a part of the run's own or adds views to them."""
+        return replace(self.without_views(), hold_out=0.0)
+
     def content_fields(self) -> dict[str, Any]:
-        """The options that change what a single image or label of the source is, for fingerprints; views have their own."""
+        """The options that change what a single image or label of the source is, for fingerprints; views and parts have their own."""
         names = ("label_column", "caption_column", "filter", "compact_labels", "background", "mode", "pad", "split")
         return {name: getattr(self, name) for name in names}
 

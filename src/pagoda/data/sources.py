@@ -7,6 +7,7 @@ from pathlib import Path
 
 from pagoda.data.archive import ZipSource
 from pagoda.data.folder import FolderSource
+from pagoda.data.held_out import Part, PartSource
 from pagoda.data.hub import HubSource
 from pagoda.data.idx import IdxSource, find_idx_images, is_idx_images_file
 from pagoda.data.protocol import ImageSource, SourceConfig
@@ -16,14 +17,14 @@ from pagoda.errors import ConfigError, DataError, did_you_mean
 
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _SHAPES_ARGUMENTS = ("count", "size", "seed")
-_OF_ANY_SOURCE = ("on_bad", "views", "view_shift", "view_zoom")
+_OF_ANY_SOURCE = ("on_bad", "hold_out", "views", "view_shift", "view_zoom")
 _ACCEPTED = (
     "Accepted are a folder of images, a .zip of one, IDX files, a .parquet file or a folder of them, "
     "`owner/name` on the hub, and `shapes`."
 )
 
 
-def open_source(spec: str | Path, *, options: SourceConfig | None = None) -> ImageSource:
+def open_source(spec: str | Path, *, options: SourceConfig | None = None, part: Part = "training") -> ImageSource:
     """The images that a path or a name stands for.
 
     | `spec` | source |
@@ -35,15 +36,21 @@ def open_source(spec: str | Path, *, options: SourceConfig | None = None) -> Ima
     | a .parquet file | rows with an image column |
     | `owner/name` that is no path here, or `hub:owner/name` | a data set of the hub |
 
-    With `options.views` above 1 it is followed by further views of its images (`ViewedSource`).
+    With `options.views` above 1 it is followed by further views of its images (`ViewedSource`). With `options.hold_out` above 0 it is
+    one `part` of them (`PartSource`): the training images, or those that are held out.
 
     Raises:
         DataError: there is nothing of that name, or it cannot be used.
-        ConfigError: the arguments of `shapes` are wrong, or options are set that it does not have.
+        ConfigError: the arguments of `shapes` are wrong, or options are set that it does not have; the held-out part where none is, or
+            a class that is too small to be on both sides.
         MissingExtraError: Parquet or the hub is asked for and `datasets` is not installed.
     """
     options = options or SourceConfig()
     source = _open(str(spec), options)
+    if options.hold_out > 0:
+        source = PartSource(source, options, part)
+    elif part != "training":
+        raise ConfigError("no images are held out: set source.hold_out above 0.")
     return ViewedSource(source, options) if options.views > 1 else source
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pagoda.data import CodedDataset, Downsampler, ImageDataset, open_source, prepare_images
+from pagoda.data import CodedDataset, Downsampler, ImageDataset, Part, open_source, prepare_images
 from pagoda.errors import ConfigError
 from pagoda.evaluation import (
     ClassifierFeatures,
@@ -91,19 +91,24 @@ class RealImages:
         return self.data.picture_size(self.size)
 
 
-def open_real(run: RunFolder, config: RunConfig, data: str | None, size: int, runtime: Runtime) -> ImageDataset:
+def open_real(
+    run: RunFolder, config: RunConfig, data: str | None, size: int, runtime: Runtime, *, part: Part = "training"
+) -> ImageDataset:
     """The images that a run is judged on, reduced by the run's own downsampler; as latents too where it works on these.
 
     Args:
-        data: What to open; the run's own training images when None.
+        data: What to open; the run's own images when None.
+        part: Of the run's own images: those that it is trained on, or those that it holds out.
 
     Raises:
         DataError: images that cannot be used.
         ConfigError: other images than the run's in colour or in number of classes.
     """
     # Further views are for training: what a generator shall be like are the images. Their rows come first there, so rows agree.
-    source = open_source(data or config.data, options=config.source.without_views())
-    own = (data is None or data == config.data) and config.source.views == 1
+    known = data is None or data == config.data
+    options = config.source.without_views() if known else config.source.for_other_images()
+    source = open_source(data or config.data, options=options, part=part)
+    own = known and config.source.views == 1 and part == "training"
     cache = run.images if own else run.evaluation / "data" / source.fingerprint
     # All sizes of the run together, so that its own cache stays valid; of other images the base too, which the encoder sees.
     sizes = config.sizes if own else sorted({config.base, size})

@@ -88,7 +88,7 @@ class ReadableModel:
         if foreign:
             raise ConfigError(f"only settings of the source are read here, such as source.pad; got {foreign}.")
         options = SourceConfig() if data.split(":")[0] == "shapes" else replace(
-            self.source.without_views(), filter=None, mode="grey" if self.channels == 1 else "rgb"
+            self.source.for_other_images(), filter=None, mode="grey" if self.channels == 1 else "rgb"
         )  # fmt: skip
         options = override(options, {key.removeprefix("source."): value for key, value in given.items()})
         source = open_source(data, options=options)

@@ -14,6 +14,7 @@ from pagoda.stages.run_folder import RunFolder
 _NAMES = {"fd": "Fréchet distance", "kd": "kernel distance"}
 _UNSEEN = {
     "images": "images that were not trained on",
+    "held out": "images that the run holds out",
     "mirrored": "mirror images, which the run has no use for",
     "shifted": "training images moved by a part of a pixel",
 }

@@ -36,24 +36,29 @@ class Walk:
 def unseen_walk(context: StageContext, real: RealImages, store: LatentStore) -> tuple[str, Walk, int]:
     """Images that no stage was trained on, what they are, and how many.
 
-    Those of `evaluation.data` where it names others; else the mirror images of the stand-ins where the run has no use for
-    mirrors; else the stand-ins moved sideways by half a pixel of the
-    base size (by a whole one where that is the final size).
+    Those of `evaluation.data` where it names others; else those that the run holds out (`source.hold_out`); else the mirror images of
+    the stand-ins where the run has no use for mirrors; else the stand-ins moved sideways by half a pixel of the base size (by a whole one
+    where that is the final size).
 
     Raises:
         ConfigError: `evaluation.data` has other classes than the run.
     """
     config, data, size, rows = context.config, context.data, real.size, real.stand_in
     base, other = config.base, config.evaluation.data
-    if other and other != config.data:
-        others = {s: open_real(context.run, config, other, s, context.runtime) for s in dict.fromkeys((base, size))}
+    named = bool(other) and other != config.data
+    if named or config.source.hold_out > 0:
+        given: dict[str, Any] = {} if named else {"part": "held out"}
+        opened = other if named else None
+        others = {
+            s: open_real(context.run, config, opened, s, context.runtime, **given) for s in dict.fromkeys((base, size))
+        }
         if context.captions is None and others[size].num_classes != data.num_classes:
             raise ConfigError(
                 f"evaluation.data={other} has {others[size].num_classes} classes, the run {data.num_classes}; "
                 "name images with the same classes, or none."
             )
         chosen = RealImages.whole(others[size], size, count=len(rows), seed=real.seed).stand_in
-        kind = "images"
+        kind = "images" if named else "held out"
         if context.captions is None:
             shown = Condition.of_labels(others[size].labels(chosen))
         else:
