@@ -137,7 +137,7 @@ class PagodaEditPipeline:
         strength: float = 0.0,
         seed: int = 0,
         resolution: int | None = None,
-        fit: Fit = "pad",
+        fit: Fit | None = None,
         box: Box | None = None,
         frame: int | None = None,
     ) -> Edited:
@@ -171,7 +171,7 @@ class PagodaEditPipeline:
         strength: float = 0.0,
         seed: int = 0,
         resolution: int | None = None,
-        fit: Fit = "pad",
+        fit: Fit | None = None,
         box: Box | None = None,
         frame: int | None = None,
     ) -> Edited:
@@ -254,7 +254,7 @@ class PagodaEditPipeline:
         seed: int = 0,
         smooth: bool = True,
         resolution: int | None = None,
-        fit: Fit = "pad",
+        fit: Fit | None = None,
         box: Box | None = None,
         frame: int | None = None,
     ) -> Edited:
@@ -448,7 +448,7 @@ class PagodaEditPipeline:
     def _fit(
         self,
         image: ImageLike,
-        fit: Fit,
+        fit: Fit | None,
         box: Box | None,
         frame: int | None,
         resolution: int | None,

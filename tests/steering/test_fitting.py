@@ -232,6 +232,8 @@ def test_boxes_and_shapes_that_do_not_fit_are_refused() -> None:
             choose_square((20, 12), box=box)
     with pytest.raises(ConfigError, match="fit must be pad or crop, got 'stretch'"):
         choose_square((20, 12), fit="stretch")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"the box \(0, 0, 4\) says where the square lies, and fit=crop says it too"):
+        choose_square((20, 12), fit="crop", box=(0, 0, 4))
     picture = read_picture(Image.fromarray(noise(8, 8)), channels=3)
     with pytest.raises(ShapeError, match=r"must be \(1, 3, s, s\), got \(1, 1, 8, 8\)"):
         composite(picture, Square(0, 0, 8), torch.zeros(1, 1, 8, 8), REDUCE)

@@ -69,8 +69,8 @@ class _Edit:
 class _Placed(_Edit):
     """Edits that put a square back into the image."""
 
-    fit: Literal["pad", "crop"] = "pad"
-    """Where the model's square lies: around the whole image, its edge continued, or on its centre."""
+    fit: Literal["pad", "crop"] | None = None
+    """Where the model's square lies: around the whole image, its edge continued (pad, also when not given), or on its centre."""
     box: tuple[int, int, int] | None = None
     """left, top and side of the square, in pixels, in place of --fit."""
     seed: int = 0

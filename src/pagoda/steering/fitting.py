@@ -142,18 +142,23 @@ def read_picture(
     return Picture(_pixels(plain), _pixels(own), alpha, name, profile if fits else None)
 
 
-def choose_square(size: tuple[int, int], *, fit: Fit = "pad", box: Box | None = None) -> Square:
+def choose_square(size: tuple[int, int], *, fit: Fit | None = None, box: Box | None = None) -> Square:
     """Where the model's square lies.
 
     Args:
         size: Width and height of the image, in pixels.
-        fit: "pad": the whole image, its edge continued; "crop": its centre.
+        fit: "pad", also when None: the whole image, its edge continued; "crop": its centre.
         box: left, top and side of a square within the image, in place of `fit`.
 
     Raises:
-        ConfigError: an unknown way to fit, or a box that reaches beyond the image.
+        ConfigError: an unknown way to fit, one beside a box, or a box that reaches beyond the image.
     """
     width, height = size
+    if box is not None and fit is not None:
+        raise ConfigError(
+            f"the box {tuple(box)} says where the square lies, and fit={fit} says it too: leave one of them out."
+        )
+    fit = fit or "pad"
     if box is not None:
         left, top, side = box
         if side < 1 or left < 0 or top < 0 or left + side > width or top + side > height:
