@@ -87,8 +87,8 @@ def draw_pictures(pipeline: PagodaEditPipeline, folder: Path) -> list[Path]:
     keep[rows, columns] = False
     holes = torch.where(torch.from_numpy(keep), x, torch.tensor(0.0))
     filled = [
-        torch.cat([pipeline.inpaint(i, keep, label=k, strength=s).square for i, k in zip(images, labels, strict=True)])
-        for s in (0.0, 0.4)
+        torch.cat([pipeline.inpaint(i, keep, label=k, seed=s).square for i, k in zip(images, labels, strict=True)])
+        for s in (0, 1)
     ]
     save("inpaint", holes, *filled, x)
 
