@@ -48,6 +48,28 @@ def test_kept_memory_is_not_mapped_again_and_changes_no_number() -> None:
     assert kept[1] < plain[1] / 10
 
 
+HELD = """
+import re, sys
+from pathlib import Path
+from pagoda.process import keep_memory, release_memory
+keep_memory()
+import torch
+def held():
+    return int(re.search(r"VmRSS:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) / 1024
+parts = [torch.ones(2**18) for _ in range(300)]  # 300 MiB in blocks of one
+kept = parts[::50]
+full = held()
+del parts
+freed = held()
+print(full - freed < 100, release_memory(), full - held() > 200, all(bool((part == 1).all()) for part in kept))
+"""
+
+
+@pytest.mark.skipif(not (GLIBC and sys.platform == "linux"), reason="the setting is one of glibc's allocator")
+def test_kept_memory_goes_back_to_the_system_between_stages() -> None:
+    assert python(HELD) == "True True True True"
+
+
 @pytest.mark.parametrize("name", ["MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES", "LD_PRELOAD"])
 def test_memory_is_left_to_an_environment_that_decides(name: str) -> None:
     values = {"MALLOC_TRIM_THRESHOLD_": "1000000", "GLIBC_TUNABLES": "glibc.malloc.arena_max=2", "LD_PRELOAD": ""}

@@ -7,6 +7,7 @@ no number. Imports nothing that is heavy, since `spin_shortly` has to act before
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 import platform
 
@@ -52,3 +53,18 @@ def keep_memory() -> bool:
     library = ctypes.CDLL(None)
     largest = 2**31 - 1  # the argument is a C int
     return bool(library.mallopt(_M_MMAP_THRESHOLD, KEPT_BLOCK)) and bool(library.mallopt(_M_TRIM_THRESHOLD, largest))
+
+
+def release_memory() -> bool:
+    """Give memory that was freed back to the system, also what `keep_memory` keeps: between stages, which need other sizes of tensors.
+
+    Without it the process of a whole run holds what every stage left in pieces that the next cannot use.
+
+    Returns:
+        Whether there was a way to: only with glibc.
+    """
+    gc.collect()
+    if platform.libc_ver()[0] != "glibc":
+        return False
+    ctypes.CDLL(None).malloc_trim(0)
+    return True

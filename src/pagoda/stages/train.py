@@ -17,6 +17,7 @@ from pagoda.evaluation import psnr
 from pagoda.files import check_disk
 from pagoda.images import make_grid, save_image
 from pagoda.networks import OneStepGenerator, model_hash
+from pagoda.process import release_memory
 from pagoda.stages.adopt import adopt, check_brought
 from pagoda.stages.amortise import STAGE as AMORTISE
 from pagoda.stages.amortise import amortise
@@ -110,6 +111,7 @@ def train(config: RunConfig, out: str, *, until: str = "grow", quiet: bool = Fal
             taken = peak_memory_mib(runtime.device) - empty
             if runtime.is_main and not was_done and taken > 0:  # it is 0 in a process that held more before
                 run.note(stage, {"memory_mib": taken})
+            release_memory()
         measure_gaps(context)  # also of a run that was stopped between a stage and its measurement
         if context.runtime.is_main and STAGES.index(until) >= 2:
             draw_samples(context)
