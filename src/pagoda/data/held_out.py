@@ -13,13 +13,14 @@ from typing import Any, Literal
 from PIL import Image
 
 from pagoda.data.protocol import ImageSource, SourceConfig
+from pagoda.data.wrapped import WrappedSource
 from pagoda.errors import ConfigError
 from pagoda.files import hash_json
 
 Part = Literal["training", "held out"]
 
 
-class PartSource:
+class PartSource(WrappedSource):
     """One of the two parts of another source, in its order.
 
     Args:
@@ -32,9 +33,7 @@ class PartSource:
     """
 
     def __init__(self, source: ImageSource, options: SourceConfig, part: Part) -> None:
-        self.source = source
-        self.options = options
-        self.class_names = source.class_names
+        super().__init__(source, options)
         self.part = part
         held = set(held_out_rows(source, options.hold_out))
         self.rows = [row for row in range(len(source)) if (row in held) == (part == "held out")]
@@ -61,16 +60,6 @@ class PartSource:
     def metadata(self, index: int) -> dict[str, Any]:
         """The source's."""
         return self.source.metadata(self.rows[index])
-
-    @property
-    def num_classes(self) -> int:
-        """As all images have."""
-        return self.source.num_classes
-
-    @property
-    def channels(self) -> int:
-        """As all images have."""
-        return self.source.channels
 
     @property
     def fingerprint(self) -> str:

@@ -12,14 +12,15 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from pagoda.data.protocol import BadImageError, ImageSource, SourceConfig
+from pagoda.data.protocol import BadImageError, ImageSource
+from pagoda.data.wrapped import WrappedSource
 from pagoda.files import hash_json
 
 _VERSION = 1
 """Of how views are drawn: part of the fingerprint."""
 
 
-class ViewedSource:
+class ViewedSource(WrappedSource):
     """Another source's images, and further views of them: row v N + i is view v of image i of N, and view 0 the image itself.
 
     A view shows the image moved by up to `view_shift` of its side, and by up to a factor 1 + `view_zoom` larger or smaller; what comes in
@@ -29,11 +30,6 @@ class ViewedSource:
         source: The images.
         options: How many views there are, and how far they go.
     """
-
-    def __init__(self, source: ImageSource, options: SourceConfig) -> None:
-        self.source = source
-        self.options = options
-        self.class_names = source.class_names
 
     def __len__(self) -> int:
         return self.options.views * len(self.source)
@@ -76,16 +72,6 @@ class ViewedSource:
         """The image's, and `view`."""
         view, original = self._place(index)
         return {**self.source.metadata(original), "view": view}
-
-    @property
-    def num_classes(self) -> int:
-        """As the images have."""
-        return self.source.num_classes
-
-    @property
-    def channels(self) -> int:
-        """As the images have."""
-        return self.source.channels
 
     @property
     def fingerprint(self) -> str:
