@@ -104,11 +104,13 @@ def train(config: RunConfig, out: str, *, until: str = "grow", quiet: bool = Fal
             context.say(f"{', '.join(wanted)}: done already")
             wanted = []
         runtime.barrier()  # every process has read what is done before one of them finishes more
+        taken = 0.0
         for stage in wanted:
             was_done = run.is_done(stage)
             run_stage(context, stage)
             measure_gaps(context)
-            taken = peak_memory_mib(runtime.device) - empty
+            # The system keeps its own peak to a few pages only, and it can fall by these when memory goes back.
+            taken = max(taken, peak_memory_mib(runtime.device) - empty)
             if runtime.is_main and not was_done and taken > 0:  # it is 0 in a process that held more before
                 run.note(stage, {"memory_mib": taken})
             release_memory()
