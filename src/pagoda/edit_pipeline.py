@@ -27,6 +27,7 @@ from pagoda.stages.editing import (
     condition_facts,
     edit_facts,
     load_encoder,
+    named_by_hash,
     shown_facts,
 )
 from pagoda.stages.run_folder import RunFolder
@@ -300,6 +301,8 @@ class PagodaEditPipeline:
         made = self.editor.inpaint(x, known, shown, seeds=[seed], **settings)
         image_back = to_image(composite(picture, square, made, self.editor.downsampler, keep=keep))
         digest = hashlib.sha256(np.packbits(keep).tobytes()).hexdigest()
+        if method == "teacher":
+            settings["drawn_by"] = named_by_hash(self.editor.draw)
         facts = self._facts("inpaint", picture, square, shown, made, mask=digest, seed=seed, **settings)
         return Edited(image_back, made, facts)
 

@@ -307,6 +307,11 @@ def test_what_a_method_does_not_read_is_refused_and_not_recorded(pipeline: Pagod
     project = pipeline.restore(x, blur, label=3, method="project").facts
     assert not {"rounds", "steps", "strength"} & project.keys()
     turns = pipeline.inpaint(image, hole_of(16, 16), label=3, method="alternate", rounds=1).facts
+    assert "drawn_by" not in turns
+    assert (
+        pipeline.editor.encoder.fingerprint
+        in pipeline.inpaint(image, hole_of(16, 16), label=3, steps=1).facts["drawn_by"]
+    )
     assert turns["rounds"] == 1
     assert "steps" not in turns
     with pytest.raises(

@@ -205,7 +205,7 @@ class EditInpaint(_Placed):
     paint: str | None = None
     """Colour that the hole is painted with in the image itself, or `transparent`, in place of a mask."""
     strength: float = 0.0
-    """Noise that the latent starts with, 0 to 1: 0 continues the surroundings, more makes other fillings, by the seed."""
+    """Noise that the latent starts with, 0 to 1, by the seed: fillings stray further. With teacher, seeds differ at 0 too."""
     method: Literal["teacher", "optimise", "alternate"] = "teacher"
     """teacher: draw the hole at base size by the run's diffusion model, then search for the latent that agrees with that and with what is
     known; optimise: the search alone; alternate: encode and generate in turn."""

@@ -143,15 +143,24 @@ class TeacherDrawer:
         self.device = device
 
     @cached_property
+    def _opened(self) -> tuple[PreconditionedDenoiser, str]:
+        denoiser, facts = load_teacher(self.teacher)
+        nn.Module.to(denoiser, self.device)
+        return denoiser, str(facts["hash"])
+
+    @property
     def denoiser(self) -> PreconditionedDenoiser:
         """The teacher, in evaluation mode.
 
         Raises:
             ArtifactError: no teacher, or weights other than those that were written.
         """
-        denoiser, _ = load_teacher(self.teacher)
-        nn.Module.to(denoiser, self.device)
-        return denoiser
+        return self._opened[0]
+
+    @property
+    def fingerprint(self) -> str:
+        """The teacher's hash."""
+        return self._opened[1]
 
     def __call__(self, images: Tensor, known: Tensor, condition: Condition, seeds: Sequence[int]) -> Tensor:
         """Images (B, C, b, b) of what the networks see, drawn where `known`, bool (B, 1, b, b), is False."""
@@ -227,12 +236,17 @@ def edit_facts(generator: OneStepGenerator, encoder: ImageEncoder, edit: str, **
         "kind": "edit",
         "edit": edit,
         "model": model_hash(generator),
-        "encoder": f"{type(encoder).__name__} {getattr(encoder, 'fingerprint', '')}".strip(),
+        "encoder": named_by_hash(encoder),
         **settings,
         "torch": torch.__version__,
         "device": parameter.device.type,
         "dtype": str(parameter.dtype).removeprefix("torch."),
     }
+
+
+def named_by_hash(part: object) -> str:
+    """The class of an encoder or of what draws holes, with its `fingerprint` where it has one."""
+    return f"{type(part).__name__} {getattr(part, 'fingerprint', '')}".strip()
 
 
 def shown_facts(condition: Condition) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pagoda.data import Downsampler, LatentStore
+from pagoda.data import Downsampler, LatentStore, Part
 from pagoda.diffusion import Condition
 from pagoda.errors import ConfigError
 from pagoda.files import load_tensors, save_tensors
@@ -47,10 +47,11 @@ def unseen_walk(context: StageContext, real: RealImages, store: LatentStore) -> 
     base, other = config.base, config.evaluation.data
     named = bool(other) and other != config.data
     if named or config.source.hold_out > 0:
-        given: dict[str, Any] = {} if named else {"part": "held out"}
+        own_part: Part = "training" if named else "held out"
         opened = other if named else None
         others = {
-            s: open_real(context.run, config, opened, s, context.runtime, **given) for s in dict.fromkeys((base, size))
+            s: open_real(context.run, config, opened, s, context.runtime, part=own_part)
+            for s in dict.fromkeys((base, size))
         }
         if context.captions is None and others[size].num_classes != data.num_classes:
             raise ConfigError(
