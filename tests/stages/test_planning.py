@@ -106,7 +106,7 @@ def test_seconds_grow_linearly_with_steps(monkeypatch: pytest.MonkeyPatch) -> No
     import pagoda.stages.plan_probe as probe
     from pagoda.training import StepCost
 
-    monkeypatch.setattr(probe, "measure_step", lambda trainer, step, budget: StepCost(0.25, 10, 10, 1))
+    monkeypatch.setattr(probe, "measure_step", lambda trainer, step, budget, room: StepCost(0.25, 10, 10, 1))
     monkeypatch.setattr(probe.Prober, "_measure_disk", lambda self: float("inf"))
     off = {"teach__loop__preview_every": 0, "distill__loop__preview_every": 0, "grow__loop__preview_every": 0}
     short, long = (
@@ -206,7 +206,8 @@ def test_what_does_not_fit_on_the_named_gpu_is_said_and_refused(plan: RunPlan) -
     largest = max(plan.stages, key=plan.gpu_bytes)
     needed = plan.gpu_bytes(largest)
     assert 0 < needed < largest.memory_bytes
-    assert largest.memory_bytes - needed == largest.host_bytes
+    latents = next(stage for stage in plan.stages if stage.name == "encode").disk_bytes
+    assert plan.data_bytes < largest.memory_bytes - needed <= plan.data_bytes + latents
     enough, short = on_card(plan, needed), on_card(plan, needed - 1)
     roomy = {"limits": Limits(plan.disk_bytes, plan.memory_bytes)}
     dataclasses.replace(enough, **roomy).require_fit(on_gpu=True)
@@ -251,6 +252,17 @@ def test_gpus_are_found_by_name_and_unknown_ones_are_refused() -> None:
         find_gpu("H10")
     with pytest.raises(ConfigError, match="utilisation"):
         plan_run(tiny_config(), utilisation=1.5)
+
+
+def test_memory_is_what_a_step_took_where_steps_are_run_and_counted_where_not(plan: RunPlan) -> None:
+    """A process takes more than its tensors: kernels, buffers, what the allocator keeps."""
+    timed = plan_run(tiny_config(), probe_seconds=0.05, limits=PLENTY)
+    for stage, counted_alone in zip(timed.stages, plan.stages, strict=True):
+        assert stage.tensor_bytes == counted_alone.tensor_bytes
+        assert stage.memory_bytes >= counted_alone.memory_bytes
+    assert timed.memory_bytes > plan.memory_bytes
+    assert "as a step of each stage took it" in plan_text(timed)
+    assert "tensors alone" in plan_text(plan)
 
 
 def test_a_timed_plan_of_a_run_stands_beside_what_it_measured(finished_run: RunFolder) -> None:

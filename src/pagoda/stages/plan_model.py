@@ -20,12 +20,14 @@ class StagePlan:
         parameters: Of every network in it.
         trained: Of these, the trained ones.
         multiply_adds: Of one image: forward and backward where it trains, all calls of the solver where it does not.
-        memory_bytes: Most that it holds, apart from PyTorch itself.
-        host_bytes: Of these, images, latents and cached outputs, which a run on a GPU keeps outside of that GPU's memory.
+        memory_bytes: Most that it takes here, apart from PyTorch itself: what a step of it took, where that was measured, or the tensors
+            of the networks; beside images, latents and cached outputs where they lie in the same memory.
+        tensor_bytes: Weights, gradients, moments, averages and what is kept for the backward pass, counted: what a GPU holds.
         disk_bytes: What it leaves in the run folder.
         scratch_bytes: Checkpoints while it runs.
         seconds: On this machine, previews and checkpoints among them; None where nothing was timed.
         before_seconds: Preparation that the run's own record leaves out: the frozen levels' outputs.
+        memory_measured: Whether `memory_bytes` was measured.
     """
 
     name: str
@@ -35,10 +37,11 @@ class StagePlan:
     multiply_adds: int
     memory_bytes: int
     disk_bytes: int
-    host_bytes: int = 0
+    tensor_bytes: int
     scratch_bytes: int = 0
     seconds: float | None = None
     before_seconds: float = 0.0
+    memory_measured: bool = False
 
     @property
     def total_multiply_adds(self) -> int:
@@ -116,8 +119,8 @@ class RunPlan:
         return self.gpu.hours(stage.total_multiply_adds, self.utilisation)
 
     def gpu_bytes(self, stage: StagePlan) -> int:
-        """Memory that a stage takes on a GPU, apart from PyTorch itself."""
-        return stage.memory_bytes - stage.host_bytes
+        """Memory that the tensors of a stage take on a GPU; images and latents lie outside of it."""
+        return stage.tensor_bytes
 
     @property
     def too_large(self) -> tuple[StagePlan, ...]:

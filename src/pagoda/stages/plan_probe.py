@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from pagoda.data import ImageSource
 from pagoda.diffusion import Condition, Denoiser, EDMDenoiser, GaussianDenoiser, build_solver, invert, sample
 from pagoda.files import write_bytes_atomic
 from pagoda.networks import ImageCodec, MultiplyAdds, OneStepGenerator, num_parameters
+from pagoda.process import release_memory
 from pagoda.stages.assignment import guided_inputs
 from pagoda.stages.config import RunConfig
 from pagoda.stages.context import PREVIEWS, StageContext
@@ -27,11 +29,13 @@ from pagoda.stages.objective import GeneratorObjective
 from pagoda.stages.plan_standin import drawn_latents, drawn_pairs, stand_in
 from pagoda.stages.teach import build_objective as build_teach
 from pagoda.stages.teacher_pairs import pair_condition, sampling_grid, teacher_images
-from pagoda.training import LoopConfig, Objective, Runtime, StepCost, Trainer, measure_step
+from pagoda.training import LoopConfig, Objective, Runtime, StepCost, Trainer, measure_step, resident_bytes
 from pagoda.training.objective import BatchT
 
 _ENCODED = 8
 """Images that a codec is timed with."""
+_TURNS = 2
+"""Times that a batch of a solver is run: the first prepares kernels, and a machine that is busy otherwise stalls now and then."""
 _WRITTEN = 16 << 20
 """Bytes of the file whose writing is timed."""
 
@@ -66,6 +70,7 @@ class StageProbe:
         checkpoint_seconds: One checkpoint.
         pass_seconds: One image through the network in use, without gradient.
         pass_multiply_adds: The same in multiply-adds.
+        taken_bytes: Memory that the process took in the largest step, beyond what it had held before; None where it was not measured.
     """
 
     footprint: Footprint
@@ -74,6 +79,7 @@ class StageProbe:
     checkpoint_seconds: float
     pass_seconds: float
     pass_multiply_adds: int
+    taken_bytes: int | None
 
 
 class CountingDenoiser(Denoiser):
@@ -137,6 +143,7 @@ class Prober:
         runtime: The device.
         budget: Seconds of timing a stage, about; 0 counts only.
         codec: Whose latents the run works on; None for pixels.
+        room: Bytes; batches that keep more than that for the backward pass are counted and not run.
     """
 
     def __init__(
@@ -147,8 +154,12 @@ class Prober:
         runtime: Runtime,
         budget: float,
         codec: ImageCodec | None = None,
+        room: float = math.inf,
     ) -> None:
         self.source, self.folder, self.runtime, self.budget, self.codec = source, folder, runtime, budget, codec
+        self.room = room
+        release_memory()
+        self.held_before = resident_bytes(runtime.device)
         self.context = stand_in(config, source, folder / "run", runtime, sizes=config.sizes, codec=codec)
         self.write_rate = self._measure_disk() if budget > 0 else float("inf")
 
@@ -263,11 +274,16 @@ class Prober:
             order=context.order("probe"),
         )
         footprint = self._footprint(objective, networks)
-        phases = [(count, measure_step(trainer, step, self.budget / len(kinds))) for count, step in kinds]
+        budget = self.budget / len(kinds)
+        phases = [(count, measure_step(trainer, step, budget, room=self.room)) for count, step in kinds]
         multiply_adds, seconds = self._forward(context, forward, shape)
         preview = 2 * PREVIEWS * calls * seconds if loop.preview_every else 0.0
         checkpoint = footprint.checkpoint_bytes / self.write_rate
-        return StageProbe(footprint, tuple(phases), preview, checkpoint, seconds, multiply_adds)
+        return StageProbe(footprint, tuple(phases), preview, checkpoint, seconds, multiply_adds, self._taken(phases))
+
+    def _taken(self, phases: list[tuple[int, StepCost]]) -> int | None:
+        peaks = [cost.peak_bytes for _, cost in phases if cost.peak_bytes is not None]
+        return max(0, max(peaks) - self.held_before) if peaks and self.held_before is not None else None
 
     def _footprint(self, objective: Objective[BatchT], networks: list[nn.Module]) -> Footprint:
         state = checkpoint = artifact = 0
@@ -338,20 +354,21 @@ class Prober:
             config, encode=encode, distill=dataclasses.replace(config.distill, teacher_pairs=pairs)
         )
         ratio = calls(config) / calls(short)
-        run(short, 1)
         spent, size = 0.0, 1
         while True:
-            started = time.perf_counter()
-            run(short, size)
-            seconds = time.perf_counter() - started
-            spent += seconds
-            if size == batch or spent + 4 * seconds > self.budget:
+            times = []
+            for _ in range(_TURNS):
+                started = time.perf_counter()
+                run(short, size)
+                times.append(time.perf_counter() - started)
+            seconds, spent = min(times), spent + sum(times)
+            if size == batch or spent + 4 * _TURNS * seconds > self.budget:
                 break
             size = min(batch, 4 * size)
         if seconds * ratio < self.budget:
             started = time.perf_counter()
             run(config, size)
-            return (time.perf_counter() - started) / size
+            return min(time.perf_counter() - started, seconds * ratio) / size
         return seconds * ratio / size
 
     def _measure_disk(self) -> float:

@@ -19,15 +19,17 @@ def plan_text(plan: RunPlan) -> str:
     total = [gib(plan.memory_bytes), gib(plan.kept_bytes), here, duration(3600 * hours)]
     rows.append(["all", "", "", "", "", *total])
     price, direct = plan.price, plan.price.direct
+    measured = any(stage.memory_measured for stage in plan.stages)
+    kind = "as a step of each stage took it" if measured else "tensors alone, counted"
     unit = "px" if plan.factor == 1 else "(side of latents)"
     spent = [
         f"{plan.images} images, {plan.base} -> {plan.size} {_unit(plan)}, on {plan.device}",
         "",
         *align(rows),
         "",
-        f"memory: besides PyTorch itself; {gib(plan.limits.memory_bytes)} are free. disk: what stays; small copies of the "
-        f"images take {gib(plan.data_bytes)}",
-        f"more, and the largest checkpoints bring it to {gib(plan.disk_bytes)} meanwhile; {gib(plan.limits.disk_bytes)} are free.",
+        f"memory: besides PyTorch itself, {kind}; {gib(plan.limits.memory_bytes)} are free.",
+        f"disk: what stays; small copies of the images take {gib(plan.data_bytes)} more, and the largest checkpoints bring it to "
+        f"{gib(plan.disk_bytes)} meanwhile; {gib(plan.limits.disk_bytes)} are free.",
         f"{gpu.name}: assumed at {plan.utilisation:.0%} of {gpu.teraflops:g} TFLOP/s. Not measured. {_room(plan)}",
         "",
         f"A diffusion model of the same family trained at {plan.size} {unit} on as many images as `teach`:",

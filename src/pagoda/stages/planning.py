@@ -105,7 +105,7 @@ def plan_run(
     say = progress or (lambda name: None)
     before = torch.random.get_rng_state()
     with tempfile.TemporaryDirectory(prefix="pagoda-plan-") as scratch:
-        prober = Prober(config, source, Path(scratch), runtime, probe_seconds, codec)
+        prober = Prober(config, source, Path(scratch), runtime, probe_seconds, codec, limits.memory_bytes / 2)
         planner = _Planner(config, len(source), channels, prober, timed=probe_seconds > 0)
         stages = planner.stages(say)
         if codec is not None:
@@ -215,7 +215,7 @@ class _Planner:
             trained=0,
             multiply_adds=probe.multiply_adds // len(sizes),
             memory_bytes=4 * probe.parameters + held,
-            host_bytes=held,
+            tensor_bytes=4 * probe.parameters,
             disk_bytes=kept,
             seconds=self.rows * probe.seconds if self.timed else None,
         )
@@ -247,7 +247,7 @@ class _Planner:
         images = loop.steps * loop.batch_size
         mean = round(sum(steps * cost.multiply_adds for steps, cost in phases) / loop.steps)
         saved = max(cost.saved_bytes for _, cost in phases) * (loop.batch_size // loop.micro_batches)
-        seconds = None
+        tensors, seconds = print_.state_bytes + saved, None
         if self.timed:
             previews = 1 + math.ceil(loop.steps / loop.preview_every) if loop.preview_every else 0
             checkpoints = math.ceil(loop.steps / loop.checkpoint_every)
@@ -259,12 +259,13 @@ class _Planner:
             parameters=print_.parameters,
             trained=print_.trained,
             multiply_adds=mean,
-            memory_bytes=print_.state_bytes + saved + held + self.shared_bytes,
-            host_bytes=held + self.shared_bytes,
+            memory_bytes=max(tensors, probe.taken_bytes or 0) + held + self.shared_bytes,
+            tensor_bytes=tensors,
             disk_bytes=print_.artifact_bytes,
             scratch_bytes=(loop.keep_checkpoints + 1) * print_.checkpoint_bytes,
             seconds=seconds,
             before_seconds=before,
+            memory_measured=probe.taken_bytes is not None,
         )
 
     def _solving(
@@ -281,7 +282,7 @@ class _Planner:
             trained=0,
             multiply_adds=calls * taught.pass_multiply_adds,
             memory_bytes=weights + saved + held,
-            host_bytes=held,
+            tensor_bytes=weights + saved,
             disk_bytes=kept + rows * _ROW_BYTES,
             seconds=rows * seconds if self.timed else None,
         )

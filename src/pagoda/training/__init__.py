@@ -3,6 +3,7 @@
 from pagoda.training.checkpoint import TrainState, list_checkpoints, load_checkpoint, save_checkpoint
 from pagoda.training.health import HealthGuard, HealthWarning, win_rate
 from pagoda.training.loop import LoopConfig, Trainer, micro_batches
+from pagoda.training.memory import PeakMemory, peak_memory_mib, resident_bytes
 from pagoda.training.noise import NoiseLaw
 from pagoda.training.objective import Losses, Objective, Trainable
 from pagoda.training.optim import EMA, OptimizerConfig
@@ -11,7 +12,7 @@ from pagoda.training.randomness import StepRandom, derive_seed, noise_of_seeds, 
 from pagoda.training.runtime import Runtime, single_process
 from pagoda.training.schedule import ScheduledEvaluation
 from pagoda.training.technique import NoisyInputs, Penalty, Setup, Technique, Techniques, TechniqueStep
-from pagoda.training.tracking import MetricLog, StatusLine, clock, peak_memory_mib
+from pagoda.training.tracking import MetricLog, StatusLine, clock
 
 __all__ = [
     "EMA",
@@ -24,6 +25,7 @@ __all__ = [
     "NoisyInputs",
     "Objective",
     "OptimizerConfig",
+    "PeakMemory",
     "Penalty",
     "Runtime",
     "ScheduledEvaluation",
@@ -45,6 +47,7 @@ __all__ = [
     "micro_batches",
     "noise_of_seeds",
     "peak_memory_mib",
+    "resident_bytes",
     "save_checkpoint",
     "seeded_generator",
     "single_process",

@@ -16,12 +16,13 @@ from pagoda.errors import ConfigError
 from pagoda.files import check_disk
 from pagoda.training.checkpoint import TrainState, clean_up, list_checkpoints, load_checkpoint, save_checkpoint
 from pagoda.training.health import HealthGuard
+from pagoda.training.memory import peak_memory_mib
 from pagoda.training.objective import BatchT, Objective, Trainable
 from pagoda.training.optim import EMA
 from pagoda.training.randomness import StepRandom, derive_seed
 from pagoda.training.runtime import Runtime
 from pagoda.training.schedule import ScheduledEvaluation
-from pagoda.training.tracking import MetricLog, StatusLine, clock, peak_memory_mib
+from pagoda.training.tracking import MetricLog, StatusLine, clock
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import json
-import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from pagoda.errors import import_extra
 from pagoda.files import named_disk_errors, write_text_atomic
@@ -84,24 +81,6 @@ class StatusLine:
         """Keep the last status and go to the next line."""
         if self._live and not self.quiet:
             print(file=sys.stderr)
-
-
-def peak_memory_mib(device: torch.device) -> float:
-    """Largest memory used so far in MiB: of the GPU's allocator, or of the whole process on a CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    if sys.platform == "win32":
-        return float("nan")  # `resource` does not exist there
-    status = Path("/proc/self/status")
-    # `resource` also counts what the parent held when it started this process: Linux keeps that figure over exec.
-    if status.is_file():
-        found = re.search(r"^VmHWM:\s+(\d+) kB", status.read_text(encoding="ascii", errors="replace"), re.MULTILINE)
-        if found is not None:
-            return int(found[1]) / 2**10
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
 
 
 def clock(seconds: float) -> str:
