@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 from collections.abc import Iterator
@@ -30,7 +31,7 @@ TINY = {
     "teach.loop.batch_size": 8,
     "teach.loop.checkpoint_every": 2,
     "teach.loop.log_every": 2,
-    "teach.loop.preview_every": 3,
+    "teach.loop.preview_every": 0,  # a grid of the teacher is 35 calls of it, and there are two a preview
     "encode.num_nodes": 4,
     "encode.shard_size": 16,
     "encode.batch_size": 8,
@@ -84,7 +85,6 @@ TEXT = {
     "text.two_tower.loop.batch_size": 8,
     "text.two_tower.loop.checkpoint_every": 2,
     "teach.loop.steps": 4,
-    "teach.loop.preview_every": 4,
     "distill.loop.steps": 4,
     "distill.loop.preview_every": 4,
     "grow.steps": [3],
@@ -94,6 +94,12 @@ TEXT = {
 def text_config(**changes: object) -> RunConfig:
     """`tiny_config`, told captions."""
     return override(tiny_config(), {**TEXT, **{key.replace("__", "."): value for key, value in changes.items()}})
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """What was imported is no garbage: without this, every collection between stages walks through all of it."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
@@ -108,7 +114,7 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     from pagoda.stages.train import train
 
     folder: Path = tmp_path_factory.mktemp("finished") / "run"
-    return train(tiny_config(), str(folder), quiet=True)
+    return train(tiny_config(teach__loop__preview_every=3), str(folder), quiet=True)
 
 
 @pytest.fixture(scope="session")
@@ -116,7 +122,7 @@ def text_run(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     """A run of texts that went all the way. Read it, do not write into it."""
     from pagoda.stages.train import train
 
-    return train(text_config(), str(tmp_path_factory.mktemp("text") / "run"), quiet=True)
+    return train(text_config(teach__loop__preview_every=4), str(tmp_path_factory.mktemp("text") / "run"), quiet=True)
 
 
 CHROMIUM = next((path for name in ("chromium", "chromium-browser") if (path := shutil.which(name))), None)

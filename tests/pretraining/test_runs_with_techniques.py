@@ -39,7 +39,7 @@ DIT = {
     "teach.loop.steps": 4,
     "distill.loop.steps": 2,
     "distill.loop.preview_every": 0,
-    "teach.loop.preview_every": 2,
+    "teach.loop.preview_every": 4,
 }
 MOE = {"dit_moe": {"num_experts": 4, "width": 1.0}}
 

@@ -76,7 +76,8 @@ def test_scores_are_the_same_in_small_calls(
 ) -> None:
     shutil.copytree(finished_run.path, tmp_path / "run")
     run = RunFolder.open(tmp_path / "run")
-    whole = [score.value for score in evaluate_run(run, runtime=Runtime("cpu"), metrics=("kd", "fd"))]
+    asked: dict[str, Any] = {"runtime": Runtime("cpu"), "metrics": ("kd", "fd"), "features": "random"}
+    whole = [score.value for score in evaluate_run(run, **asked)]
     monkeypatch.setattr(batches, "PIXELS_AT_ONCE", BOUND)
-    parts = [score.value for score in evaluate_run(run, runtime=Runtime("cpu"), metrics=("kd", "fd"))]
+    parts = [score.value for score in evaluate_run(run, **asked)]
     assert parts == pytest.approx(whole, rel=1e-3)

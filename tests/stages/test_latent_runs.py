@@ -79,7 +79,8 @@ def latent_config(codec: Path | str, **changes: object) -> RunConfig:
 @pytest.fixture(scope="module")
 def latent_run(codec_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     """A run on latents that went all the way. Read it, do not write into it."""
-    return train(latent_config(codec_folder), str(tmp_path_factory.mktemp("latent") / "run"), quiet=True)
+    config = latent_config(codec_folder, teach__loop__preview_every=6)
+    return train(config, str(tmp_path_factory.mktemp("latent") / "run"), quiet=True)
 
 
 def pixels(count: int = 40) -> Any:
