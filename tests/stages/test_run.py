@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import shutil
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -68,38 +66,49 @@ def test_two_runs_of_one_seed_are_the_same_and_of_two_seeds_are_not(finished_run
     assert load_teacher(other.teacher)[1]["hash"] != hashes(finished_run)["teacher"]
 
 
-KILLED_AT = """
-import os, pathlib, signal, sys, torch
+KILLED = """
+import os, pathlib, random, signal, sys, torch
 torch.set_num_threads(1)
-left = int(sys.argv[3])
-def counted(function):
-    def call(*args, **kwargs):
-        global left
-        left -= 1
-        if left == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return function(*args, **kwargs)
-    return call
-os.fsync, os.replace, pathlib.Path.rename = counted(os.fsync), counted(os.replace), counted(pathlib.Path.rename)
 from pagoda.stages.config import RunConfig, from_dict, read_yaml
 from pagoda.stages.train import train
-train(from_dict(RunConfig, read_yaml(pathlib.Path(sys.argv[1]))), sys.argv[2], quiet=True)
+config, moments = from_dict(RunConfig, read_yaml(pathlib.Path(sys.argv[1]))), random.Random(0)
+
+def dying(left):
+    def counted(function):
+        def call(*args, **kwargs):
+            nonlocal left
+            left -= 1
+            if left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return function(*args, **kwargs)
+        return call
+    os.fsync, os.replace, pathlib.Path.rename = counted(os.fsync), counted(os.replace), counted(pathlib.Path.rename)
+    train(config, sys.argv[2], quiet=True)
+
+killed, status = 0, -signal.SIGKILL
+while status == -signal.SIGKILL and killed < 20:
+    moment = moments.randint(10, 60)
+    child = os.fork()  # what was imported need not be imported again
+    if child == 0:
+        dying(moment)
+        os._exit(0)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    killed += status == -signal.SIGKILL
+print(killed)
+sys.exit(status)
 """
-"""Trains, and kills itself just before its n-th flush or rename: in the middle of a checkpoint, a shard, an export."""
+"""Trains in children that kill themselves just before their n-th flush or rename: in the middle of a checkpoint, a shard, an export.
+Prints how many did, until one came to the end."""
 
 
 def test_killed_at_random_moments_the_run_ends_with_the_same_weights(finished_run: RunFolder, tmp_path: Path) -> None:
     out, config = tmp_path / "run", tmp_path / "config.yaml"
     config.write_text(to_yaml(tiny_config()))
+    command = [sys.executable, "-c", KILLED, str(config), str(out)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    moments = random.Random(0)
-    killed, status = 0, -signal.SIGKILL
-    while status == -signal.SIGKILL and killed < 20:
-        command = [sys.executable, "-c", KILLED_AT, str(config), str(out), str(moments.randint(30, 80))]
-        status = subprocess.run(command, env=environment, check=False).returncode
-        killed += status == -signal.SIGKILL
-    assert status == 0
-    assert killed >= 3
+    ended = subprocess.run(command, env=environment, check=False, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    assert int(ended.stdout.split()[-1]) >= 3
     assert hashes(RunFolder.open(out)) == hashes(finished_run)
 
 
