@@ -17,13 +17,16 @@ from pagoda.cli.main import main
 from pagoda.data import Downsampler, LatentStore
 from pagoda.diffusion import Condition
 from pagoda.errors import ArtifactError, ConfigError, ShapeError
-from pagoda.networks import model_hash, open_teacher
+from pagoda.networks import model_hash, num_parameters, open_teacher
 from pagoda.stages.adopt import teacher_settings
 from pagoda.stages.amortise import load_encoder
 from pagoda.stages.amortise_run import amortise_run
 from pagoda.stages.config import RunConfig, override
 from pagoda.stages.context import load_teacher, open_context
 from pagoda.stages.encode import inversion_grid, start_noise
+from pagoda.stages.plan_hardware import Limits
+from pagoda.stages.plan_text import plan_text
+from pagoda.stages.planning import plan_run
 from pagoda.stages.presets import preset_config
 from pagoda.stages.run_folder import RunFolder
 from pagoda.stages.sampling import load_generator, sample_images
@@ -107,6 +110,35 @@ def test_a_brought_teacher_is_encoded_distilled_and_grown(kind: str, folders: di
     before = {path: path.stat().st_mtime_ns for path in run.path.rglob("*.safetensors")}
     train(config, str(run.path), quiet=True)
     assert before == {path: path.stat().st_mtime_ns for path in run.path.rglob("*.safetensors")}
+    assert_planned(config, run)
+
+
+def assert_planned(config: RunConfig, run: RunFolder) -> None:
+    """A plan of the run has its stages and networks, and no price: nothing is trained in place of the teacher."""
+    plan = plan_run(config, probe_seconds=0, limits=Limits(disk_bytes=1 << 50, memory_bytes=1 << 50))
+    stages = {stage.name: stage for stage in plan.stages}
+    assert set(stages) == {path.stem for path in (run.path / "stages").glob("*.json")}
+    teacher, _ = load_teacher(run.teacher)
+    assert stages["teach"].parameters == num_parameters([teacher.network])
+    assert stages["teach"].trained == stages["teach"].total_multiply_adds == 0
+    for size, name in ((SIZE, "distill"), (2 * SIZE, f"grow-{2 * SIZE}")):
+        assert stages[name].disk_bytes == pytest.approx(4 * num_parameters([load_generator(run, size)]), rel=0.05)
+    assert plan.price is None
+    assert "No price" in plan_text(plan)
+
+
+def test_the_command_plans_a_run_of_a_teacher(folders: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--size", str(2 * SIZE), "--preset", "tiny", "--probe-seconds", "0", "--set", "distill.mode=rec"]
+    assert main(["plan", DATA, "--teacher", str(folders["dit"]), *options]) == 0
+    assert "No price" in capsys.readouterr().out
+
+
+def test_a_plan_refuses_a_teacher_that_does_not_suit_the_run(folders: dict[str, Path]) -> None:
+    limits = Limits(disk_bytes=1 << 50, memory_bytes=1 << 50)
+    with pytest.raises(ShapeError, match="base is 16"):
+        plan_run(config_for(folders["ddpm"], base=16, size=32), probe_seconds=0, limits=limits)
+    with pytest.raises(ArtifactError):
+        plan_run(config_for(folders["ddpm"], teacher__path="nowhere"), probe_seconds=0, limits=limits)
 
 
 def test_the_run_s_teacher_is_the_one_that_was_brought(folders: dict[str, Path], tmp_path: Path) -> None:

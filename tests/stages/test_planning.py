@@ -323,8 +323,16 @@ def test_the_command_prints_a_table_and_writes_json(tmp_path: Path, capsys: pyte
 def test_the_command_refuses_contradicting_options(capsys: pytest.CaptureFixture[str], finished_run: RunFolder) -> None:
     assert main(["plan"]) == 1
     assert main(["plan", "shapes", "--run", str(finished_run.path)]) == 1
-    assert main(["plan", "--run", str(finished_run.path), "--size", "32"]) == 1
-    assert "--size" in capsys.readouterr().err
+    told = {
+        "--size": "32",
+        "--codec": "nowhere",
+        "--condition": "text",
+        "--text-encoder": "two-tower",
+        "--teacher": "nowhere",
+    }
+    for option, value in told.items():
+        assert main(["plan", "--run", str(finished_run.path), option, value]) == 1
+        assert option in capsys.readouterr().err
 
 
 def test_a_plan_is_kept_where_the_run_shall_be_and_the_run_then_begins_there(plan: RunPlan, tmp_path: Path) -> None:

@@ -87,6 +87,30 @@ class Configure:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ConfigureWhole(Configure):
+    """Options of every command for the whole way, which a teacher from elsewhere may begin."""
+
+    teacher: Path | None = None
+    """A trained diffusion model (a diffusers folder with its scheduler) in place of the stage `teach`; its size is the base."""
+
+    def resolve(self, suitable: dict[str, Any] | None = None) -> RunConfig:
+        """As without a teacher; what is not given suits the teacher."""
+        if self.teacher is None:
+            return super().resolve(suitable)
+        from pagoda.stages.adopt import teacher_settings
+        from pagoda.stages.config import read_yaml
+        from pagoda.stages.presets import preset_config
+
+        given = {} if self.config is None else flatten(read_yaml(self.config))
+        given |= parse_settings(self.set)
+        if self.condition is not None:
+            given["condition"] = self.condition
+        # Of the right sizes once the teacher's is known.
+        preset = preset_config(self.preset, self.data, base=32, size=32)
+        return super().resolve(teacher_settings(str(self.teacher), given, config=preset))
+
+
+@dataclass(frozen=True, kw_only=True)
 class _Start(Configure):
     """Options of every command that may start a run."""
 
@@ -110,7 +134,7 @@ class _Start(Configure):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Train(_Start):
+class Train(ConfigureWhole, _Start):
     """From a folder of images to a one-step generator: teach, encode, distil, grow. Run it again to continue.
 
     Examples:
@@ -121,25 +145,6 @@ class Train(_Start):
       pagoda train ~/photos --out runs/photos --codec runs/codec --base 16 --size 32
       torchrun --nproc_per_node 2 -m pagoda train ~/photos --out runs/photos
     """
-
-    teacher: Path | None = None
-    """A trained diffusion model (a diffusers folder with its scheduler) in place of the stage `teach`; its size is the base."""
-
-    def resolve(self, suitable: dict[str, Any] | None = None) -> RunConfig:
-        """As without a teacher; what is not given suits the teacher."""
-        if self.teacher is None:
-            return super().resolve(suitable)
-        from pagoda.stages.adopt import teacher_settings
-        from pagoda.stages.config import read_yaml
-        from pagoda.stages.presets import preset_config
-
-        given = {} if self.config is None else flatten(read_yaml(self.config))
-        given |= parse_settings(self.set)
-        if self.condition is not None:
-            given["condition"] = self.condition
-        # Of the right sizes once the teacher's is known.
-        preset = preset_config(self.preset, self.data, base=32, size=32)
-        return super().resolve(teacher_settings(str(self.teacher), given, config=preset))
 
     def run(self) -> None:
         """Run every stage."""

@@ -10,13 +10,13 @@ from typing import Annotated
 
 import tyro
 
-from pagoda.cli.commands import Configure
+from pagoda.cli.commands import ConfigureWhole
 from pagoda.cli.settings import parse_settings
 from pagoda.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan(Configure):
+class Plan(ConfigureWhole):
     """What a run will take, stage by stage: parameters, multiply-adds, memory, disk, hours; and its price.
 
     A few steps of each stage are timed on images of noise; no step of the run is made. What does not fit is refused. `--run` plans a
@@ -26,6 +26,8 @@ class Plan(Configure):
     Examples:
       pagoda plan shapes --base 8 --size 32 --preset tiny
       pagoda plan ~/photos --base 32 --size 256 --preset base --probe-seconds 0 --gpu H100
+      pagoda plan ~/photos --teacher ~/ddpm-32 --size 256
+      pagoda plan ~/captioned --base 32 --size 128 --condition text
       pagoda plan --run runs/photos
     """
 
@@ -94,7 +96,10 @@ class Plan(Configure):
         Raises:
             ConfigError: one of them was given.
         """
-        names = ("out", "base", "size", "config", "seed", "filter", "label_column", "caption_column")
+        names = (
+            "out", "base", "size", "config", "seed", "filter", "label_column", "caption_column", "condition", "text_encoder", "codec",
+            "teacher",
+        )  # fmt: skip
         given = [f"--{name.replace('_', '-')}" for name in names if getattr(self, name) is not None]
         if given:
             raise ConfigError(

@@ -40,7 +40,7 @@ def adopt(context: StageContext) -> None:
         context.say(f"teach: the run has its teacher already ({config.teacher.path} is gone)")
         return
     started = time.monotonic()
-    teacher = _open(context)
+    teacher = open_brought(context)
     inputs = {"data": data.fingerprint, "source": teacher.fingerprint}
     if context.captions is not None:
         inputs["captions"] = context.captions.fingerprint
@@ -48,10 +48,7 @@ def adopt(context: StageContext) -> None:
     if run.is_done(STAGE):
         context.say("teach: done already")
         return
-    check_teacher(teacher, config, channels=data.channels)
-    check_codec(teacher, context)
-    teacher = teacher.fit_classes(context.num_classes)
-    check_null(config, teacher.num_classes, teacher.knows_null)
+    teacher = fitted(teacher, context, context.num_classes)
     if runtime.is_main:
         facts: dict[str, object] = {
             "image_size": config.base,
@@ -89,13 +86,10 @@ def check_brought(context: StageContext) -> None:
         check_null(config, int(facts["num_classes"]), facts.get("knows_null"))
         if not Path(config.teacher.path).is_dir():
             return
-    teacher = _open(context)
+    teacher = open_brought(context)
     run.check(STAGE, stage_settings(config, STAGE), {"data": data.fingerprint, "source": teacher.fingerprint})
     if not run.is_done(STAGE):
-        check_teacher(teacher, config, channels=data.channels)
-        check_codec(teacher, context)
-        teacher = teacher.fit_classes(0 if config.condition == "text" else data.num_classes)
-        check_null(config, teacher.num_classes, teacher.knows_null)
+        teacher = fitted(teacher, context, 0 if config.condition == "text" else data.num_classes)
         if teacher.clips:
             context.say(
                 f"teach: the teacher's scheduler clips its estimates of the image while it samples ({teacher.clips}); here they stay as "
@@ -105,7 +99,20 @@ def check_brought(context: StageContext) -> None:
     check_layers(context, teacher.network)
 
 
-def _open(context: StageContext) -> ForeignTeacher:
+def fitted(teacher: ForeignTeacher, context: StageContext, num_classes: int) -> ForeignTeacher:
+    """A teacher that suits the run, with a label table of its classes.
+
+    Raises:
+        ConfigError, ShapeError: it does not suit the run (see `check_teacher`, `check_codec`, `check_null`).
+    """
+    check_teacher(teacher, context.config, channels=context.data.channels)
+    check_codec(teacher, context)
+    teacher = teacher.fit_classes(num_classes)
+    check_null(context.config, teacher.num_classes, teacher.knows_null)
+    return teacher
+
+
+def open_brought(context: StageContext) -> ForeignTeacher:
     """The teacher as the run needs it: told of every image the same, or a caption.
 
     Raises:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from pagoda.data import LatentStore
 from pagoda.data.moments import MomentSums
 from pagoda.data.order import batch_indices
-from pagoda.diffusion import UNCONDITIONAL, Condition, EDMDenoiser
+from pagoda.diffusion import UNCONDITIONAL, Condition, EDMDenoiser, PreconditionedDenoiser
 from pagoda.errors import ArtifactError, ConfigError
 from pagoda.evaluation import psnr
 from pagoda.files import hash_json
@@ -148,10 +148,14 @@ def held_out_rows(config: RunConfig, store: LatentStore) -> tuple[Tensor, Tensor
     return store.images[order[held:].sort().values], store.images[order[:held].sort().values]
 
 
-def build(context: StageContext, fingerprint: str, store: LatentStore) -> tuple[AmortiseObjective, Trainer[_Batch]]:
-    """The encoder at its start and the loop that trains it, as the stage does."""
+def build_objective(context: StageContext, denoiser: PreconditionedDenoiser, store: LatentStore) -> AmortiseObjective:
+    """What the stage trains: an encoder that starts as the teacher's network.
+
+    Args:
+        denoiser: The teacher.
+        store: The exact latents.
+    """
     config, runtime = context.config, context.runtime
-    denoiser, _ = load_teacher(context.run.teacher)
     assert isinstance(denoiser.network, DiffusersNetwork)
     torch.manual_seed(derive_seed(config.seed, STAGE, "init"))
     scalings = dict(denoiser.preconditioning)
@@ -168,7 +172,14 @@ def build(context: StageContext, fingerprint: str, store: LatentStore) -> tuple[
     )
     nn.Module.to(network, runtime.device)
     network.requires_grad_(True).train()
-    objective = AmortiseObjective(context, network, store)
+    return AmortiseObjective(context, network, store)
+
+
+def build(context: StageContext, fingerprint: str, store: LatentStore) -> tuple[AmortiseObjective, Trainer[_Batch]]:
+    """The encoder at its start and the loop that trains it, as the stage does."""
+    config = context.config
+    denoiser, _ = load_teacher(context.run.teacher)
+    objective = build_objective(context, denoiser, store)
     trainer = build_trainer(context, STAGE, objective, config.amortise.loop, fingerprint)
     rows, _ = held_out_rows(config, store)
     seed = derive_seed(config.seed, "order", STAGE)

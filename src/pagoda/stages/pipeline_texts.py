@@ -15,12 +15,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pagoda.diffusion import Condition
 from pagoda.errors import ArtifactError, ConfigError
 from pagoda.evaluation.extractors import hash_weights
 from pagoda.files import hash_json
+from pagoda.networks import num_parameters
 from pagoda.networks.null_condition import NullCondition
 from pagoda.text import TextEncoder
 
@@ -156,6 +157,10 @@ class PipelineTextEncoder(TextEncoder):
             else:
                 facts.append([name, sorted(part.get_vocab().items()), part("A probe, of 3 words")["input_ids"]])
         return hash_json(facts)
+
+    @property
+    def num_parameters(self) -> int:
+        return num_parameters([part for part in self._texts.parts.values() if isinstance(part, nn.Module)])
 
     def lengths(self, texts: Sequence[str]) -> list[int]:
         parts = self._texts.parts

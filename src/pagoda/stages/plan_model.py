@@ -83,7 +83,8 @@ class RunPlan:
     limits: Limits
     data_bytes: int
     stages: tuple[StagePlan, ...]
-    price: Price
+    price: Price | None
+    """None where the teacher is brought: then no diffusion model is trained."""
     factor: int = 1
     """How many times larger images are than `base` and `size`: the factor of the codec of a run on latents."""
 

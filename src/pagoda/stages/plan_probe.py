@@ -13,10 +13,21 @@ import torch
 from torch import Tensor, nn
 
 from pagoda.data import ImageSource
-from pagoda.diffusion import Condition, Denoiser, EDMDenoiser, GaussianDenoiser, build_solver, invert, sample
+from pagoda.diffusion import (
+    Condition,
+    Denoiser,
+    EDMDenoiser,
+    GaussianDenoiser,
+    PreconditionedDenoiser,
+    build_solver,
+    invert,
+    sample,
+)
 from pagoda.files import write_bytes_atomic
-from pagoda.networks import ImageCodec, MultiplyAdds, OneStepGenerator, num_parameters
+from pagoda.networks import ForeignTeacher, ImageCodec, MultiplyAdds, OneStepGenerator, SavedMemory, num_parameters
 from pagoda.process import release_memory
+from pagoda.stages.amortise import AmortisedEncoder, AmortisedInputs
+from pagoda.stages.amortise import build_objective as build_amortise
 from pagoda.stages.assignment import guided_inputs
 from pagoda.stages.config import RunConfig
 from pagoda.stages.context import PREVIEWS, StageContext
@@ -24,6 +35,7 @@ from pagoda.stages.distill import build_objective as build_distill
 from pagoda.stages.encode import encode_batch, inversion_grid
 from pagoda.stages.grow import add_octave, cache_inputs, cached_bytes
 from pagoda.stages.grow import build_objective as build_grow
+from pagoda.stages.image_text import open_image_text
 from pagoda.stages.latent_inputs import LatentInputs
 from pagoda.stages.objective import GeneratorObjective
 from pagoda.stages.plan_standin import drawn_latents, drawn_pairs, stand_in
@@ -158,6 +170,7 @@ class Prober:
     ) -> None:
         self.source, self.folder, self.runtime, self.budget, self.codec = source, folder, runtime, budget, codec
         self.room = room
+        self.encoder: AmortisedEncoder | None = None
         release_memory()
         self.held_before = resident_bytes(runtime.device)
         self.context = stand_in(config, source, folder / "run", runtime, sizes=config.sizes, codec=codec)
@@ -170,10 +183,11 @@ class Prober:
             context = stand_in(
                 config, self.source, self.folder / "direct", self.runtime, sizes=[config.base], codec=self.codec
             )
+            context = dataclasses.replace(context, table=self.context.table)
         denoiser, objective = build_teach(context)
         loop = context.config.teach.loop
         shape = (context.data.channels, context.config.base, context.config.base)
-        probe = self._stage(
+        probe = self.stage(
             context,
             objective,
             loop,
@@ -185,6 +199,34 @@ class Prober:
         )
         denoiser.eval().requires_grad_(False)
         return denoiser, probe
+
+    def brought(self, teacher: ForeignTeacher) -> tuple[PreconditionedDenoiser, StageProbe]:
+        """A teacher from elsewhere: nothing of it is trained, and what encoding keeps is measured as if it were."""
+        denoiser, context = teacher.denoiser, self.context
+        nn.Module.to(denoiser, self.runtime.device)
+        shape = (teacher.channels, teacher.size, teacher.size)
+        saved = []
+        for count in (1, 2):
+            z = torch.randn(count, *shape, device=self.runtime.device)
+            told = context.condition(torch.arange(count) % len(context.data)).to(self.runtime.device)
+            with torch.enable_grad(), SavedMemory() as memory:
+                denoiser(z.requires_grad_(True), 1.0, told)
+            saved.append(memory.peak_bytes)
+        multiply_adds, seconds = self._forward(context, lambda z, told: denoiser(z, 1.0, told), shape)
+        weights = 4 * num_parameters([teacher.network])
+        footprint = Footprint(num_parameters([teacher.network]), 0, weights, 0, weights)
+        cost = StepCost(0.0, 0, max(0, saved[1] - saved[0]), 0)
+        return denoiser, StageProbe(footprint, ((0, cost),), 0.0, 0.0, seconds, multiply_adds, None)
+
+    def amortise(self, denoiser: PreconditionedDenoiser) -> StageProbe:
+        """The encoder in one call, which the distillation then reads."""
+        self.store = drawn_latents(self.context)
+        objective = build_amortise(self.context, denoiser, self.store)
+        loop = self.context.config.amortise.loop
+        probe = self.stage(self.context, objective, loop, [objective.network], ((loop.steps, loop.steps // 2),))
+        network = objective.network.eval().requires_grad_(False)
+        self.encoder = AmortisedEncoder(network, add_noise=self.context.config.encode.add_noise)
+        return probe
 
     @torch.no_grad()
     def latents(self, codec: ImageCodec) -> LatentsProbe:
@@ -206,25 +248,29 @@ class Prober:
                 seconds += (time.perf_counter() - started) / _ENCODED
         return LatentsProbe(num_parameters([codec]), total, seconds)
 
-    def encode_seconds(self, denoiser: EDMDenoiser) -> float:
+    def encode_seconds(self, denoiser: PreconditionedDenoiser) -> float:
         """Seconds of one latent."""
         return self._solving(self.context.config.encode.batch_size, encode_calls, self._encode(denoiser))
 
-    def pair_seconds(self, denoiser: EDMDenoiser) -> float:
+    def pair_seconds(self, denoiser: PreconditionedDenoiser) -> float:
         """Seconds of one teacher's pair."""
         return self._solving(self.context.config.distill.teacher_pairs.batch_size, pair_calls, self._pair(denoiser))
 
-    def distill(self, denoiser: EDMDenoiser) -> tuple[OneStepGenerator, StageProbe]:
+    def distill(self, denoiser: PreconditionedDenoiser) -> tuple[OneStepGenerator, StageProbe]:
         """The generator of base size."""
         context = self.context
         self.store = drawn_latents(context)
         pairs = None if context.config.distill.mode == "rec" else drawn_pairs(context)
-        inputs = guided_inputs(context.config, LatentInputs(self.store), self.store, pairs)
-        objective = build_distill(context, denoiser, inputs, pairs)
+        latents = LatentInputs(self.store)
+        if self.encoder is not None:
+            latents = AmortisedInputs(context, self.store, self.encoder)
+        inputs = guided_inputs(context.config, latents, self.store, pairs)
+        term = open_image_text(context, context.config.distill.loss)
+        objective = build_distill(context, denoiser, inputs, pairs, term)
         return objective.generator, self._generator(objective, context.config.distill.loop)
 
     def grow(
-        self, lower: OneStepGenerator, denoiser: EDMDenoiser, size: int, rows: int
+        self, lower: OneStepGenerator, denoiser: PreconditionedDenoiser, size: int, rows: int
     ) -> tuple[OneStepGenerator, StageProbe, int]:
         """One octave; also the memory of the frozen levels' outputs, 0 where they are computed anew.
 
@@ -238,9 +284,10 @@ class Prober:
         settings = dataclasses.replace(config.grow, cache_gib=1e9 if cached else 0.0)
         context = dataclasses.replace(self.context, config=dataclasses.replace(config, grow=settings))
         inputs = cache_inputs(context, generator, self.store, f"grow-{size}")
-        loop = config.grow.loop_of(config.sizes.index(size) - 1)
-        objective = build_grow(context, generator, inputs, size, denoiser)
-        return generator, self._generator(objective, loop), cached
+        octave = config.sizes.index(size) - 1
+        term = open_image_text(context, config.grow.loss_of(octave))
+        objective = build_grow(context, generator, inputs, size, denoiser, term)
+        return generator, self._generator(objective, config.grow.loop_of(octave)), cached
 
     def _generator(self, objective: GeneratorObjective, loop: LoopConfig) -> StageProbe:
         generator = objective.generator
@@ -251,19 +298,26 @@ class Prober:
             kinds_of_steps.setdefault(objective.kind_of(step), []).append(step)
         # A step in the middle of its kind stands for all of it.
         kinds = tuple((len(steps), steps[len(steps) // 2]) for _, steps in sorted(kinds_of_steps.items()))
-        return self._stage(self.context, objective, loop, [generator, *frozen], kinds, generator.forward, shape, 1)
+        return self.stage(self.context, objective, loop, [generator, *frozen], kinds, generator.forward, shape, 1)
 
-    def _stage(
+    def stage(
         self,
         context: StageContext,
         objective: Objective[BatchT],
         loop: LoopConfig,
         networks: list[nn.Module],
         kinds: tuple[tuple[int, int], ...],
-        forward: Callable[[Tensor, Condition], Tensor],
-        shape: tuple[int, int, int],
-        calls: int,
+        forward: Callable[[Tensor, Condition], Tensor] | None = None,
+        shape: tuple[int, int, int] = (0, 0, 0),
+        calls: int = 0,
     ) -> StageProbe:
+        """A stage that trains.
+
+        Args:
+            networks: Every network in it.
+            kinds: (steps of a kind, one of these) for every kind of step.
+            forward: What grids are drawn with, from inputs of `shape`, in so many `calls`; None for a stage without grids.
+        """
         trainer = Trainer(
             objective,
             loop,
@@ -276,7 +330,7 @@ class Prober:
         footprint = self._footprint(objective, networks)
         budget = self.budget / len(kinds)
         phases = [(count, measure_step(trainer, step, budget, room=self.room)) for count, step in kinds]
-        multiply_adds, seconds = self._forward(context, forward, shape)
+        multiply_adds, seconds = (0, 0.0) if forward is None else self._forward(context, forward, shape)
         preview = 2 * PREVIEWS * calls * seconds if loop.preview_every else 0.0
         checkpoint = footprint.checkpoint_bytes / self.write_rate
         return StageProbe(footprint, tuple(phases), preview, checkpoint, seconds, multiply_adds, self._taken(phases))
@@ -308,15 +362,14 @@ class Prober:
         device, seconds, count = self.runtime.device, 0.0, 1
         while True:
             z = torch.randn(count, *shape, device=device)
-            labels = context.data.labels(torch.arange(count) % len(context.data))
-            label = Condition.of_labels(labels).to(device)
+            told = context.condition(torch.arange(count) % len(context.data)).to(device)
             if count == 1:
                 with MultiplyAdds() as counter:
-                    forward(z, label)
+                    forward(z, told)
             if self.budget <= 0:
                 return counter.total, 0.0
             started = time.perf_counter()
-            forward(z, label)
+            forward(z, told)
             if device.type == "cuda":
                 torch.cuda.synchronize()
             seconds = (time.perf_counter() - started) / count
@@ -324,7 +377,7 @@ class Prober:
                 return counter.total, seconds
             count = PREVIEWS
 
-    def _encode(self, denoiser: EDMDenoiser) -> Callable[[RunConfig, int], None]:
+    def _encode(self, denoiser: PreconditionedDenoiser) -> Callable[[RunConfig, int], None]:
         def run(config: RunConfig, count: int) -> None:
             context = dataclasses.replace(self.context, config=config)
             rows = torch.arange(count) % len(context.data)
@@ -332,7 +385,7 @@ class Prober:
 
         return run
 
-    def _pair(self, denoiser: EDMDenoiser) -> Callable[[RunConfig, int], None]:
+    def _pair(self, denoiser: PreconditionedDenoiser) -> Callable[[RunConfig, int], None]:
         def run(config: RunConfig, count: int) -> None:
             context = dataclasses.replace(self.context, config=config)
             noise = torch.randn(count, context.data.channels, config.base, config.base)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +18,18 @@ from pagoda.stages.config import RunConfig
 from pagoda.stages.context import StageContext
 from pagoda.stages.run_folder import RunFolder
 from pagoda.stages.teacher_pairs import TeacherPairs, pair_conditions
+from pagoda.text import CaptionTable
 from pagoda.training import Runtime, seeded_generator
 
-_ROWS = 64
+ROWS = 64
 """Images of a stand-in, or as many as there are classes."""
 
 
 class NoiseSource:
-    """As many classes and channels as the real source, and nothing in it; only what an `ImageDataset` asks is answered."""
+    """As many classes and channels as the real source, some of its captions, and nothing in it; what an `ImageDataset` asks is answered."""
 
-    def __init__(self, source: ImageSource, channels: int | None = None) -> None:
+    def __init__(self, source: ImageSource, channels: int | None = None, captions: Sequence[str] = ()) -> None:
+        self.captions = captions
         self.options = SourceConfig()
         self.class_names = source.class_names
         self.num_classes = source.num_classes
@@ -33,15 +37,15 @@ class NoiseSource:
         self.fingerprint = "stand-in"
 
     def __len__(self) -> int:
-        return max(_ROWS, self.num_classes)
+        return max(ROWS, self.num_classes)
 
     def label(self, index: int) -> int | None:
         """Every class in turn."""
         return index % self.num_classes if self.num_classes else None
 
     def caption(self, index: int) -> str | None:
-        """None."""
-        return None
+        """Every one in turn; None where there are none."""
+        return self.captions[index % len(self.captions)] if self.captions else None
 
     def sample_id(self, index: int) -> str:
         """The number."""
@@ -56,6 +60,22 @@ class NoiseSource:
         return Image.new("L" if self.channels == 1 else "RGB", (1, 1))
 
 
+@dataclass(frozen=True)
+class StandIn(StageContext):
+    """A context whose captions need not be in its folder.
+
+    Attributes:
+        table: Of a run of texts.
+    """
+
+    table: CaptionTable | None = None
+
+    @property
+    def captions(self) -> CaptionTable | None:  # type: ignore[override]
+        """`table`."""
+        return self.table
+
+
 def stand_in(
     config: RunConfig,
     source: ImageSource,
@@ -64,10 +84,15 @@ def stand_in(
     *,
     sizes: list[int],
     codec: ImageCodec | None = None,
-) -> StageContext:
-    """The context of a run like `config` in an empty folder; its images, or latents of a codec, are noise, one for all rows."""
+    captions: Sequence[str] = (),
+) -> StandIn:
+    """The context of a run like `config` in an empty folder; its images, or latents of a codec, are noise, one for all rows.
+
+    Args:
+        captions: Of its images, in turn.
+    """
     noise = np.random.default_rng(0)
-    empty = NoiseSource(source, None if codec is None else codec.latent_channels)
+    empty = NoiseSource(source, None if codec is None else codec.latent_channels, captions)
     rows = np.arange(len(empty))
     pixels = {}
     for size in sizes:
@@ -77,8 +102,10 @@ def stand_in(
     if config.threads:
         torch.set_num_threads(config.threads)
     # Few, and no evaluation beside the training.
-    config = dataclasses.replace(config, grow=dataclasses.replace(config.grow, fakes=min(config.grow.fakes, _ROWS)))
-    return StageContext(RunFolder(folder), config, runtime, data, codec or PixelCodec(data.channels), quiet=True)
+    config = dataclasses.replace(config, grow=dataclasses.replace(config.grow, fakes=min(config.grow.fakes, ROWS)))
+    if not config.teacher.labels:
+        data.drop_labels()
+    return StandIn(RunFolder(folder), config, runtime, data, codec or PixelCodec(data.channels), quiet=True)
 
 
 def drawn_latents(context: StageContext) -> LatentStore:

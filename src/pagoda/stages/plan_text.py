@@ -18,10 +18,8 @@ def plan_text(plan: RunPlan) -> str:
     here = "-" if seconds is None else duration(seconds)
     total = [gib(plan.memory_bytes), gib(plan.kept_bytes), here, duration(3600 * hours)]
     rows.append(["all", "", "", "", "", *total])
-    price, direct = plan.price, plan.price.direct
     measured = any(stage.memory_measured for stage in plan.stages)
     kind = "as a step of each stage took it" if measured else "tensors alone, counted"
-    unit = "px" if plan.factor == 1 else "(side of latents)"
     spent = [
         f"{plan.images} images, {plan.base} -> {plan.size} {_unit(plan)}, on {plan.device}",
         "",
@@ -32,6 +30,20 @@ def plan_text(plan: RunPlan) -> str:
         f"{gib(plan.disk_bytes)} meanwhile; {gib(plan.limits.disk_bytes)} are free.",
         f"{gpu.name}: assumed at {plan.utilisation:.0%} of {gpu.teraflops:g} TFLOP/s. Not measured. {_room(plan)}",
         "",
+        *_price(plan),
+    ]
+    return "\n".join(spent)
+
+
+def _price(plan: RunPlan) -> list[str]:
+    """What training at the target size would take, over what is planned."""
+    gpu, price = plan.gpu, plan.price
+    if price is None:
+        return [
+            "No price: the teacher is brought, so that no training of a diffusion model is planned to compare with."
+        ]
+    direct, unit = price.direct, "px" if plan.factor == 1 else "(side of latents)"
+    return [
         f"A diffusion model of the same family trained at {plan.size} {unit} on as many images as `teach`:",
         f"  {direct.parameters / 1e6:.2f} M parameters, {direct.multiply_adds / 1e6:,.1f} M multiply-adds an image, "
         f"{gib(direct.memory_bytes)} of memory, "
@@ -42,7 +54,6 @@ def plan_text(plan: RunPlan) -> str:
         f"  of all, over all stages:           multiply-adds {price.total_multiply_adds:.2f} x   "
         f"measured time {_ratio(price.total_seconds)}",
     ]
-    return "\n".join(spent)
 
 
 def _room(plan: RunPlan) -> str:
@@ -119,7 +130,8 @@ def compare_with_run(plan: RunPlan, run: RunFolder) -> list[dict[str, Any]]:
     ]
     if any(memory):
         rows.append(_compared("memory bytes", plan.memory_bytes, 2**20 * max(memory)))
-    folders = [run.images, run.teacher, run.latents, run.teacher_pairs, *map(run.generator, run.generator_sizes())]
+    folders = [run.images, run.path / "text", run.teacher, run.latents, run.encoder, run.teacher_pairs]
+    folders += map(run.generator, run.generator_sizes())
     if (
         all(run.record(s.name) is None or run.is_done(s.name) for s in plan.stages)
         and run.generator(plan.size).is_dir()

@@ -17,13 +17,19 @@ from pathlib import Path
 import torch
 
 from pagoda.data import open_source
+from pagoda.diffusion import PreconditionedDenoiser
 from pagoda.errors import ConfigError, ResourceError, ShapeError
-from pagoda.networks import BackboneConfig, ImageCodec, build_backbone, num_parameters
+from pagoda.networks import BackboneConfig, ImageCodec, anatomy, build_backbone, num_parameters
+from pagoda.stages.adopt import fitted, open_brought
+from pagoda.stages.amortise import STAGE as AMORTISE
 from pagoda.stages.config import RunConfig
+from pagoda.stages.config_checks import check_crops
+from pagoda.stages.critics import check_layers
 from pagoda.stages.grow import prior_pool, stage_name
 from pagoda.stages.plan_hardware import UTILISATION, Limits, find_gpu
 from pagoda.stages.plan_model import Price, RunPlan, StagePlan, gib
 from pagoda.stages.plan_probe import LatentsProbe, Prober, StageProbe, encode_calls, pair_calls
+from pagoda.stages.plan_texts import captions_of, probe_texts
 from pagoda.stages.run_codec import open_named_codec
 from pagoda.training import LoopConfig, Runtime
 
@@ -68,26 +74,21 @@ def plan_run(
         progress: Called with the name of each stage before it is probed.
 
     Raises:
-        ConfigError: an unknown GPU, a utilisation out of range, a network whose stride does not divide the base.
-        DataError: no such data.
-        ArtifactError: no codec where one is named.
-        ShapeError: a codec for images of other channels.
+        ConfigError: an unknown GPU, a utilisation out of range, a network whose stride does not divide the base, a teacher that does not
+            suit the run, or weights that are assigned by an agreement that cannot be told before there is a teacher.
+        DataError: no such data, or no captions where a run is told them.
+        ArtifactError: no codec, teacher or text encoder where one is named.
+        ShapeError: a codec or a teacher for images of other channels or another size.
         ResourceError: not even the weights fit in memory. Use `RunPlan.require_fit` for the rest.
     """
     if not 0 < utilisation <= 1:
         raise ConfigError(f"the utilisation is a share in (0, 1], got {utilisation}.")
-    if config.teacher.path:
+    if config.guidance.assignment == "matched":
         raise ConfigError(
-            f"a run that brings its teacher ({config.teacher.path}) cannot be planned yet; leave teacher.path out to plan one that "
-            "trains its own."
+            "guidance.assignment=matched asks how well the teacher's images agree with what they show, and before the run there is no "
+            "teacher; plan with guidance.assignment=teacher, which takes the same pairs."
         )
-    if config.distill.latents == "amortised":
-        raise ConfigError("a run with distill.latents=amortised cannot be planned yet; plan one with stored latents.")
-    if config.condition == "text":
-        raise ConfigError(
-            "a run with condition=text cannot be priced yet; plan it with condition=label, which costs about as much."
-        )
-    if config.base % config.backbone.stride:
+    if config.base % config.backbone.stride and not config.teacher.path:
         raise ConfigError(
             f"base {config.base} is not divisible by the network's stride {config.backbone.stride}. "
             f"Use a multiple of {config.backbone.stride}, or fewer backbone.channels."
@@ -101,19 +102,28 @@ def plan_run(
             f"the codec is for images of {codec.image_channels} channels, the data have {source.channels}."
         )
     channels = source.channels if codec is None else codec.latent_channels
-    _check_weights(config, channels, source.num_classes, limits)
+    if not config.teacher.path:
+        _check_weights(config, channels, source.num_classes, limits)
     say = progress or (lambda name: None)
     before = torch.random.get_rng_state()
     with tempfile.TemporaryDirectory(prefix="pagoda-plan-") as scratch:
         prober = Prober(config, source, Path(scratch), runtime, probe_seconds, codec, limits.memory_bytes / 2)
         planner = _Planner(config, len(source), channels, prober, timed=probe_seconds > 0)
+        texts = None
+        if config.condition == "text":
+            say("text")
+            texts = planner.texts(captions_of(source))
         stages = planner.stages(say)
+        if texts is not None:
+            stages = (texts, *stages)
         if codec is not None:
             say("latents of the images")
             planner.data_bytes = _picture_bytes(config, codec, len(source))
             stages = (planner.latents(prober.latents(codec)), *stages)
-        say("a diffusion model of the target size")
-        price = planner.price(stages)
+        price = None
+        if not config.teacher.path:
+            say("a diffusion model of the target size")
+            price = planner.price(stages)
     torch.random.set_rng_state(before)
     return RunPlan(
         base=config.base,
@@ -168,8 +178,12 @@ class _Planner:
         """Every stage, in order."""
         config, prober = self.config, self.prober
         say("teach")
-        denoiser, taught = prober.teach()
-        found = [self._training("teach", config.teach.loop, taught)]
+        if config.teacher.path:
+            denoiser, taught, adopted = self._brought()
+            found = [adopted]
+        else:
+            denoiser, taught = prober.teach()
+            found = [self._training("teach", config.teach.loop, taught)]
         self.taught = found[0]
         say("encode")
         found.append(
@@ -178,6 +192,10 @@ class _Planner:
                 prober.encode_seconds(denoiser),
             )
         )  # fmt: skip
+        if config.distill.latents == "amortised":
+            say(AMORTISE)
+            held = self.latent_bytes if self.on_cpu else 0
+            found.append(self._training(AMORTISE, config.amortise.loop, prober.amortise(denoiser), held=held))
         if self.pair_bytes:
             say("teacher-pairs")
             pairs = config.distill.teacher_pairs
@@ -202,6 +220,62 @@ class _Planner:
             before = rows * below.pass_seconds if cached and self.timed else 0.0
             found.append(self._training(stage_name(size), loop, probe, held=held, before=before))
         return tuple(found)
+
+    def _brought(self) -> tuple[PreconditionedDenoiser, StageProbe, StagePlan]:
+        """A teacher from elsewhere, and the stage that takes it over: it is copied."""
+        context = self.prober.context
+        teacher = fitted(open_brought(context), context, context.num_classes)
+        check_crops(self.config, anatomy(teacher.network).stride)
+        check_layers(context, teacher.network)
+        denoiser, probe = self.prober.brought(teacher)
+        weights = probe.footprint.artifact_bytes
+        return (
+            denoiser,
+            probe,
+            StagePlan(
+                name="teach",
+                images=0,
+                parameters=probe.footprint.parameters,
+                trained=0,
+                multiply_adds=0,
+                memory_bytes=2 * weights + self.shared_bytes,  # those in memory, and those that are written
+                tensor_bytes=weights,
+                disk_bytes=weights,
+                seconds=weights / self.prober.write_rate if self.timed else None,
+            ),
+        )
+
+    def texts(self, texts: list[str]) -> StagePlan:
+        """The stage `text`; other stages are then told captions.
+
+        Args:
+            texts: The different captions.
+        """
+        loop, probe = self.config.text.two_tower.loop, probe_texts(self.prober, texts)
+        self.prober.context = dataclasses.replace(self.prober.context, table=probe.table)
+        held = probe.table_bytes if self.on_cpu else 0
+        if probe.training is not None:
+            stage = self._training("text", loop, probe.training, held=held)
+            stage = dataclasses.replace(
+                stage,
+                disk_bytes=stage.disk_bytes + probe.disk_bytes,
+                seconds=None if stage.seconds is None else stage.seconds + probe.seconds,
+            )
+        else:
+            weights = 4 * probe.parameters
+            stage = StagePlan(
+                name="text",
+                images=probe.count,
+                parameters=probe.parameters,
+                trained=0,
+                multiply_adds=probe.multiply_adds,
+                memory_bytes=weights + held + self.shared_bytes,
+                tensor_bytes=weights,
+                disk_bytes=probe.disk_bytes,
+                seconds=probe.seconds if self.timed else None,
+            )
+        self.shared_bytes += held
+        return stage
 
     def latents(self, probe: LatentsProbe) -> StagePlan:
         """What the codec takes before the first stage: every image and mirror, at every size, in half precision."""

@@ -126,8 +126,9 @@ def write_report(run: RunFolder, config: RunConfig | None = None) -> Path:
 
 def stage_names(config: RunConfig) -> list[str]:
     """Names of all stages of a run, in order."""
+    texts = ["text"] if config.condition == "text" else []
     amortised = ["amortise"] if config.distill.latents == "amortised" else []
-    return ["teach", "encode", *amortised, "distill", *(f"grow-{size}" for size in config.growth)]
+    return [*texts, "teach", "encode", *amortised, "distill", *(f"grow-{size}" for size in config.growth)]
 
 
 def _data_name(config: RunConfig) -> str:

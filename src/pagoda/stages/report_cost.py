@@ -113,10 +113,13 @@ def _of_plan(
         + (f"; the process held {peak / 1024:.2f} GiB with it" if peak else "")
         + f". Planned {gib(total['kept_bytes'])} of disk in the end; {gib(disk)} are taken, pictures, logs and checkpoints among them."
     )
+    instead = ""
+    if price is not None:  # there is none where the teacher is brought
+        times = f"{price['total_multiply_adds']:.2f} times the multiply-adds of all stages"
+        instead = f"; a diffusion model of {plan['size']} px would take {times}"
     notes.append(
         f"Planned {total['multiply_adds']:.3g} multiply-adds, {total['gpu_hours']:.3g} hours of {plan['gpu']['name']} at "
-        f"{plan['utilisation']:.0%} of its peak; a diffusion model of {plan['size']} px would take "
-        f"{price['total_multiply_adds']:.2f} times the multiply-adds of all stages. Planned on {plan['device']}."
+        f"{plan['utilisation']:.0%} of its peak{instead}. Planned on {plan['device']}."
     )
     if kept["done"]:
         notes.append(f"The plan was made when {', '.join(kept['done'])} had been done: there it foretold nothing.")

@@ -16,8 +16,8 @@ from pagoda.text.encoders import TextEncoder, TransformersTextEncoder
 from pagoda.text.image_text import ImageTextEncoder, TransformersImageTextEncoder, spherical_distance
 from pagoda.text.pictures import draw_captions
 from pagoda.text.tokenizer import train_tokenizer
-from pagoda.text.training import measure_retrieval, train_two_tower
-from pagoda.text.two_tower import ContrastiveObjective, build_two_tower, contrastive_loss
+from pagoda.text.training import contrastive_objective, measure_retrieval, train_two_tower
+from pagoda.text.two_tower import ContrastiveObjective, build_two_tower, contrastive_loss, save_two_tower
 
 __all__ = [
     "TEACHERS",
@@ -35,8 +35,10 @@ __all__ = [
     "build_two_tower",
     "caption_source",
     "contrastive_loss",
+    "contrastive_objective",
     "draw_captions",
     "measure_retrieval",
+    "save_two_tower",
     "spherical_distance",
     "train_tokenizer",
     "train_two_tower",

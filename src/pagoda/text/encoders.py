@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from pagoda.errors import ConfigError, DataError
 from pagoda.evaluation.extractors import hash_weights
 from pagoda.files import hash_json
+from pagoda.networks import num_parameters
 from pagoda.text.embeddings import TextEmbeddings
 from pagoda.text.loading import DUAL_KINDS, ENCODER_ADVICE, load_dual, load_part
 from pagoda.text.sentences import open_sentence_head
@@ -50,6 +51,11 @@ class TextEncoder(ABC):
     @abstractmethod
     def fingerprint(self) -> str:
         """16 hexadecimal characters over weights, tokeniser, pooling and `max_tokens`: embeddings are kept under it."""
+
+    @property
+    @abstractmethod
+    def num_parameters(self) -> int:
+        """Of all its networks."""
 
     @abstractmethod
     def lengths(self, texts: Sequence[str]) -> list[int]:
@@ -171,6 +177,11 @@ class TransformersTextEncoder(TextEncoder):
         own = [] if not positions else [int(positions) - _POSITIONS_LOST.get(text.model_type, 0)]
         self._padded_to = int(positions or 0)
         self.max_tokens = min(max_tokens, int(self._tokenizer.model_max_length), *own)
+
+    @property
+    def num_parameters(self) -> int:
+        projection = [] if self._projection is None else [self._projection]
+        return num_parameters([self._model, self._dense, *projection])
 
     @property
     def fingerprint(self) -> str:

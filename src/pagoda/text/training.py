@@ -68,15 +68,9 @@ def train_two_tower(
     found = _finished(folder, work, recipe)
     if found is not None:
         return found
-    torch.manual_seed(derive_seed(seed, STAGE, "init"))
-    model, tokenizer = new_two_tower(config, texts)
-    model.to(runtime.device).train()
-    size = next((side for side in data.sizes if data.picture_size(side) >= config.image_size), data.sizes[-1])
-
-    def load(indices: Tensor, flips: Tensor) -> Tensor:
-        return data.pictures(indices, size, flips)
-
-    objective = ContrastiveObjective(model, tokenizer, texts, rows, load, config=config, mirror=mirror)
+    objective, tokenizer, size = contrastive_objective(
+        data, config, texts, rows, seed=seed, mirror=mirror, runtime=runtime
+    )
     order = derive_seed(seed, "order", STAGE)
     trainer = Trainer(
         objective,
@@ -105,6 +99,37 @@ def train_two_tower(
         shutil.rmtree(work, ignore_errors=True)
     runtime.barrier()
     return json.loads((folder / FACTS).read_text(encoding="utf-8"))  # type: ignore[no-any-return]
+
+
+def contrastive_objective(
+    data: ImageDataset,
+    config: TwoTowerConfig,
+    texts: list[str],
+    rows: Tensor,
+    *,
+    seed: int,
+    mirror: bool,
+    runtime: Runtime,
+) -> tuple[ContrastiveObjective, Any, int]:
+    """What is trained: fresh towers of both.
+
+    Args:
+        texts: The different captions.
+        rows: (N,) int64: which of them belongs to each image.
+        seed, mirror: As for `train_two_tower`.
+
+    Returns:
+        The objective, the tokeniser of the captions, and the size at which images are read.
+    """
+    torch.manual_seed(derive_seed(seed, STAGE, "init"))
+    model, tokenizer = new_two_tower(config, texts)
+    model.to(runtime.device).train()
+    size = next((side for side in data.sizes if data.picture_size(side) >= config.image_size), data.sizes[-1])
+
+    def load(indices: Tensor, flips: Tensor) -> Tensor:
+        return data.pictures(indices, size, flips)
+
+    return ContrastiveObjective(model, tokenizer, texts, rows, load, config=config, mirror=mirror), tokenizer, size
 
 
 def _recipe(data: ImageDataset, config: TwoTowerConfig, seed: int, mirror: bool) -> dict[str, Any]:
