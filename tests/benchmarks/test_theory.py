@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from benchmarks.theory import dirac, drift, pair_fraction, ring
+from benchmarks.theory import dirac, drift, pair_fraction, ring, stability
 from benchmarks.theory.base_size import with_work, work
 from benchmarks.theory.shapes_runs import shapes_config
 from tests.conftest import tiny_config
 
 from benchmarks import price_512
+from pagoda.images import make_grid
 from pagoda.stages.config import override
 from pagoda.stages.recorded_settings import stage_settings
 
@@ -120,3 +121,33 @@ def test_the_price_is_drawn_from_a_result(tmp_path: Path) -> None:
     price_512.draw(result, tmp_path / "price.png")
     assert (tmp_path / "price.png").stat().st_size > 5000
     assert math.isclose(known.passes[0].at_least or 0, 2.0)
+
+
+def test_the_looks_of_a_run_are_read_back_and_movement_is_a_share_of_what_images_differ_by() -> None:
+    images = torch.rand(stability.PREVIEWS, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    grid = make_grid(images, columns=8, scale=8)
+    found = stability.tiles(grid, 8)
+    expected = (images.permute(0, 2, 3, 1) + 1) / 2
+    assert float((torch.from_numpy(found) - expected).abs().max()) <= 0.5 / 255 + 1e-6
+    assert stability.moved([found, found, found]) == 0
+    # As far as to other images of the same law: all the way.
+    other = torch.rand(stability.PREVIEWS, 8, 8, 3, generator=torch.Generator().manual_seed(1)).numpy()
+    assert stability.moved([other, found]) == pytest.approx(1.0, rel=0.1)
+
+
+@pytest.mark.parametrize("loss", stability.LOSSES)
+def test_arms_of_stability_share_what_comes_before_and_differ_in_losses_alone(loss: str) -> None:
+    first, config = (stability.config_of(name, 1.0, 0) for name in ("rec", loss))
+    for stage in ("teach", "encode"):
+        assert stage_settings(first, stage) == stage_settings(config, stage)
+    assert (
+        override(
+            config,
+            {
+                f"distill.loss.{key}": getattr(first.distill.loss, key)
+                for key in ("adversarial", "adaptive", "pixel", "feature")
+            },
+        )
+        == first
+    )
+    assert config.distill.optimizer.rate == "constant"
