@@ -14,7 +14,7 @@ from typing import Any
 from torch.nn import functional as F
 
 from benchmarks.harness import Arm, PassLine, Results, benchmark
-from benchmarks.heart import stage_log
+from benchmarks.heart import win_rates
 from benchmarks.metrics import score_images
 from benchmarks.shapes import judge, real_images
 from benchmarks.theory.shapes_runs import begun, finished, samples, shapes_config
@@ -41,9 +41,12 @@ ARMS: dict[str, Mapping[str, Any]] = {
     "teacher, separate": {"adversarial": 0.3, "updates": "separate"},
     "teacher, 0.3, and of pairs": {"adversarial": 0.3, "reconstruction_judge": 0.3},
     "teacher, 0.3, a large pool": {"adversarial": 0.3},
+    "teacher, 0.3, no augmentation": {"adversarial": 0.3, "augment": ()},
+    "teacher, 0.3, heads of half the width": {"adversarial": 0.3, "judge_width": 32},
+    "teacher, 0.3, heads of twice the width": {"adversarial": 0.3, "judge_width": 128},
 }
 """Settings of the last octave's loss, beside the demo's: what the judge looks through, its weight, how often, from when, whether it learns
-to tell the generator's images before the generator is told of it, updates, a second judge."""
+to tell the generator's images before the generator is told of it, updates, a second judge, augmentation, the judge's capacity."""
 LARGE_POOL = "teacher, 0.3, a large pool"
 """The arm whose pool holds as many samples of the prior as its steps draw; the others draw from `grow.fakes` of them, 4096, time and again.
 The pool is filled before the first step, which the seconds do not count."""
@@ -70,25 +73,6 @@ def config_of(
     return dataclasses.replace(config, grow=grow)
 
 
-def win_rates(run: RunFolder) -> dict[str, float]:
-    """How often the judge ranks a real image above a generated one: at first, when the generator is first told of it, and at the end.
-
-    0.5 is chance. Nothing where no judged step was logged.
-    """
-    rows = [row for row in stage_log(run.path) if row["stage"] == f"grow-{SIZE}"]
-    told = [row for row in rows if "generator/adversarial" in row or "adversarial/adversarial" in row]
-    if not told:
-        return {}
-    before = [
-        row for row in rows if "discriminator/win_rate" in row and int(str(row["step"])) <= int(str(told[0]["step"]))
-    ]
-    return {
-        "win_rate_first": float(str(before[0]["discriminator/win_rate"])),
-        "win_rate_told": float(str(before[-1]["discriminator/win_rate"])),
-        "win_rate_last": float(str(told[-1]["discriminator/win_rate"])),
-    }
-
-
 def seconds_of(run: RunFolder) -> float:
     """Of the steps of the last octave."""
     return float(run.require(f"grow-{SIZE}", "pagoda train")["results"]["seconds"])
@@ -103,7 +87,7 @@ def compare(loss: Mapping[str, Any], large_pool: bool, budget: float, seed: int)
     with finished(shared, config, "grow") as run:
         count = max(200, round(2000 * budget))
         made, below = samples(run, SIZE, count), samples(run, SIZE, count, resolution=BELOW)
-        figures = {"steps": float(steps), "seconds": seconds_of(run), **win_rates(run)}
+        figures = {"steps": float(steps), "seconds": seconds_of(run), **win_rates(run, f"grow-{SIZE}")}
         figures["pool"] = float(config.grow.fakes)
     enlarged = F.interpolate(below, size=(SIZE, SIZE), mode="bicubic", antialias=False).clamp(-1, 1)
     found, start = (
@@ -141,5 +125,5 @@ def best(metric: str, choose: Callable[[list[float]], float]) -> Callable[[Resul
     ],
 )  # fmt: skip
 def adversarial(budget: float) -> dict[str, Arm]:
-    """Eleven arms on top of one generator a seed."""
+    """Fourteen arms on top of one generator a seed."""
     return {name: partial(compare, loss, name == LARGE_POOL, budget) for name, loss in ARMS.items()}

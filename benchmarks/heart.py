@@ -169,3 +169,22 @@ def _draw(folder: Path, name: str, generator: OneStepGenerator, denoiser: EDMDen
 def stage_log(path: Path) -> list[dict[str, object]]:
     """Lines of a run's metrics."""
     return [json.loads(line) for line in (path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def win_rates(run: RunFolder, stage: str) -> dict[str, float]:
+    """How often a stage's judge ranks a real image above a generated one: at first, when the generator is first told of it, and at the end.
+
+    0.5 is chance. Nothing where no judged step was logged.
+    """
+    rows = [row for row in stage_log(run.path) if row["stage"] == stage]
+    told = [row for row in rows if "generator/adversarial" in row or "adversarial/adversarial" in row]
+    if not told:
+        return {}
+    before = [
+        row for row in rows if "discriminator/win_rate" in row and int(str(row["step"])) <= int(str(told[0]["step"]))
+    ]
+    return {
+        "win_rate_first": float(str(before[0]["discriminator/win_rate"])),
+        "win_rate_told": float(str(before[-1]["discriminator/win_rate"])),
+        "win_rate_last": float(str(told[-1]["discriminator/win_rate"])),
+    }

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.harness import Arm, PassLine, Results, benchmark
+from benchmarks.heart import win_rates
 from benchmarks.theory.shapes_runs import begun
 from pagoda.data import Downsampler, ShapesSource
 from pagoda.errors import ConfigError
@@ -59,13 +60,23 @@ MODES: dict[str, dict[str, Any]] = {
         **ALONE,
     },
     "longer teacher": {"distill.mode": "rec", "teach.loop.steps": 2, **ALONE},
+    "judged": {"distill.mode": "rec", "distill.loss.adversarial": 0.1, **ALONE},
+    "judged, warmed up": {
+        "distill.mode": "rec",
+        "distill.loss.adversarial": 0.1,
+        "distill.loss.adversarial_from": 0.6,
+        "distill.loss.judge_warmup": 0.2,
+        **ALONE,
+    },
 }
 """`matched` compares the distribution of samples with the teacher's in the last third of the steps, as the demo does. `amortised` learns
 from latents that one call makes anew in every step, each time with another draw of the noise: a cloud of latents an image. `views` encodes
 three further views of each drawing, a little moved and zoomed; its teacher sees them too. `mixtures` learns what the teacher makes of
 mixtures of encoded latents. `clean`, `renormalised` and `dense` change where latents end: no noise added before the inversion, each brought
 to a root mean square of 1, and twice the nodes, more of them near the image. `decayed` holds the generator's weights small. `longer
-teacher` trains the teacher for twice as long (the number stands for that), beside the time of the arm."""
+teacher` trains the teacher for twice as long (the number stands for that), beside the time of the arm. `judged` has a discriminator of
+samples of the prior from the first step on; `warmed up` lets it learn to tell them in a fifth of the steps, while the generator is not told
+of it, so that it can separate them when it is. Arms with a judge say how often it ranks a real image above a sample (0.5 is chance)."""
 MANY = ("rec", "both", "both, matched")
 """Those that are tried with more images too. The others are meant for few."""
 ENCODED = 3000
@@ -97,6 +108,7 @@ def config_of(count: int, mode: str, seed: int, budget: float, judge_folder: str
         "teach.loop.steps": max(20, round(1100 * budget)),
         "teach.loop.preview_every": 0,
         "distill.loop.preview_every": 0,
+        "distill.loop.log_every": 10,
         "distill.loop.checkpoint_every": 100_000,
         "amortise.loop.steps": max(4, round(ENCODER_STEPS * budget)),
         "amortise.loop.batch_size": 64,
@@ -162,7 +174,7 @@ def arm(count: int, mode: str, budget: float) -> Arm:
             run, steps, spent = spend(begun(alike, "teach"), config, folder, max(2.0, SECONDS * budget))
             facts = load_gaps(run)[SIZE]
         points = {p["name"] if p["name"] != "mixture" else f"mixture_{p['fraction']:g}": p for p in facts["points"]}
-        figures: dict[str, float] = {"steps": steps, "seconds": spent}
+        figures: dict[str, float] = {"steps": steps, "seconds": spent, **win_rates(run, "distill")}
         for point, found in points.items():
             figures |= {f"fd_{point}": found["fd"], f"kd_{point}": found["kd"]}
         noise = points["noise"]
@@ -205,7 +217,9 @@ def gaps(above: str, below: str) -> Callable[[Results], float]:
         PassLine("latents made anew leave at most 0.9 of it with 500 images", gaps("amortised 500", "rec 500"), at_most=0.9),
         *(
             PassLine(f"{mode} leaves at most 0.9 of it with 500 images", gaps(f"{mode} 500", "rec 500"), at_most=0.9)
-            for mode in ("mixtures", "clean", "renormalised", "dense", "decayed", "longer teacher")
+            for mode in (
+                "mixtures", "clean", "renormalised", "dense", "decayed", "longer teacher", "judged", "judged, warmed up",
+            )
         ),
         PassLine("more views leave at most 0.9 of it with 500 images", gaps("views 500", "rec 500"), at_most=0.9),
         PassLine("more views beside the teacher's pairs leave at most 0.9 of the gap of the pairs alone with 500 images",

@@ -245,6 +245,21 @@ def test_judges_can_learn_first_while_the_generator_is_not_told(
     assert weights[0] == weights[1]
 
 
+def test_the_width_of_judges_is_that_of_their_heads_and_nothing_of_the_generator(
+    open_as: Callable[..., StageContext],
+) -> None:
+    assert "judge_width" not in stage_settings(tiny_config(), "distill")["distill"]["loss"]
+    narrow, default, wide = (objective_of(open_as(distill__loss__judge_width=width)) for width in (32, 64, 128))
+    sizes = [sum(p.numel() for p in o.discriminator.heads.parameters()) for o in (narrow, default, wide)]
+    assert sizes[0] < sizes[1] < sizes[2]
+    assert sizes[2] > 2 * sizes[1], "the inner convolutions grow with the square"
+    assert model_hash(narrow.generator) == model_hash(wide.generator)
+    with pytest.raises(ConfigError, match="judge_width must be at least 1, got 0"):
+        open_as(distill__loss__judge_width=0)
+    with pytest.raises(ConfigError, match="judge_width=32 widens discriminators, and there are none"):
+        open_as(distill__loss__adversarial=0.0, distill__loss__judge_width=32)
+
+
 def test_a_warm_up_has_judges_and_steps_to_take(open_as: Callable[..., StageContext]) -> None:
     assert "judge_warmup" not in stage_settings(tiny_config(), "distill")["distill"]["loss"]
     with pytest.raises(ConfigError, match=r"in \[0, 0.2\] \(adversarial_from\), got 0.3"):

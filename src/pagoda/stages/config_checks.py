@@ -92,6 +92,12 @@ def check_loss(loss: LossConfig) -> None:
         raise ConfigError(
             "judge names networks of discriminators, and there are none: adversarial and reconstruction_judge are 0."
         )
+    if loss.judge_width < 1:
+        raise ConfigError(f"judge_width must be at least 1, got {loss.judge_width}.")
+    if loss.judge_width != type(loss).judge_width and not judges:
+        raise ConfigError(
+            f"judge_width={loss.judge_width} widens discriminators, and there are none: adversarial and reconstruction_judge are 0."
+        )
     if loss.stack != FeatureConfig() and not loss.feature and (not judges or loss.judge is not None):
         raise ConfigError(
             "stack names networks that nothing looks through: feature is 0, and no discriminator takes them."

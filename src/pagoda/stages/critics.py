@@ -110,6 +110,7 @@ def build_critics(
             look,
             image_size=min(loss.crop or size, size),
             num_classes=context.num_classes,
+            width=loss.judge_width,
             raw_pixels=loss.raw_pixels,
             guided=context.config.guidance.active,
             pooled_dim=0 if context.captions is None else context.captions.pooled_dim or context.captions.token_dim,

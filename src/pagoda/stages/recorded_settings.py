@@ -78,6 +78,7 @@ def without_neutral(values: Mapping[str, Any]) -> dict[str, Any]:
         "pairs",
         "adversarial_every",
         "judge_warmup",
+        "judge_width",
         "heads",
         "image_text",
     }

@@ -151,6 +151,8 @@ class LossConfig:
     """Networks of the feature distance, and of the discriminators unless `judge` names others."""
     judge: FeatureConfig | None = None
     """Networks that the discriminators look through; None takes those of `stack`."""
+    judge_width: int = 64
+    """Channels inside each head of the discriminators."""
     feature_augment: tuple[str, ...] = ()
     """Differentiable augmentation for the feature distance, one draw for both images of a pair; () for none."""
     updates: Literal["joint", "separate"] = "joint"
