@@ -11,12 +11,14 @@ from tests.conftest import TEXT
 from tests.stages.test_image_text import Mean
 from tests.stages.test_latent_runs import latent_config, save_codec
 
-from pagoda.networks import open_codec
+from pagoda.networks import num_parameters, open_codec
 from pagoda.stages.agreement import agreement_encoder, agreement_weights, embed
 from pagoda.stages.captions import prompt_condition
 from pagoda.stages.config import RunConfig, override
-from pagoda.stages.context import open_context
+from pagoda.stages.context import load_teacher, open_context
 from pagoda.stages.image_text import ImageTextTerm
+from pagoda.stages.plan_hardware import Limits
+from pagoda.stages.planning import plan_run
 from pagoda.stages.run_folder import RunFolder
 from pagoda.stages.sampling import load_generator, sample_images
 from pagoda.stages.train import train
@@ -81,3 +83,14 @@ def test_agreement_is_that_of_decoded_pictures(latent_text_run: RunFolder) -> No
     texts = encoder.embed_texts(context.captions.captions(rows))
     expected = (embed(encoder, pictures) * texts).sum(1)
     torch.testing.assert_close(agreement_weights(context, encoder).scores(rows), expected, atol=1e-5, rtol=0)
+
+
+def test_a_plan_of_texts_on_latents_has_the_networks_that_the_run_leaves(latent_text_run: RunFolder) -> None:
+    config = override(latent_text_run.config(), {"guidance.assignment": "independent"})
+    plan = plan_run(config, probe_seconds=0, limits=Limits(disk_bytes=1 << 50, memory_bytes=1 << 50))
+    stages = {stage.name: stage for stage in plan.stages}
+    assert {"latents", "text", "teach", "grow-8"} <= set(stages)
+    teacher, _ = load_teacher(latent_text_run.teacher)
+    assert stages["teach"].parameters == num_parameters([teacher])
+    grown = num_parameters([load_generator(latent_text_run, 8)])
+    assert stages["grow-8"].disk_bytes == pytest.approx(4 * grown, rel=0.05)

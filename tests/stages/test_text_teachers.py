@@ -25,6 +25,8 @@ from pagoda.stages.captions import encoder_folder, open_captions, prompt_conditi
 from pagoda.stages.config import RunConfig, override
 from pagoda.stages.context import load_teacher
 from pagoda.stages.pipeline_texts import PipelineTextEncoder
+from pagoda.stages.plan_hardware import Limits
+from pagoda.stages.planning import plan_run
 from pagoda.stages.presets import preset_config
 from pagoda.stages.run_folder import RunFolder
 from pagoda.stages.sampling import load_generator, sample_images
@@ -59,6 +61,23 @@ def runs(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> 
         found[kind] = train(config_for(root / "source", **guided, **judged), str(root / "run"), quiet=True)
         shutil.rmtree(root / "source")
     return found
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_plan_of_a_pipeline_has_its_own_encoders_and_the_networks_that_the_run_leaves(
+    kind: str, folders: dict[str, Path], runs: dict[str, RunFolder]
+) -> None:
+    guided = {"guidance__scale_max": 3.0} if kind == "sd" else {}
+    limits = Limits(disk_bytes=1 << 50, memory_bytes=1 << 50)
+    plan = plan_run(config_for(folders[kind], **guided), probe_seconds=0, limits=limits)
+    assert [stage.name for stage in plan.stages] == ["text", "teach", "encode", "distill", "grow-16"]
+    text, teach = plan.stages[:2]
+    assert text.trained == teach.trained == 0
+    assert text.parameters == PipelineTextEncoder(folders[kind]).num_parameters > 0
+    assert text.disk_bytes > 4 * text.parameters, "the run keeps a copy of them"
+    for stage, size in zip(plan.stages[3:], (SIZE, 2 * SIZE), strict=True):
+        written = sum(path.stat().st_size for path in runs[kind].generator(size).rglob("*.safetensors"))
+        assert stage.disk_bytes == pytest.approx(written, rel=0.1)
 
 
 @pytest.mark.parametrize("kind", KINDS)

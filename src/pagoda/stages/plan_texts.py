@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from dataclasses import dataclass
 
@@ -13,7 +12,7 @@ from pagoda.errors import DataError
 from pagoda.networks import MultiplyAdds
 from pagoda.stages.captions import encoder_folder, open_encoder
 from pagoda.stages.plan_probe import Prober, StageProbe
-from pagoda.stages.plan_standin import ROWS, StandIn, stand_in
+from pagoda.stages.plan_standin import ROWS, stand_in
 from pagoda.text import TWO_TOWER, CaptionTable, contrastive_objective, save_two_tower, unique_captions
 
 _HALF, _FLOAT = 2, 4
@@ -102,8 +101,8 @@ def _probe_training(prober: Prober, texts: list[str]) -> StageProbe:
     config, runtime, codec = prober.context.config, prober.runtime, prober.codec
     factor = 1 if codec is None else codec.factor
     # Pictures, also in a run on latents.
-    context: StandIn = stand_in(
-        dataclasses.replace(config, codec=""),
+    context = stand_in(
+        config,
         prober.source,
         prober.folder / "texts",
         runtime,
