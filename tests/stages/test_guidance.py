@@ -25,7 +25,7 @@ from pagoda.stages.distill import build_objective, distill
 from pagoda.stages.encode import inversion_grid, start_noise
 from pagoda.stages.guidance import pair_weights, stored_condition
 from pagoda.stages.latent_inputs import LatentInputs
-from pagoda.stages.plan_probe import encode_calls, pair_calls
+from pagoda.stages.plan_calls import encode_calls, pair_calls
 from pagoda.stages.planning import plan_run
 from pagoda.stages.provenance import compare_with_run
 from pagoda.stages.recorded_settings import stage_settings

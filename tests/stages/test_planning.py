@@ -19,11 +19,12 @@ from pagoda.networks import BackboneConfig
 from pagoda.stages.config import to_dict
 from pagoda.stages.context import load_teacher
 from pagoda.stages.kept_plan import changed_since, keep_plan, kept_plan
+from pagoda.stages.plan_calls import encode_calls, pair_calls
 from pagoda.stages.plan_hardware import GPUS, Gpu, Limits, find_gpu
 from pagoda.stages.plan_model import RunPlan
-from pagoda.stages.plan_probe import encode_calls, pair_calls
+from pagoda.stages.plan_stages import direct_backbone
 from pagoda.stages.plan_text import compare_with_run, plan_text
-from pagoda.stages.planning import direct_backbone, plan_run
+from pagoda.stages.planning import plan_run
 from pagoda.stages.report import write_report
 from pagoda.stages.run_folder import RunFolder
 from pagoda.stages.sampling import load_generator

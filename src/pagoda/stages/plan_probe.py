@@ -15,13 +15,8 @@ from torch import Tensor, nn
 from pagoda.data import ImageSource
 from pagoda.diffusion import (
     Condition,
-    Denoiser,
     EDMDenoiser,
-    GaussianDenoiser,
     PreconditionedDenoiser,
-    build_solver,
-    invert,
-    sample,
 )
 from pagoda.files import write_bytes_atomic
 from pagoda.networks import ForeignTeacher, ImageCodec, MultiplyAdds, OneStepGenerator, SavedMemory, num_parameters
@@ -32,15 +27,16 @@ from pagoda.stages.assignment import guided_inputs
 from pagoda.stages.config import RunConfig
 from pagoda.stages.context import PREVIEWS, StageContext
 from pagoda.stages.distill import build_objective as build_distill
-from pagoda.stages.encode import encode_batch, inversion_grid
+from pagoda.stages.encode import encode_batch
 from pagoda.stages.grow import add_octave, cache_inputs, cached_bytes
 from pagoda.stages.grow import build_objective as build_grow
 from pagoda.stages.image_text import open_image_text
 from pagoda.stages.latent_inputs import LatentInputs
 from pagoda.stages.objective import GeneratorObjective
+from pagoda.stages.plan_calls import encode_calls, pair_calls, preview_calls
 from pagoda.stages.plan_standin import drawn_latents, drawn_pairs, stand_in
 from pagoda.stages.teach import build_objective as build_teach
-from pagoda.stages.teacher_pairs import pair_condition, sampling_grid, teacher_images
+from pagoda.stages.teacher_pairs import pair_condition, teacher_images
 from pagoda.training import LoopConfig, Objective, Runtime, StepCost, Trainer, measure_step, resident_bytes
 from pagoda.training.objective import BatchT
 
@@ -92,42 +88,6 @@ class StageProbe:
     pass_seconds: float
     pass_multiply_adds: int
     taken_bytes: int | None
-
-
-class CountingDenoiser(Denoiser):
-    """Knows how often a solver called it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.inner = GaussianDenoiser(0.0, 0.5)
-        self.calls = 0
-
-    def denoise(self, x: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
-        self.calls += 1
-        return self.inner.denoise(x, sigma, condition)
-
-
-def encode_calls(config: RunConfig) -> int:
-    """Network calls of the inversion of one image."""
-    counter = CountingDenoiser()
-    grid = inversion_grid(config.encode, config.sigma_max)
-    invert(counter, torch.zeros(1, 1, 1, 1), sigmas=grid, solver=build_solver(config.encode.solver))
-    return counter.calls * (2 if config.guidance.active else 1)  # with the condition and without
-
-
-def pair_calls(config: RunConfig) -> int:
-    """Network calls of one teacher's pair."""
-    counter = CountingDenoiser()
-    solver = build_solver(config.distill.teacher_pairs.solver)
-    sample(counter, torch.zeros(1, 1, 1, 1), sigmas=sampling_grid(config), solver=solver)
-    return counter.calls * (2 if config.guidance.active else 1)
-
-
-def preview_calls() -> int:
-    """Network calls of one image of the teacher's grids."""
-    counter = CountingDenoiser()
-    sample(counter, torch.zeros(1, 1, 1, 1))
-    return counter.calls
 
 
 @dataclass(frozen=True)
