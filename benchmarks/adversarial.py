@@ -14,7 +14,7 @@ from typing import Any
 from torch.nn import functional as F
 
 from benchmarks.harness import Arm, PassLine, Results, benchmark
-from benchmarks.heart import win_rates
+from benchmarks.heart import grown_figures, win_rates
 from benchmarks.metrics import score_images
 from benchmarks.shapes import judge, real_images
 from benchmarks.theory.shapes_runs import begun, finished, samples, shapes_config
@@ -93,13 +93,7 @@ def compare(loss: Mapping[str, Any], large_pool: bool, budget: float, seed: int)
     found, start = (
         score_images(ClassifierFeatures(judge(SIZE)), *real_images(SIZE), images, seed) for images in (made, enlarged)
     )
-    return figures | {
-        "distance": found["distance"],
-        "distance_enlarged": start["distance"],
-        "floor": found["floor"],
-        "sharpness": found["sharpness_ratio"],
-        "contrast": found["contrast_ratio"],
-    }
+    return figures | grown_figures(found, start)
 
 
 def best(metric: str, choose: Callable[[list[float]], float]) -> Callable[[Results], float]:

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from benchmarks.emoji_text import SIZE, classifier, made_run, real_images
 from benchmarks.harness import Arm, PassLine, Results, benchmark
-from benchmarks.heart import FIRST_SEED, win_rates
+from benchmarks.heart import FIRST_SEED, grown_figures, win_rates
 from benchmarks.metrics import score_images
 from pagoda.evaluation import ClassifierFeatures
 from pagoda.stages.config import RunConfig, override
@@ -98,13 +98,7 @@ def compare(loss: Mapping[str, Any], budget: float, seed: int) -> dict[str, floa
         figures |= win_rates(made, STAGE)
     enlarged = F.interpolate(small, size=(SIZE, SIZE), mode="bicubic", antialias=False).clamp(-1, 1)
     found, start = score(large, budget, seed), score(enlarged, budget, seed)
-    return figures | {
-        "distance": found["distance"],
-        "distance_enlarged": start["distance"],
-        "floor": found["floor"],
-        "sharpness": found["sharpness_ratio"],
-        "contrast": found["contrast_ratio"],
-    }
+    return figures | grown_figures(found, start)
 
 
 def best(results: Results) -> float:

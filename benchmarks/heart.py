@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -187,4 +187,19 @@ def win_rates(run: RunFolder, stage: str) -> dict[str, float]:
         "win_rate_first": float(str(before[0]["discriminator/win_rate"])),
         "win_rate_told": float(str(before[-1]["discriminator/win_rate"])),
         "win_rate_last": float(str(told[-1]["discriminator/win_rate"])),
+    }
+
+
+def grown_figures(grown: Mapping[str, float], enlarged: Mapping[str, float]) -> dict[str, float]:
+    """What a benchmark of octaves tells of grown images, beside the distance of those of the size below, enlarged.
+
+    Args:
+        grown, enlarged: As `score_images` gives them.
+    """
+    return {
+        "distance": grown["distance"],
+        "distance_enlarged": enlarged["distance"],
+        "floor": grown["floor"],
+        "sharpness": grown["sharpness_ratio"],
+        "contrast": grown["contrast_ratio"],
     }
