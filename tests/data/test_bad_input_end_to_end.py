@@ -198,7 +198,7 @@ def refuses(run: RunFolder, kind: type[PagodaError], said: str) -> None:
     """`train` raises, and every file is as it was."""
     before = contents(run.path)
     with pytest.raises(kind, match=said):
-        train(tiny_config(), str(run.path), quiet=True)
+        train(run.config(), str(run.path), quiet=True)
     assert contents(run.path) == before
 
 

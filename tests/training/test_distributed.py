@@ -148,10 +148,10 @@ def test_an_error_of_the_first_process_ends_the_others_too(tmp_path: Path) -> No
 
 
 @pytest.fixture(scope="module")
-def shared_run(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+def shared_run(finished_run: RunFolder, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     """The run of `finished_run`, made by two processes."""
     folder = tmp_path_factory.mktemp("shared")
-    (folder / "config.yaml").write_text(to_yaml(tiny_config()))
+    (folder / "config.yaml").write_text(to_yaml(finished_run.config()))
     (folder / "whole.py").write_text(WHOLE)
     for _ in range(2):  # the second time it finds everything done
         result = start(2, folder / "whole.py", folder / "config.yaml", folder / "run")
