@@ -133,6 +133,17 @@ def test_the_adversarial_term_costs_from_its_first_step_on() -> None:
     assert half == pytest.approx((never + always) / 2, rel=1e-6)
 
 
+def test_pairs_that_only_a_discriminator_sees_are_planned_too() -> None:
+    guided = {"guidance__scale_max": 4.0, "teach__condition_dropout": 0.1, "distill__teacher_pairs__count": 24}
+    grown = {"grow__loss__adversarial": 0.0, "grow__loss__adversarial_from": 0.0}  # of base size only
+    with_pairs, without = (
+        counted(guidance__assignment=assignment, **guided, **grown) for assignment in ("teacher", "independent")
+    )
+    assert [stage.name for stage in with_pairs.stages] == ["teach", "encode", "teacher-pairs", "distill", "grow-16"]
+    assert with_pairs.stages[2].images == 24
+    assert "teacher-pairs" not in {stage.name for stage in without.stages}
+
+
 def test_a_judged_step_in_three_costs_a_third_of_what_the_adversarial_term_costs() -> None:
     """Of six steps two are judged."""
     changes = ({"adversarial_from": 1.0}, {"adversarial_every": 3}, {})
@@ -262,7 +273,7 @@ def test_memory_is_what_a_step_took_where_steps_are_run_and_counted_where_not(pl
         assert stage.tensor_bytes == counted_alone.tensor_bytes
         assert stage.memory_bytes >= counted_alone.memory_bytes
     assert timed.memory_bytes > plan.memory_bytes
-    assert "as a step of each stage took it" in plan_text(timed)
+    assert "as a step of each stage that trains took it" in plan_text(timed)
     assert "tensors alone" in plan_text(plan)
 
 

@@ -215,6 +215,11 @@ class RunConfig:
         octaves = self.sizes[1:]
         return [size for k, size in enumerate(octaves, 1) if k % self.grow.at_once == 0 or k == len(octaves)]
 
+    @property
+    def makes_pairs(self) -> bool:
+        """Whether the teacher makes images of fresh noise: to be learnt, or for a discriminator to see under guidance."""
+        return self.distill.mode != "rec" or self.guidance.assignment == "teacher"
+
     def below(self, size: int) -> int:
         """The size that the stage which ends with `size` starts from."""
         return [self.base, *self.growth][self.growth.index(size)]

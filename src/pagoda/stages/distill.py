@@ -141,8 +141,7 @@ def distill(
     if run.is_done(STAGE):
         context.say("distill: done already")
         return
-    needed = config.distill.mode != "rec" or config.guidance.assignment == "teacher"
-    pairs = make_teacher_pairs(context) if needed else None
+    pairs = make_teacher_pairs(context) if config.makes_pairs else None
     agreement = None if encoder is None else agreement_weights(context, encoder)
     if agreement is not None:
         context.say(f"distill: the teacher's images agree with their captions by {agreement.describe()}")

@@ -220,7 +220,7 @@ class Prober:
         """The generator of base size."""
         context = self.context
         self.store = drawn_latents(context)
-        pairs = None if context.config.distill.mode == "rec" else drawn_pairs(context)
+        pairs = drawn_pairs(context) if context.config.makes_pairs else None
         latents = LatentInputs(self.store)
         if self.encoder is not None:
             latents = AmortisedInputs(context, self.store, self.encoder)

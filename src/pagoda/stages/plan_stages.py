@@ -52,7 +52,7 @@ class StagePlanner:
         # Small sets are kept in memory, larger ones are read through the page cache; on a GPU neither is in its memory.
         self.shared_bytes = self.data_bytes if on_cpu and self.data_bytes < 2**30 else 0
         self.latent_bytes = self.rows * self.pixels * (2 if config.encode.dtype == "float16" else 4)
-        self.pair_bytes = 0 if config.distill.mode == "rec" else config.distill.teacher_pairs.count * self.pixels * 2
+        self.pair_bytes = config.distill.teacher_pairs.count * self.pixels * 2 if config.makes_pairs else 0
         self.on_cpu = on_cpu
 
     def stages(self, say: Callable[[str], None]) -> tuple[StagePlan, ...]:

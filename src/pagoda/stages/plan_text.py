@@ -19,7 +19,7 @@ def plan_text(plan: RunPlan) -> str:
     total = [gib(plan.memory_bytes), gib(plan.kept_bytes), here, duration(3600 * hours)]
     rows.append(["all", "", "", "", "", *total])
     measured = any(stage.memory_measured for stage in plan.stages)
-    kind = "as a step of each stage took it" if measured else "tensors alone, counted"
+    kind = "as a step of each stage that trains took it" if measured else "tensors alone, counted"
     spent = [
         f"{plan.images} images, {plan.base} -> {plan.size} {_unit(plan)}, on {plan.device}",
         "",

@@ -13,7 +13,7 @@ from pagoda.networks import MultiplyAdds
 from pagoda.stages.captions import encoder_folder, open_encoder
 from pagoda.stages.plan_probe import Prober, StageProbe
 from pagoda.stages.plan_standin import ROWS, stand_in
-from pagoda.text import TWO_TOWER, CaptionTable, contrastive_objective, save_two_tower, unique_captions
+from pagoda.text import TEACHERS, TWO_TOWER, CaptionTable, contrastive_objective, save_two_tower, unique_captions
 
 _HALF, _FLOAT = 2, 4
 """Bytes of a number on disk and in memory."""
@@ -83,7 +83,7 @@ def probe_texts(prober: Prober, texts: list[str]) -> TextProbe:
     table = CaptionTable(shown, rows, embeddings, encoder.fingerprint)
     kept = sum(min(length, encoder.max_tokens) for length in encoder.lengths(texts))
     width, whole = embeddings.tokens.shape[1:], embeddings.pooled.shape[1]
-    copied = _FLOAT * encoder.num_parameters if training is None and config.text.encoder == "teacher" else 0
+    copied = _FLOAT * encoder.num_parameters if training is None and config.text.encoder == TEACHERS else 0
     return TextProbe(
         table=table,
         count=len(texts),

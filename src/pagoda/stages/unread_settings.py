@@ -40,10 +40,6 @@ def _octave_losses(config: RunConfig) -> list[LossConfig]:
     return [grow.loss_of(config.sizes.index(size) - 1) for size in config.growth] or [*grow.octave_losses, grow.loss]
 
 
-def _makes_pairs(config: RunConfig) -> bool:
-    return config.distill.mode != "rec" or config.guidance.assignment == "teacher"
-
-
 def _trains_base(config: RunConfig) -> bool:
     """Whether octaves train a part of the base too, so that nothing of the frozen levels can be cached."""
     boundary = config.grow.train_from
@@ -101,7 +97,7 @@ OF_RUNS: tuple[_Row[RunConfig], ...] = (
     ),
     _Row(
         ("distill.teacher_pairs",),
-        lambda config: not _makes_pairs(config),
+        lambda config: not config.makes_pairs,
         "distill.mode=rec makes no pairs by the teacher: set distill.mode to both or dstl",
     ),
     _Row(
