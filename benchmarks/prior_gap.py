@@ -39,6 +39,8 @@ ENCODER_STEPS = 300
 """Of the encoder in one call, of batches of 64; a third of the time of its arm."""
 TRIED = 30
 """Steps that tell how long a step takes."""
+WHOLE = 0.25
+"""Budgets from here up cut the time of the arms alone: sets, teachers and what is measured are those of the full run."""
 ALONE = {"distill.matching.weight": 0.0}
 """Without distribution matching, which the preset has."""
 MODES: dict[str, dict[str, Any]] = {
@@ -100,12 +102,13 @@ def judge() -> SmallClassifier:
 
 def config_of(count: int, mode: str, seed: int, budget: float, judge_folder: str) -> RunConfig:
     """The demo's settings at base size, whose gap is judged by the independent classifier against drawings that no run sees."""
+    cut = 1.0 if budget >= WHOLE else budget
     settings: dict[str, Any] = {
         "seed": seed,
         "threads": 1,
         "device": "cpu",
         "mirror": False,
-        "teach.loop.steps": max(20, round(1100 * budget)),
+        "teach.loop.steps": max(20, round(1100 * cut)),
         "teach.loop.preview_every": 0,
         "distill.loop.preview_every": 0,
         "distill.loop.log_every": 10,
@@ -116,13 +119,13 @@ def config_of(count: int, mode: str, seed: int, budget: float, judge_folder: str
         "amortise.loop.checkpoint_every": 100_000,
         "distill.teacher_pairs.count": max(64, round(5000 * budget)),
         "encode.share": min(1.0, ENCODED / count),
-        "evaluation.data": f"shapes:count={4000 if budget >= 1 else 200},seed={UNSEEN_SEED}",
-        "evaluation.gap.count": 250 if budget >= 1 else 64,  # as many as half of 500, so that all sets compare
+        "evaluation.data": f"shapes:count={4000 if cut == 1 else 200},seed={UNSEEN_SEED}",
+        "evaluation.gap.count": 250 if cut == 1 else 64,  # as many as half of 500, so that all sets compare
         "evaluation.gap.features": f"classifier:{judge_folder}" if judge_folder else "random",
     }
     changes = dict(MODES[mode])
     settings["teach.loop.steps"] *= changes.pop("teach.loop.steps", 1)
-    data = f"shapes:count={max(40, round(count * min(1.0, budget)))}"
+    data = f"shapes:count={max(40, round(count * cut))}"
     return override(preset_config("tiny", data, base=SIZE, size=SIZE), {**settings, **changes})
 
 
