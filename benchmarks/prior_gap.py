@@ -175,9 +175,9 @@ def arm(count: int, mode: str, budget: float) -> Arm:
             alike = config_of(count, "views" if config.source.views > 1 else "rec", seed, budget, "")
             alike = config_of(count, mode, seed, budget, "") if mode == "longer teacher" else alike
             run, steps, spent = spend(begun(alike, "teach"), config, folder, max(2.0, SECONDS * budget))
-            facts = load_gaps(run)[SIZE]
+            facts, rates = load_gaps(run)[SIZE], win_rates(run, "distill")
         points = {p["name"] if p["name"] != "mixture" else f"mixture_{p['fraction']:g}": p for p in facts["points"]}
-        figures: dict[str, float] = {"steps": steps, "seconds": spent, **win_rates(run, "distill")}
+        figures: dict[str, float] = {"steps": steps, "seconds": spent, **rates}
         for point, found in points.items():
             figures |= {f"fd_{point}": found["fd"], f"kd_{point}": found["kd"]}
         noise = points["noise"]
