@@ -54,7 +54,8 @@ def planned(base: int, size: int, on_latents: bool, window: int | None, seed: in
     config = config if window is None else override(config, {"grow.loss.crop": window})
     plan = plan_run(config, probe_seconds=0)
     found = {
-        f"{stage.name.split('-')[0].replace(' ', '_')}_m": stage.multiply_adds / 1e6 for stage in plan.stages
+        f"{'grow' if stage.name.startswith('grow') else stage.name.replace('-', '_')}_m": stage.multiply_adds / 1e6
+        for stage in plan.stages
     }  # the last octave
     found["all_e12"] = plan.multiply_adds / 1e12
     return found | sampling(config)
