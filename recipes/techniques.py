@@ -13,7 +13,7 @@ from pagoda.process import prepare_process
 
 prepare_process()  # before PyTorch is imported
 
-from pagoda.cli.commands import parse_settings
+from pagoda.cli.settings import parse_settings
 from pagoda.errors import PagodaError
 from pagoda.pretraining import CepConfig, DtrConfig, RepaConfig
 from pagoda.stages.config import RunConfig, override

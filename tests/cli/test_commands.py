@@ -18,9 +18,10 @@ from PIL import Image
 from tests.conftest import TINY, tiny_config
 
 import pagoda
-from pagoda.cli import commands
-from pagoda.cli.commands import flatten, parse_settings
+from pagoda.cli import sampling
+from pagoda.cli.configuring import flatten
 from pagoda.cli.main import COMMANDS, gather_settings, main
+from pagoda.cli.settings import parse_settings
 from pagoda.errors import ConfigError
 from pagoda.images import read_metadata
 from pagoda.stages.config import RunConfig, from_dict, override, read_yaml, to_yaml
@@ -279,7 +280,7 @@ def test_an_interrupted_command_ends_with_130_and_says_how_to_go_on(
     def interrupted(self: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(commands.Sample, "run", interrupted)
+    monkeypatch.setattr(sampling.Sample, "run", interrupted)
     assert run("sample", "RUN") == 130
     assert "run the same command again to continue" in capsys.readouterr().err
 

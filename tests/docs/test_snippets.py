@@ -17,8 +17,8 @@ import yaml
 from benchmarks.__main__ import names as benchmark_names
 from benchmarks.__main__ import parser as benchmark_parser
 
-from pagoda.cli.commands import parse_settings
 from pagoda.cli.main import COMMANDS, main
+from pagoda.cli.settings import parse_settings
 from pagoda.stages.config import from_dict, override, to_dict
 from pagoda.stages.presets import preset_config
 from pagoda.stages.run_folder import RunFolder

@@ -15,17 +15,7 @@ import tyro
 from pagoda.cli.accelerating import AccelerateTune
 from pagoda.cli.app import App
 from pagoda.cli.codec import CodecScale, CodecTrain
-from pagoda.cli.commands import (
-    Amortise,
-    CheckData,
-    Distill,
-    Encode,
-    Grow,
-    ListTechniques,
-    Sample,
-    Teach,
-    Train,
-)
+from pagoda.cli.data import CheckData
 from pagoda.cli.editing import (
     EditInpaint,
     EditInterpolate,
@@ -38,6 +28,9 @@ from pagoda.cli.evaluation import Compare, Evaluate, Report
 from pagoda.cli.exporting import Export, Inspect, Push
 from pagoda.cli.groups import group_help, group_members, refuse_member
 from pagoda.cli.planning import Plan
+from pagoda.cli.sampling import Sample
+from pagoda.cli.stages import Amortise, Distill, Encode, Grow, Teach, Train
+from pagoda.cli.techniques import ListTechniques
 from pagoda.cli.texts import DataCaption, TextTrain
 from pagoda.cli.understanding import Classify, ProbeFit, ProbePredict, ProbeRank
 from pagoda.errors import PagodaError

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import tyro
 
-from pagoda.cli.commands import ConfigureWhole
+from pagoda.cli.configuring import ConfigureWhole
 from pagoda.cli.settings import parse_settings
 from pagoda.errors import ConfigError
 
