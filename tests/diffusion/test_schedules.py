@@ -18,7 +18,7 @@ from pagoda.diffusion import (
     convert,
     loss_weight,
 )
-from pagoda.diffusion.schedules import PREDICTIONS
+from pagoda.diffusion.predictions import PREDICTIONS
 from pagoda.errors import ConfigError, ShapeError
 
 ALPHAS_CUMPROD = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64), 0)

@@ -15,6 +15,8 @@ from pagoda.diffusion.guidance import GuidedDenoiser
 from pagoda.diffusion.listening import RunListener, RunStart, listeners_of, listening
 from pagoda.diffusion.mixing import spherical_mixture
 from pagoda.diffusion.oracles import GaussianDenoiser, GaussianMixtureDenoiser
+from pagoda.diffusion.predictions import convert, loss_weight
+from pagoda.diffusion.scheduler_configs import schedule_from_scheduler
 from pagoda.diffusion.schedules import (
     CosineVPSchedule,
     DiscreteVPSchedule,
@@ -23,9 +25,6 @@ from pagoda.diffusion.schedules import (
     LinearVPSchedule,
     Schedule,
     VESchedule,
-    convert,
-    loss_weight,
-    schedule_from_scheduler,
 )
 from pagoda.diffusion.solvers import (
     DPMSolver2M,

@@ -15,7 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from pagoda.diffusion.conditions import UNCONDITIONAL, Condition
-from pagoda.diffusion.schedules import Schedule, convert, schedule_from_scheduler
+from pagoda.diffusion.predictions import convert
+from pagoda.diffusion.scheduler_configs import schedule_from_scheduler
+from pagoda.diffusion.schedules import Schedule
 from pagoda.errors import ConfigError, ShapeError
 
 Network = Callable[[Tensor, Tensor, Condition], Tensor]

@@ -1,4 +1,4 @@
-"""Schedules: how much signal and how much noise a diffusion process holds at each time, and every conversion between predictions.
+"""Schedules: how much signal and how much noise a diffusion process holds at each time.
 
 x_t = alpha_t x_0 + sigma_t eps, with t = t_min near the data. Any two schedules are one up to scale and clock: dividing by alpha
 gives the canonical state, whose noise level is nu = sigma / alpha. Times and levels are handled in float64, because VP schedules
@@ -10,36 +10,11 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from pagoda.errors import ConfigError, ShapeError, did_you_mean
-
-Prediction = Literal["x0", "eps", "v", "velocity", "score"]
-PREDICTIONS = ("x0", "eps", "v", "velocity", "score")
-DIFFUSERS_PREDICTIONS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v", "flow_prediction": "velocity"}
-"""diffusers' names for what a network predicts. Its `v_prediction` is Salimans-Ho's v; `flow_prediction` is the velocity."""
-
-PLAIN_SETTINGS = {"invert_sigmas": False, "timestep_type": "discrete", "snr_shift_scale": 1.0}
-"""Settings of some of diffusers' schedulers that change what the network's time means, each with the value that changes nothing."""
-READ_SETTINGS = (
-    "_class_name",
-    "prediction_type",
-    "num_train_timesteps",
-    "beta_schedule",
-    "beta_start",
-    "beta_end",
-    "trained_betas",
-    "rescale_betas_zero_snr",
-    "use_flow_sigmas",
-    "sigma_min",
-    "sigma_max",
-    "sigma_data",
-    *PLAIN_SETTINGS,
-)
-"""What `schedule_from_scheduler` looks at; the other settings of a scheduler say how to sample."""
+from pagoda.errors import ConfigError
 
 
 class Schedule(ABC):
@@ -308,148 +283,3 @@ class DiscreteVPSchedule(Schedule):
         right = torch.searchsorted(table, log_nu.contiguous()).clamp(1, len(table) - 1)
         left = right - 1
         return (left + (log_nu - table[left]) / (table[right] - table[left])).clamp(0, self.t_max)
-
-
-def schedule_from_scheduler(config: dict[str, Any]) -> tuple[Schedule, str]:
-    """Read the schedule and the prediction type out of a diffusers scheduler's configuration.
-
-    Args:
-        config: `dict(scheduler.config)`; must name its class in `_class_name`.
-
-    Returns:
-        The schedule and one of "eps", "x0", "v", "velocity"; ("EDMSchedule", "edm") for EDM-preconditioned schedulers.
-
-    Raises:
-        ConfigError: the class or its prediction type is unknown, or it asks for zero terminal SNR.
-    """
-    name = str(config.get("_class_name", "")).removeprefix("Flax")
-    for key, plain in PLAIN_SETTINGS.items():
-        if config.get(key, plain) not in (plain, None):
-            raise ConfigError(f"{name} with {key}={config[key]!r} is not supported; {plain!r} is.")
-    if config.get("use_flow_sigmas") and config.get("prediction_type") != "flow_prediction":
-        raise ConfigError(
-            f"{name} with use_flow_sigmas=True and prediction_type={config.get('prediction_type')!r} is not supported; "
-            "'flow_prediction' is."
-        )
-    # The multistep solvers of diffusers read `flow_prediction` as alpha = 1 - sigma, whatever their betas say.
-    if "FlowMatch" in name or config.get("prediction_type") == "flow_prediction":
-        return FlowMatchingSchedule(time_scale=float(config.get("num_train_timesteps", 1000))), "velocity"
-    if name.startswith("EDM"):
-        if config.get("prediction_type", "epsilon") != "epsilon":
-            raise ConfigError(
-                f"{name} with prediction_type={config['prediction_type']!r} is not supported; use 'epsilon'."
-            )
-        return EDMSchedule(t_min=float(config["sigma_min"]), t_max=float(config["sigma_max"])), "edm"
-    prediction = config.get("prediction_type", "epsilon")
-    if prediction not in DIFFUSERS_PREDICTIONS:
-        raise ConfigError(
-            f"unknown prediction_type {prediction!r}. {did_you_mean(str(prediction), DIFFUSERS_PREDICTIONS)}"
-        )
-    if "beta_schedule" not in config and config.get("trained_betas") is None:
-        raise ConfigError(f"the scheduler {name or '(without _class_name)'} has no beta_schedule; it cannot be read.")
-    if config.get("rescale_betas_zero_snr"):
-        raise ConfigError(
-            "rescale_betas_zero_snr=True: the last step holds no signal and has no canonical form. Write the scheduler again without that "
-            "step: in diffusers `type(s)(trained_betas=s.betas[:-1].tolist(), prediction_type=s.config.prediction_type, "
-            "num_train_timesteps=len(s.betas) - 1)`, s being the one that is here."
-        )
-    return DiscreteVPSchedule(torch.cumprod(1 - _betas(config), 0)), DIFFUSERS_PREDICTIONS[prediction]
-
-
-def _betas(config: dict[str, Any]) -> Tensor:
-    """The table of betas that a diffusers configuration describes, (T,) float64."""
-    if config.get("trained_betas") is not None:
-        return torch.tensor(config["trained_betas"], dtype=torch.float64)
-    steps = int(config.get("num_train_timesteps", 1000))
-    start, end = float(config.get("beta_start", 1e-4)), float(config.get("beta_end", 0.02))
-    kind = config["beta_schedule"]
-    if kind == "linear":
-        return torch.linspace(start, end, steps, dtype=torch.float64)
-    if kind == "scaled_linear":
-        return torch.linspace(start**0.5, end**0.5, steps, dtype=torch.float64) ** 2
-    if kind == "sigmoid":
-        return torch.sigmoid(torch.linspace(-6, 6, steps, dtype=torch.float64)) * (end - start) + start
-    if kind == "squaredcos_cap_v2":
-        # Nichol and Dhariwal 2021, eq. 17, with the betas capped at 0.999.
-        t = torch.arange(steps + 1, dtype=torch.float64) / steps
-        bar = torch.cos((t + 0.008) / 1.008 * math.pi / 2) ** 2
-        return (1 - bar[1:] / bar[:-1]).clamp(max=0.999)
-    if kind == "laplace":
-        from diffusers import DDPMScheduler  # whose own formula it is; not needed elsewhere in this room
-
-        scheduler: Any = DDPMScheduler(num_train_timesteps=steps, beta_schedule="laplace")
-        betas: Tensor = scheduler.betas
-        return betas.double()
-    known = ["laplace", "linear", "scaled_linear", "sigmoid", "squaredcos_cap_v2"]
-    raise ConfigError(f"unknown beta_schedule {kind!r}. {did_you_mean(str(kind), known)}")
-
-
-def convert(value: Tensor, x: Tensor, t: Tensor, source: str, target: str, schedule: Schedule) -> Tensor:
-    """Turn one prediction at (x_t, t) into another.
-
-    Args:
-        value: The prediction, shaped like `x`.
-        x: The state x_t of `schedule`.
-        t: Times that broadcast against `x`.
-        source: What `value` is: "x0", "eps", "v" (alpha eps - sigma x0), "velocity" (dx/dt) or "score".
-        target: What is wanted.
-
-    Raises:
-        ConfigError: an unknown prediction name.
-
-    Source: arXiv:2510.21890; with D = alpha sigma' - alpha' sigma.
-    """
-    for name in (source, target):
-        if name not in PREDICTIONS:
-            raise ConfigError(f"unknown prediction `{name}`. {did_you_mean(name, PREDICTIONS)}")
-    if value.shape != x.shape:
-        raise ShapeError(f"the prediction has shape {tuple(value.shape)}, the state {tuple(x.shape)}.")
-    if source == target:
-        return value
-    alpha, sigma = schedule.alpha(t), schedule.sigma(t)
-    dalpha, dsigma = schedule.dalpha(t), schedule.dsigma(t)
-    alpha, sigma, dalpha, dsigma = (c.to(x.dtype) for c in (alpha, sigma, dalpha, dsigma))
-    x0: Tensor
-    eps: Tensor
-    if source == "x0":
-        x0, eps = value, (x - alpha * value) / sigma
-    elif source in ("eps", "score"):
-        eps = value if source == "eps" else -sigma * value
-        x0 = (x - sigma * eps) / alpha
-    elif source == "v":
-        total = alpha**2 + sigma**2  # 1 for VP; kept, so that v stays invertible on every schedule
-        x0, eps = (alpha * x - sigma * value) / total, (sigma * x + alpha * value) / total
-    else:
-        D = alpha * dsigma - dalpha * sigma
-        x0, eps = (dsigma * x - sigma * value) / D, (alpha * value - dalpha * x) / D
-    if target == "x0":
-        return x0
-    if target == "eps":
-        return eps
-    if target == "score":
-        return -eps / sigma
-    if target == "v":
-        return alpha * eps - sigma * x0
-    return dalpha * x0 + dsigma * eps
-
-
-def loss_weight(source: str, target: str, t: Tensor, schedule: Schedule) -> Tensor:
-    """w such that |error in `source`|^2 * w = |error in `target`|^2: a loss is a prediction *and* a weight.
-
-    Raises:
-        ConfigError: an unknown prediction name.
-    """
-    alpha, sigma = schedule.alpha(t), schedule.sigma(t)
-    D = alpha * schedule.dsigma(t) - schedule.dalpha(t) * sigma
-    # Factor by which an error in x_0 is multiplied when it is expressed in each prediction.
-    factors = {
-        "x0": torch.ones_like(alpha),
-        "eps": alpha / sigma,
-        "velocity": D / sigma,
-        "score": alpha / sigma**2,
-        "v": (alpha**2 + sigma**2) / sigma,
-    }
-    for name in (source, target):
-        if name not in factors:
-            raise ConfigError(f"unknown prediction `{name}`. {did_you_mean(name, PREDICTIONS)}")
-    return (factors[target] / factors[source]) ** 2

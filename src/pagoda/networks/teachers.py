@@ -31,7 +31,7 @@ from diffusers.models import DiTTransformer2DModel
 from torch import Tensor, nn
 
 from pagoda.diffusion import PreconditionedDenoiser, precondition
-from pagoda.diffusion.schedules import READ_SETTINGS
+from pagoda.diffusion.scheduler_configs import READ_SETTINGS
 from pagoda.errors import ArtifactError, ConfigError, ShapeError, did_you_mean
 from pagoda.files import load_tensors
 from pagoda.networks.anatomy import anatomy
