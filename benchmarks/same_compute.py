@@ -34,12 +34,13 @@ from pagoda.diffusion import Denoiser
 from pagoda.errors import ConfigError
 from pagoda.evaluation import ClassifierFeatures, SmallClassifier
 from pagoda.files import atomic_path
+from pagoda.stages.amortise import STAGE as AMORTISE
 from pagoda.stages.config import RunConfig, override
 from pagoda.stages.context import StageContext, load_teacher, open_context
 from pagoda.stages.presets import preset_config
 from pagoda.stages.run_folder import RunFolder
 from pagoda.stages.sampling import load_generator, sample_images
-from pagoda.stages.train import train
+from pagoda.stages.train import stages_of, train
 from pagoda.training import Runtime
 
 TIMED = 32
@@ -54,6 +55,7 @@ class Setting:
         steps: Share of the preset's steps and pairs.
         settings: Changes of the preset.
         runs: What PaGoDA's run folders are called in PAGODA_RUNS, before `-seed0`.
+        brought: The run of a seed and a budget where another benchmark makes them; preset, steps and settings are then that one's.
         real: Real images by size, uint8 (N, C, s, s), and their labels (N,).
         judge: The classifier of each size.
         count: Samples that are scored.
@@ -68,6 +70,7 @@ class Setting:
     real: Callable[[int], tuple[Tensor, Tensor]]
     judge: Callable[[int], SmallClassifier]
     count: int
+    brought: Callable[[int, float], RunFolder] | None = None
 
     def config(self, seed: int, budget: float) -> RunConfig:
         """Of PaGoDA's run."""
@@ -105,6 +108,8 @@ SHAPES = Setting(
 @cache
 def made_run(setting: Setting, seed: int, budget: float) -> RunFolder:
     """PaGoDA's run of a seed, kept in PAGODA_RUNS."""
+    if setting.brought is not None:
+        return setting.brought(seed, budget)
     runs = Path(os.environ.get("PAGODA_RUNS", "runs"))
     runs.mkdir(parents=True, exist_ok=True)
     name = f"{setting.runs}-seed{seed}" + ("" if budget >= 1 else f"-budget{budget:g}")
@@ -112,9 +117,10 @@ def made_run(setting: Setting, seed: int, budget: float) -> RunFolder:
 
 
 def seconds_by_stage(run: RunFolder) -> dict[str, float]:
-    """Of every stage, and of the teacher's pairs."""
+    """Of every stage, and of the teacher's pairs; not of an encoder in one call that was trained beside them."""
     stages = [path.stem for path in sorted((run.path / "stages").glob("*.json"))]
-    return {stage: float(run.require(stage, "pagoda train")["results"]["seconds"]) for stage in stages}
+    beside = {AMORTISE} - set(stages_of(run.config()))
+    return {s: float(run.require(s, "pagoda train")["results"]["seconds"]) for s in stages if s not in beside}
 
 
 def drawn_labels(setting: Setting) -> tuple[list[int], list[int]]:
