@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-import time
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
@@ -16,30 +15,26 @@ from torch import Tensor
 
 from benchmarks.harness import Arm, PassLine, Results, benchmark
 from benchmarks.heart import win_rates
+from benchmarks.theory.base_size import PLENTY
 from benchmarks.theory.shapes_runs import begun
 from pagoda.data import Downsampler, ShapesSource
 from pagoda.errors import ConfigError
 from pagoda.evaluation import SmallClassifier, train_classifier
-from pagoda.stages.amortise_run import amortise_run
 from pagoda.stages.config import RunConfig, override
-from pagoda.stages.context import open_context
+from pagoda.stages.planning import plan_run
 from pagoda.stages.presets import preset_config
 from pagoda.stages.prior_gap import load_gaps
 from pagoda.stages.run_folder import RunFolder
-from pagoda.stages.teacher_pairs import make_teacher_pairs
 from pagoda.stages.train import train
-from pagoda.training import Runtime
 
 SIZE, CLASSES = 8, 10
 COUNTS = (500, 2000, 20_000)
 JUDGE_SEED, UNSEEN_SEED = 1001, 1000
-SECONDS = 180.0
-"""Of one processor, for inversion, teacher's pairs, the encoder in one call and distillation together, the same for every arm of a set:
-what else the machine does in the meantime takes none of them away."""
+REC_STEPS = 1500
+"""Of the arm `rec 500`. What its latents and these steps take in multiply-adds is what every arm has for inversion, teacher's pairs, the
+encoder in one call and distillation together; `pagoda plan` counts them. Seconds would go by what else the machine does."""
 ENCODER_STEPS = 300
-"""Of the encoder in one call, of batches of 64; a third of the time of its arm."""
-TRIED = 30
-"""Steps that tell how long a step takes."""
+"""Of the encoder in one call, of batches of 64."""
 WHOLE = 0.25
 """Budgets from here up cut the time of the arms alone: sets, teachers and what is measured are those of the full run."""
 ALONE = {"distill.matching.weight": 0.0}
@@ -77,11 +72,12 @@ from latents that one call makes anew in every step, each time with another draw
 three further views of each drawing, a little moved and zoomed; its teacher sees them too. `mixtures` learns what the teacher makes of
 mixtures of encoded latents. `clean`, `renormalised` and `dense` change where latents end: no noise added before the inversion, each brought
 to a root mean square of 1, and twice the nodes, more of them near the image. `decayed` holds the generator's weights small. `longer
-teacher` trains the teacher for twice as long (the number stands for that), beside the time of the arm. `judged` has a discriminator of
+teacher` trains the teacher for twice as long (the number stands for that), beside the work of the arm. `judged` has a discriminator of
 samples of the prior from the first step on; `warmed up` lets it learn to tell them in a fifth of the steps, while the generator is not told
 of it, so that it can separate them when it is. Arms with a judge say how often it ranks a real image above a sample (0.5 is chance)."""
 MANY = ("rec", "both", "both, matched")
 """Those that are tried with more images too. The others are meant for few."""
+NAMES = {f"{mode} {count}": (mode, count) for count in COUNTS for mode in (MODES if count == COUNTS[0] else MANY)}
 ENCODED = 3000
 """Images that are inverted at most, as in the demo: of 20,000 a share, and the teacher learns from all. Inverting them all would take
 longer than an arm may."""
@@ -130,45 +126,33 @@ def config_of(count: int, mode: str, seed: int, budget: float, judge_folder: str
     return override(preset_config("tiny", data, base=SIZE, size=SIZE), {**settings, **changes})
 
 
-def spend(taught: Path, config: RunConfig, folder: Path, seconds: float) -> tuple[RunFolder, int, float]:
-    """Train a run whose inversion, pairs and distillation take `seconds` together; also the steps that this left room for, and the
-    seconds that it took.
+def work_after_teacher(config: RunConfig) -> int:
+    """Multiply-adds of all that follows the teacher."""
+    plan = plan_run(config, probe_seconds=0, limits=PLENTY)
+    return sum(stage.total_multiply_adds for stage in plan.stages if stage.name != "teach")
 
-    Args:
-        taught: A run with its teacher.
+
+def with_steps(config: RunConfig, steps: int) -> RunConfig:
+    """Distilled in so many steps."""
+    return override(config, {"distill.loop.steps": steps})
+
+
+def with_room(config: RunConfig, target: int) -> RunConfig:
+    """`config` with as many steps of distillation as inversion, pairs and encoder leave room for in `target` multiply-adds.
 
     Raises:
-        ConfigError: what comes before distillation left it no time.
+        ConfigError: they leave none.
     """
-    run = RunFolder.open(shutil.copytree(taught, folder / "run"))
-    run.write_config(config)
-    started = time.process_time()
-    train(config, str(run.path), until="encode", quiet=True)
-    if config.distill.mode != "rec":
-        make_teacher_pairs(open_context(run, config, Runtime("cpu", config.precision), quiet=True))
-    if config.distill.latents == "amortised":
-        amortise_run(str(run.path), quiet=True)
-    before = time.process_time() - started
-    left = seconds - before
-    shutil.copytree(run.path, folder / "tried")
-    few = override(config, {"distill.loop.steps": TRIED, "evaluation.gap.count": 0})
-    steps = int(left / (distilled(few, folder / "tried")[1] / TRIED))
-    if steps < TRIED and seconds >= SECONDS:  # a try with a smaller budget is no result anyway
+    few, many = 100, 1100
+    first, second = work_after_teacher(with_steps(config, few)), work_after_teacher(with_steps(config, many))
+    steps = few + round(
+        (many - few) * (target - first) / (second - first)
+    )  # the work is a straight line over the steps
+    if steps < 1:
         raise ConfigError(
-            f"inversion, pairs and encoder left {left:.0f} of {seconds:.0f} s, which is {steps} steps: the arms would not be equal. "
-            "Run this benchmark on a faster machine, or with nothing beside it."
+            f"inversion, pairs and encoder take more than the {target / 1e9:.0f} G multiply-adds of an arm."
         )
-    steps = max(TRIED, steps)
-    run, took = distilled(override(config, {"distill.loop.steps": steps}), run.path)
-    return run, steps, before + took
-
-
-def distilled(config: RunConfig, path: Path) -> tuple[RunFolder, float]:
-    """A run that has its latents, distilled, and the processor seconds of the steps: the stage's own, as far as it had a processor."""
-    wall, processor = time.perf_counter(), time.process_time()
-    run = train(config, str(path), until="distill", quiet=True)
-    share = (time.process_time() - processor) / (time.perf_counter() - wall)
-    return run, share * float(run.require("distill", "pagoda distill")["results"]["seconds"])
+    return with_steps(config, steps)
 
 
 def arm(count: int, mode: str, budget: float) -> Arm:
@@ -179,13 +163,21 @@ def arm(count: int, mode: str, budget: float) -> Arm:
             folder = Path(name)
             judge().save(folder / "judge")
             config = config_of(count, mode, seed, budget, str(folder / "judge"))
+            plain = config_of(COUNTS[0], "rec", seed, budget, str(folder / "judge"))
             # What does not change the teacher shares it: all ways but those with views, whose teacher sees these too, and a longer one.
             alike = config_of(count, "views" if config.source.views > 1 else "rec", seed, budget, "")
             alike = config_of(count, mode, seed, budget, "") if mode == "longer teacher" else alike
-            run, steps, spent = spend(begun(alike, "teach"), config, folder, max(2.0, SECONDS * budget))
+            config = with_room(config, work_after_teacher(with_steps(plain, max(40, round(REC_STEPS * budget)))))
+            run = RunFolder.open(shutil.copytree(begun(alike, "teach"), folder / "run"))
+            run.write_config(config)
+            run = train(config, str(run.path), until="distill", quiet=True)
             facts, rates = load_gaps(run)[SIZE], win_rates(run, "distill")
         points = {p["name"] if p["name"] != "mixture" else f"mixture_{p['fraction']:g}": p for p in facts["points"]}
-        figures: dict[str, float] = {"steps": steps, "seconds": spent, **rates}
+        figures: dict[str, float] = {
+            "steps": config.distill.loop.steps,
+            "work_e9": work_after_teacher(config) / 1e9,
+            **rates,
+        }
         for point, found in points.items():
             figures |= {f"fd_{point}": found["fd"], f"kd_{point}": found["kd"]}
         noise = points["noise"]
@@ -215,7 +207,7 @@ def gaps(above: str, below: str) -> Callable[[Results], float]:
     "prior_gap",
     question=(
         "How large is the prior gap with few images and with many, and do teacher's pairs, distribution matching, more views, or latents "
-        "made anew in every step close it at equal time?"
+        "made anew in every step close it, from as many multiply-adds?"
     ),
     passes=[
         PassLine("with 500 images there is one: noise 1.5 x further than training latents",
@@ -235,16 +227,11 @@ def gaps(above: str, below: str) -> Callable[[Results], float]:
         PassLine("more views leave at most 0.9 of it with 500 images", gaps("views 500", "rec 500"), at_most=0.9),
         PassLine("more views beside the teacher's pairs leave at most 0.9 of the gap of the pairs alone with 500 images",
                  gaps("views, both 500", "both 500"), at_most=0.9),
-        PassLine("the arms of 500 images took equal time within 10 %",
-                 lambda r: r.unequal([f"{mode} {COUNTS[0]}" for mode in MODES], "seconds"), at_most=1.1),
+        PassLine("the arms took equal work within 5 %", lambda r: r.unequal(NAMES, "work_e9"), at_most=1.05),
         PassLine("with 20,000 images the teacher's pairs cost at most a tenth at fresh noise",
                  lambda r: r.median("both 20000", "fd_noise") / r.median("rec 20000", "fd_noise"), at_most=1.1),
     ],
 )  # fmt: skip
 def prior_gap(budget: float) -> dict[str, Arm]:
     """Every way of training on every size of set."""
-    return {
-        f"{mode} {count}": arm(count, mode, budget)
-        for count in COUNTS
-        for mode in (MODES if count == COUNTS[0] else MANY)
-    }
+    return {name: arm(count, mode, budget) for name, (mode, count) in NAMES.items()}
