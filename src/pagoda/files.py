@@ -201,20 +201,36 @@ def load_tensors(path: Path | str) -> tuple[dict[str, Tensor], dict[str, str]]:
     Raises:
         ArtifactError: the file is missing, empty, truncated, a pickle, a torch archive, or not safetensors at all.
     """
-    path = Path(path)
+    with _opened(Path(path)) as file:
+        metadata = dict(file.metadata() or {})
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+    return tensors, metadata
+
+
+def tensor_shapes(path: Path | str) -> dict[str, tuple[int, ...]]:
+    """Shapes of the tensors of a safetensors file, by name; the tensors are not read.
+
+    Raises:
+        ArtifactError: as `load_tensors`.
+    """
+    with _opened(Path(path)) as file:
+        return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 - not a mapping
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """A safetensors file; what is wrong with it is said in our words."""
     if not path.is_file():
         raise ArtifactError(f"`{path}` does not exist or is not a file. Check the path, or make it again.")
     refuse_foreign(path)
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = dict(file.metadata() or {})
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+            yield file
     except SafetensorError as error:
         raise ArtifactError(
             f"`{path}` is not a complete safetensors file ({error}): it is truncated or was written by something else. "
             "Delete it and run the step that writes it again."
         ) from error
-    return tensors, metadata
 
 
 def refuse_foreign(path: Path | str) -> None:

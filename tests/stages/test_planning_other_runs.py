@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,11 +14,13 @@ from tests.stages.test_planning import PLENTY
 from transformers import AutoModel
 
 from pagoda.diffusion import Condition
-from pagoda.errors import ArtifactError, ConfigError, DataError
+from pagoda.errors import ArtifactError, ConfigError, DataError, ResourceError
 from pagoda.networks import DiffusersNetwork, LatentEncoder, MultiplyAdds, build_backbone, num_parameters
+from pagoda.stages import adopt
 from pagoda.stages.captions import encoder_folder, open_captions, open_encoder
 from pagoda.stages.config import RunConfig
 from pagoda.stages.context import load_teacher
+from pagoda.stages.plan_hardware import Limits
 from pagoda.stages.plan_model import RunPlan, StagePlan
 from pagoda.stages.plan_text import compare_with_run, plan_text
 from pagoda.stages.planning import plan_run
@@ -118,6 +121,22 @@ def test_latents_from_one_call_cost_a_forward_pass_of_the_encoder_in_every_step(
 
 def fresh_teacher() -> DiffusersNetwork:
     return DiffusersNetwork(build_backbone(tiny_config().backbone, image_size=8, num_classes=10))
+
+
+def test_a_teacher_whose_weights_do_not_fit_is_refused_before_it_is_opened(
+    finished_run: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parameters = num_parameters([load_teacher(finished_run.teacher)[0]])
+
+    def opened(*args: Any, **kwargs: Any) -> None:
+        raise AssertionError("the teacher is opened")
+
+    monkeypatch.setattr(adopt, "open_teacher", opened)
+    config = tiny_config(teacher__path=str(finished_run.teacher))
+    with pytest.raises(ResourceError, match=rf"the teacher's network has {parameters / 1e6:.0f} M parameters"):
+        plan_run(config, probe_seconds=0, limits=Limits(disk_bytes=1 << 50, memory_bytes=20 * parameters - 1))
+    with pytest.raises(AssertionError, match="is opened"):  # with a byte more it fits
+        plan_run(config, probe_seconds=0, limits=Limits(disk_bytes=1 << 50, memory_bytes=20 * parameters))
 
 
 def test_agreement_cannot_be_told_before_there_is_a_teacher() -> None:

@@ -33,7 +33,7 @@ from pagoda.networks.outside import TimmFeatures, TransformersFeatures
 from pagoda.networks.parts import Anatomy, Context, EncoderState, JointTokens, Residuals
 from pagoda.networks.published import load_published
 from pagoda.networks.stacks import FeatureConfig, build_features, check_features
-from pagoda.networks.teachers import ForeignTeacher, open_teacher
+from pagoda.networks.teachers import ForeignTeacher, count_teacher, open_teacher
 from pagoda.networks.token_discriminator import TextProjection, TokenDiscriminator
 from pagoda.networks.tokens import KeptAttention, TokenRows
 from pagoda.networks.transformer_anatomy import TransformerAnatomy
@@ -83,6 +83,7 @@ __all__ = [
     "build_backbone",
     "build_features",
     "check_features",
+    "count_teacher",
     "feature_distance",
     "load_model",
     "load_published",

@@ -46,7 +46,7 @@ from pagoda.networks.calling import (
     takes_tokens,
     token_width,
 )
-from pagoda.networks.loading import load_model
+from pagoda.networks.loading import count_stored, load_model
 from pagoda.networks.null_condition import NullCondition
 
 NULL_CONDITION = "null_condition.safetensors"
@@ -183,22 +183,7 @@ def open_teacher(
         ShapeError: a network whose images are not square or of unknown size, or a null condition of another width.
     """
     path = Path(path)
-    if not path.is_dir():
-        raise ArtifactError(
-            f"{path} is not a folder; --teacher takes a folder that diffusers' `save_pretrained` wrote."
-        )
-    index = _read_json(path / "model_index.json")
-    if index is None:
-        network_folder, codec = path, None
-    else:
-        # A part that is left out is written as [null, null].
-        parts = [name for name, kind in index.items() if isinstance(kind, list) and kind[-1] is not None]
-        part = next((name for name in ("unet", "transformer", "model") if name in parts), None)
-        if part is None:
-            raise ArtifactError(f"{path}/model_index.json names no `unet` or `transformer`; it has {sorted(parts)}.")
-        network_folder = path / part
-        codec_name = next((name for name in ("vae", "vqvae") if name in parts), None)
-        codec = None if codec_name is None else path / codec_name
+    network_folder, codec = _find_parts(path)
     own = _read_json(path / "denoiser.json")
     full = {} if own is not None else _find_scheduler(path)
     scheduler = None if own is not None else _read_settings(full)
@@ -233,6 +218,33 @@ def open_teacher(
         downsampler=downsampler,
         clips=clips,
     )
+
+
+def count_teacher(path: Path | str) -> int:
+    """Parameters of the network of the teacher in a folder, which is not opened.
+
+    Raises:
+        ArtifactError, ConfigError: as `open_teacher`, where the folder or its network cannot be found.
+    """
+    return count_stored(_find_parts(Path(path))[0])
+
+
+def _find_parts(path: Path) -> tuple[Path, Path | None]:
+    """Folders of the network, and of the codec where the teacher is a pipeline with one."""
+    if not path.is_dir():
+        raise ArtifactError(
+            f"{path} is not a folder; --teacher takes a folder that diffusers' `save_pretrained` wrote."
+        )
+    index = _read_json(path / "model_index.json")
+    if index is None:
+        return path, None
+    # A part that is left out is written as [null, null].
+    parts = [name for name, kind in index.items() if isinstance(kind, list) and kind[-1] is not None]
+    part = next((name for name in ("unet", "transformer", "model") if name in parts), None)
+    if part is None:
+        raise ArtifactError(f"{path}/model_index.json names no `unet` or `transformer`; it has {sorted(parts)}.")
+    codec = next((name for name in ("vae", "vqvae") if name in parts), None)
+    return path / part, None if codec is None else path / codec
 
 
 def preconditioning_of(facts: Mapping[str, Any], where: str) -> dict[str, Any]:

@@ -16,7 +16,7 @@ import torch
 
 from pagoda.data import open_source
 from pagoda.errors import ConfigError, ResourceError, ShapeError
-from pagoda.networks import ImageCodec, build_backbone, num_parameters
+from pagoda.networks import ImageCodec, build_backbone, count_teacher, num_parameters
 from pagoda.stages.config import RunConfig
 from pagoda.stages.plan_hardware import UTILISATION, Limits, find_gpu
 from pagoda.stages.plan_model import RunPlan, gib
@@ -77,8 +77,7 @@ def plan_run(
             f"the codec is for images of {codec.image_channels} channels, the data have {source.channels}."
         )
     channels = source.channels if codec is None else codec.latent_channels
-    if not config.teacher.path:
-        _check_weights(config, channels, source.num_classes, limits)
+    _check_weights(config, channels, source.num_classes, limits)
     say = progress or (lambda name: None)
     before = torch.random.get_rng_state()
     with tempfile.TemporaryDirectory(prefix="pagoda-plan-") as scratch:
@@ -123,11 +122,17 @@ def _picture_bytes(config: RunConfig, codec: ImageCodec, count: int) -> int:
 
 def _check_weights(config: RunConfig, channels: int, num_classes: int, limits: Limits) -> None:
     """Refuse a network of which not even the weights, gradients, moments and averages fit: probing it would exhaust the machine."""
-    with torch.device("meta"):
-        model = build_backbone(config.backbone, image_size=config.base, in_channels=channels, num_classes=num_classes)
-    needed = 5 * 4 * num_parameters([model])
+    if config.teacher.path:
+        whose, parameters, choose = "teacher's network", count_teacher(config.teacher.path), "teacher"
+    else:
+        with torch.device("meta"):
+            model = build_backbone(
+                config.backbone, image_size=config.base, in_channels=channels, num_classes=num_classes
+            )
+        whose, parameters, choose = "network", num_parameters([model]), "backbone"
+    needed = 5 * 4 * parameters
     if needed > limits.memory_bytes:
         raise ResourceError(
-            f"the network has {num_parameters([model]) / 1e6:.0f} M parameters: training it takes {gib(needed)} for its state "
-            f"alone, and {gib(limits.memory_bytes)} of memory are free. Choose a smaller backbone, or a larger machine."
+            f"the {whose} has {parameters / 1e6:.0f} M parameters: training it takes {gib(needed)} for its state "
+            f"alone, and {gib(limits.memory_bytes)} of memory are free. Choose a smaller {choose}, or a larger machine."
         )
