@@ -11,8 +11,11 @@ import torch
 from torch import Tensor
 
 from pagoda.errors import ConfigError
+from pagoda.steering.multigrid import Multigrid
 from pagoda.steering.operators import dot
 
+_LARGE = 64
+"""Side of a rectangle, in pixels, above which its solution is preconditioned; below, that takes as long as the steps that it saves."""
 Part = tuple[int, int, int, int]
 """top, bottom, left and right of a rectangle, in pixels; the second of each pair lies beyond it."""
 
@@ -107,17 +110,26 @@ def _continued(fixed: Tensor, known: Tensor) -> Tensor:
     def laplacian(u: Tensor) -> Tensor:
         return hole * (neighbours * u - _sum_of_neighbours(u))
 
-    return conjugate_gradients(laplacian, hole * _sum_of_neighbours(torch.where(known, fixed, 0.0)))
+    target = hole * _sum_of_neighbours(torch.where(known, fixed, 0.0))
+    return conjugate_gradients(
+        laplacian, target, precondition=Multigrid(hole) if max(hole.shape[-2:]) > _LARGE else None
+    )
 
 
 def conjugate_gradients(
-    apply: Callable[[Tensor], Tensor], target: Tensor, *, tolerance: float = 1e-6, max_steps: int = 10_000
+    apply: Callable[[Tensor], Tensor],
+    target: Tensor,
+    *,
+    precondition: Callable[[Tensor], Tensor] | None = None,
+    tolerance: float = 1e-6,
+    max_steps: int = 10_000,
 ) -> Tensor:
     """Solve M x = target with a symmetric positive definite M, for each sample by itself.
 
     Args:
         apply: M, on tensors like `target`; samples must not mix.
         target: (B, C, H, W), in the range of M.
+        precondition: About the inverse of M, symmetric and positive definite; samples must not mix. None for none.
         tolerance: Norm of the residual that ends a sample's solution, as a share of the norm of its target.
         max_steps: Steps after which the solution is given up.
 
@@ -126,19 +138,24 @@ def conjugate_gradients(
 
     Source: Hestenes and Stiefel 1952, Methods of conjugate gradients for solving linear systems, section 3.
     """
-    x, residual, direction = torch.zeros_like(target), target, target
+    x, residual = torch.zeros_like(target), target
     error = dot(residual, residual)
     enough = tolerance**2 * error
+    better = residual if precondition is None else precondition(residual)
+    direction, gain = better, error if precondition is None else dot(residual, better)
     for _ in range(max_steps):
         going = error > enough  # a solved sample stays as it is, whatever its batch
         if not bool(going.any()):
             return x
         image = apply(direction)
-        step = torch.where(going, error / dot(direction, image).where(going, torch.ones_like(error)), 0.0)
+        step = torch.where(going, gain / dot(direction, image).where(going, torch.ones_like(gain)), 0.0)
         x, residual = x + step * direction, residual - step * image
         after = dot(residual, residual)
-        ratio = after / error.where(going, torch.ones_like(error))
-        direction = torch.where(going, residual + ratio * direction, direction)
+        better = residual if precondition is None else precondition(residual)
+        gained = after if precondition is None else dot(residual, better)
+        ratio = gained / gain.where(going, torch.ones_like(gain))
+        direction = torch.where(going, better + ratio * direction, direction)
+        gain = torch.where(going, gained, gain)
         error = torch.where(going, after, error)
     raise ConfigError(f"a linear system is not solved to {tolerance:g} after {max_steps} steps.")
 
