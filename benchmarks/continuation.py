@@ -56,7 +56,8 @@ def measure(side: int, seed: int) -> dict[str, float]:
         PassLine("a hole of 60 px is solved as before: no difference", lambda r: r.max("60 px", "difference"), at_most=0),
         PassLine("250 px: at least 4 x faster", lambda r: r.min("250 px", "plain_over"), at_least=4),
         PassLine("380 px within 2 s of one core", lambda r: r.max("380 px", "seconds"), at_most=2),
-        PassLine("the same image to a tenth of a byte", lambda r: max(r.max(f"{s} px", "difference") for s in HOLES), at_most=0.1 * 2 / 255),
+        PassLine("the same image to a tenth of a byte",
+                 lambda r: max(r.max(f"{side} px", "difference") for side in HOLES), at_most=0.1 * 2 / 255),
     ],
 )  # fmt: skip
 def continuation(budget: float) -> dict[str, Arm]:
