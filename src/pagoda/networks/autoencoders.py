@@ -7,14 +7,15 @@ import json
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 from diffusers.models import AutoencoderKL, AutoencoderTiny, VQModel
 from torch import Tensor, nn
 
 from pagoda.errors import ArtifactError, ConfigError
-from pagoda.files import load_tensors, write_text_atomic
+from pagoda.files import write_text_atomic
 from pagoda.networks.calling import config_of, model_hash
 from pagoda.networks.codecs import ImageCodec, refuse_noise
-from pagoda.networks.loading import WEIGHTS
+from pagoda.networks.loading import find_weights
 
 CODEC_FILE = "codec.json"
 """Beside the weights of a codec that pagoda wrote: its scale and shift, and its tiles where it has any."""
@@ -152,11 +153,7 @@ def open_codec(path: Path | str, *, scale: float | None = None, shift: float | N
     name = config.get("_class_name")
     if name not in CODECS:
         raise ConfigError(f"{path} holds a {name}; codecs are {', '.join(sorted(CODECS))}.")
-    if not (path / WEIGHTS).is_file():
-        raise ArtifactError(
-            f"{path} has no {WEIGHTS}. Only safetensors are loaded; save the model with `save_pretrained`."
-        )
-    load_tensors(path / WEIGHTS)  # a truncated or foreign file is named here, in our words
+    weights = find_weights(path)
     written = _read_codec_file(path)
     found = written.get("scale", config.get("scaling_factor"))
     if scale is None and not isinstance(found, int | float):
@@ -168,7 +165,9 @@ def open_codec(path: Path | str, *, scale: float | None = None, shift: float | N
         )
     own_shift = written.get("shift", config.get("shift_factor")) or 0.0
     wrapper = CODECS[str(name)]
-    model = wrapper.kind.from_pretrained(path, use_safetensors=True, local_files_only=True)
+    model = wrapper.kind.from_pretrained(
+        path, use_safetensors=True, local_files_only=True, torch_dtype=torch.float32, variant=weights.variant
+    )
     codec = wrapper(
         model, scale=float(found if scale is None else scale), shift=float(own_shift if shift is None else shift)
     )
