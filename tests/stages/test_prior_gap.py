@@ -19,7 +19,7 @@ from pagoda.errors import ArtifactError, ConfigError
 from pagoda.evaluation import FeatureMoments, frechet_distance
 from pagoda.stages.config import RunConfig, override
 from pagoda.stages.context import StageContext, open_context
-from pagoda.stages.judging import RealImages, open_judge
+from pagoda.stages.judging import RealImages, evenly, open_judge
 from pagoda.stages.prior_gap import gap_lines, gap_path, load_gaps, measure_gap
 from pagoda.stages.run_folder import RunFolder
 from pagoda.stages.sampling import load_generator
@@ -204,3 +204,14 @@ def test_the_file_is_plain_json_with_everything_that_the_figures_depend_on(finis
     assert {"size", "settings", "unseen_data", "count", "reference", "unseen", "features", "shown", "points"} <= set(
         facts
     )
+
+
+def test_some_stand_ins_have_the_classes_in_the_proportions_of_all() -> None:
+    labels = torch.tensor([0] * 60 + [1] * 30 + [2] * 9 + [4])[
+        torch.randperm(100, generator=torch.Generator().manual_seed(0))
+    ]
+    order = evenly(labels)
+    assert sorted(order.tolist()) == list(range(100))
+    for count in (10, 33, 50, 100):
+        held = torch.bincount(labels[order[:count]], minlength=5)
+        assert bool((held - count * torch.tensor([0.6, 0.3, 0.09, 0.0, 0.01])).abs().le(1).all())

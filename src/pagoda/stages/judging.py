@@ -59,7 +59,7 @@ class RealImages:
         """Halve a data set.
 
         Args:
-            count: Stand-ins to keep, drawn at random; all of them when None.
+            count: Stand-ins to keep, drawn at random and of every class alike; all of them when None.
             first: Take the first so many images only; all when None.
 
         Raises:
@@ -68,8 +68,10 @@ class RealImages:
         every = torch.arange(len(data) if first is None else first)
         labels = data.labels(every)
         reference, stand_in = split_real(torch.zeros_like(every) if labels is None else labels, seed=seed)
-        order = torch.randperm(len(stand_in), generator=torch.Generator().manual_seed(seed + 1))
-        return cls(data, size, reference, stand_in[order[:count]], seed)
+        stand_in = stand_in[torch.randperm(len(stand_in), generator=torch.Generator().manual_seed(seed + 1))]
+        if count is not None and count < len(stand_in) and labels is not None:
+            stand_in = stand_in[evenly(labels[stand_in])][:count]
+        return cls(data, size, reference, stand_in[:count], seed)
 
     @classmethod
     def whole(cls, data: ImageDataset, size: int, *, count: int | None, seed: int) -> RealImages:
@@ -89,6 +91,19 @@ class RealImages:
     def picture_size(self) -> int:
         """Side in pixels at which they are compared: the size, unless the run works on latents."""
         return self.data.picture_size(self.size)
+
+
+def evenly(labels: Tensor) -> Tensor:
+    """An order of rows (N,) of which every beginning holds the classes as nearly as can be in the proportions of all of them.
+
+    With classes in other proportions than the reference's, a few hundred images are far from it by that alone.
+    """
+    sizes = torch.bincount(labels)[labels]
+    grouped = labels.argsort(stable=True)
+    rank = torch.empty_like(labels)
+    starts = torch.cumsum(torch.bincount(labels), 0) - torch.bincount(labels)
+    rank[grouped] = torch.arange(len(labels)) - starts[labels[grouped]]
+    return ((rank.double() + 0.5) / sizes).argsort(stable=True)
 
 
 def open_real(

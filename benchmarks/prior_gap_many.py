@@ -1,0 +1,25 @@
+"""The prior gap of `prior_gap` over the number of images, from as much work: three ways of training that matter there."""
+
+from __future__ import annotations
+
+from benchmarks.harness import Arm, PassLine, benchmark
+from benchmarks.prior_gap import arm, gaps
+
+COUNTS = (500, 2000, 20_000)
+MODES = ("rec", "both", "both, matched")
+SETS = {f"{mode} {count}": (mode, count) for count in COUNTS for mode in MODES}
+
+
+@benchmark(
+    "prior_gap_many",
+    question="How does the prior gap change from 500 images to 20,000, with and without the teacher's pairs and matching?",
+    passes=[
+        PassLine("20,000 images have at most half of the gap of 500", gaps("rec 20000", "rec 500"), at_most=0.5),
+        PassLine("with 20,000 images the teacher's pairs cost at most a tenth at fresh noise",
+                 lambda r: r.median("both 20000", "fd_noise") / r.median("rec 20000", "fd_noise"), at_most=1.1),
+        PassLine("the arms took equal work within 5 %", lambda r: r.unequal(SETS, "work_e9"), at_most=1.05),
+    ],
+)  # fmt: skip
+def prior_gap_many(budget: float) -> dict[str, Arm]:
+    """Three ways of training on every size of set."""
+    return {name: arm(count, mode, budget) for name, (mode, count) in SETS.items()}
