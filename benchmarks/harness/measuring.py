@@ -6,6 +6,7 @@ import contextlib
 import importlib
 import multiprocessing
 import os
+import threading
 import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
@@ -39,7 +40,9 @@ def side_by_side(
     of further ones go to standard error.
     """
     failed: BaseException | None = None
-    with _threads(threads_of(jobs)), ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+    spawn = multiprocessing.get_context("spawn")
+    pool_of = ProcessPoolExecutor(jobs, mp_context=spawn, initializer=end_with, initargs=(os.getpid(),))
+    with _threads(threads_of(jobs)), pool_of as pool:
         running = [pool.submit(_measure_here, bench.module, bench.name, budget, *pair) for pair in missing]
         for done in as_completed(running):
             if done.cancelled():
@@ -54,6 +57,17 @@ def side_by_side(
                 traceback.print_exception(error)
     if failed is not None:
         raise failed
+
+
+def end_with(parent: int) -> None:
+    """End this process when the one that started it is gone: a killed benchmark would leave arms that work for nobody."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def threads_of(jobs: int) -> int:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -300,6 +302,39 @@ def test_arms_side_by_side_give_the_same_file_and_one_that_fails_loses_no_other(
     assert [row["seed"] for row in kept["half"]][:4] == [0, 1, 2, 3]
     with pytest.raises(ConfigError, match="jobs must be at least 1, got 0"):
         run(bench, seeds=1, json_path=path, report=silent, jobs=0)
+
+
+def test_a_process_ends_with_the_one_that_started_it(tmp_path: Path) -> None:
+    worker = (
+        "import os, pathlib, sys, time; from benchmarks.harness.measuring import end_with; end_with(os.getppid()); "
+        f"pathlib.Path({str(tmp_path / 'pid')!r}).write_text(str(os.getpid())); time.sleep(120)"
+    )
+    parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {worker!r}])"
+    root = str(Path(__file__).parents[2])
+    started = subprocess.Popen([sys.executable, "-c", parent], env={**os.environ, "PYTHONPATH": root}, cwd=root)
+    wait_for(lambda: (tmp_path / "pid").is_file() and (tmp_path / "pid").read_text() != "")
+    pid = int((tmp_path / "pid").read_text())
+    assert is_running(pid)
+    started.kill()
+    started.wait()
+    wait_for(lambda: not is_running(pid))
+
+
+def is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] if Path("/proc").is_dir() else "R"
+    except (ProcessLookupError, FileNotFoundError):
+        return False
+    return state != "Z"  # what has ended and was not yet asked for
+
+
+def wait_for(happened: Callable[[], bool], seconds: float = 60) -> None:
+    """Wait until something has happened, and fail where it does not."""
+    until = time.monotonic() + seconds
+    while not happened():
+        assert time.monotonic() < until, f"waited for {seconds} s"
+        time.sleep(0.1)
 
 
 def test_unequal_arms_are_compared_by_their_medians() -> None:
