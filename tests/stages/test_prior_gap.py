@@ -19,7 +19,7 @@ from pagoda.errors import ArtifactError, ConfigError
 from pagoda.evaluation import FeatureMoments, frechet_distance
 from pagoda.stages.config import RunConfig, override
 from pagoda.stages.context import StageContext, open_context
-from pagoda.stages.judging import RealImages, evenly, open_judge
+from pagoda.stages.judging import RealImages, evenly, open_judge, some_of
 from pagoda.stages.prior_gap import gap_lines, gap_path, load_gaps, measure_gap
 from pagoda.stages.run_folder import RunFolder
 from pagoda.stages.sampling import load_generator
@@ -215,3 +215,11 @@ def test_some_stand_ins_have_the_classes_in_the_proportions_of_all() -> None:
     for count in (10, 33, 50, 100):
         held = torch.bincount(labels[order[:count]], minlength=5)
         assert bool((held - count * torch.tensor([0.6, 0.3, 0.09, 0.0, 0.01])).abs().le(1).all())
+
+
+def test_some_rows_are_of_every_class_alike_and_all_of_them_as_they_are() -> None:
+    labels, rows = torch.arange(60) % 3, torch.randperm(60, generator=torch.Generator().manual_seed(1))[:50]
+    assert torch.bincount(labels[some_of(rows, labels, 12)]).tolist() == [4, 4, 4]
+    for count in (None, 50, 99):
+        assert torch.equal(some_of(rows, labels, count), rows)
+    assert torch.equal(some_of(rows, None, 12), rows[:12])

@@ -69,19 +69,17 @@ class RealImages:
         labels = data.labels(every)
         reference, stand_in = split_real(torch.zeros_like(every) if labels is None else labels, seed=seed)
         stand_in = stand_in[torch.randperm(len(stand_in), generator=torch.Generator().manual_seed(seed + 1))]
-        if count is not None and count < len(stand_in) and labels is not None:
-            stand_in = stand_in[evenly(labels[stand_in])][:count]
-        return cls(data, size, reference, stand_in[:count], seed)
+        return cls(data, size, reference, some_of(stand_in, labels, count), seed)
 
     @classmethod
     def whole(cls, data: ImageDataset, size: int, *, count: int | None, seed: int) -> RealImages:
         """All images as stand-ins, where the reference is a file of statistics.
 
         Args:
-            count: Stand-ins to keep, drawn at random; all of them when None.
+            count: Stand-ins to keep, drawn at random and of every class alike; all of them when None.
         """
         order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed + 1))
-        return cls(data, size, order[:0], order[:count], seed)
+        return cls(data, size, order[:0], some_of(order, data.labels(torch.arange(len(data))), count), seed)
 
     def images(self, rows: Tensor) -> Tensor:
         """Pictures (B, C, S, S) in [-1, 1] of rows of the data set, S = `picture_size`."""
@@ -91,6 +89,17 @@ class RealImages:
     def picture_size(self) -> int:
         """Side in pixels at which they are compared: the size, unless the run works on latents."""
         return self.data.picture_size(self.size)
+
+
+def some_of(rows: Tensor, labels: Tensor | None, count: int | None) -> Tensor:
+    """The first `count` of rows, of every class alike; all of them as they are when None or when there are no more.
+
+    Args:
+        labels: Of all images of the data, not of the rows alone; None without classes.
+    """
+    if count is None or count >= len(rows) or labels is None:
+        return rows[:count]
+    return rows[evenly(labels[rows])][:count]
 
 
 def evenly(labels: Tensor) -> Tensor:

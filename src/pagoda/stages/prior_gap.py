@@ -40,7 +40,7 @@ from pagoda.networks import OneStepGenerator, model_hash
 from pagoda.networks.batches import images_at_once
 from pagoda.stages.context import StageContext
 from pagoda.stages.guidance import stored_condition
-from pagoda.stages.judging import RealImages, open_judge
+from pagoda.stages.judging import RealImages, open_judge, some_of
 from pagoda.stages.latent_inputs import open_latents
 from pagoda.stages.run_folder import RunFolder
 from pagoda.stages.sampling import load_generator
@@ -140,7 +140,8 @@ def measure_gap(context: StageContext, size: int) -> dict[str, Any] | None:
     started, store = time.monotonic(), open_latents(context)
     if store.layout.of is not None:  # the walk begins at latents, which not all images have
         whole = split(count=None)
-        stand_in = whole.stand_in[torch.isin(whole.stand_in, store.images)][: settings.count]
+        encoded = whole.stand_in[torch.isin(whole.stand_in, store.images)]
+        stand_in = some_of(encoded, context.data.labels(torch.arange(images)), settings.count)
         real = replace(whole, stand_in=stand_in)
         if len(stand_in) < LEAST:
             context.say(f"no prior gap measured: {len(stand_in)} encoded images are fewer than {LEAST}")
