@@ -251,6 +251,7 @@ class PagodaEditPipeline:
         method: Filling | None = None,
         steps: int | None = None,
         rounds: int | None = None,
+        drawings: int | None = None,
         strength: float = 0.0,
         seed: int = 0,
         smooth: bool = True,
@@ -267,7 +268,7 @@ class PagodaEditPipeline:
             mask_threshold: Values of a grey mask from this one on, 1 to 255, are white; None refuses grey masks.
             paint: In place of a mask, the colour that the hole is painted with in the image, or "transparent".
             holes: In place of a mask, boxes (left, top, width, height).
-            method, steps, rounds, strength, smooth: See `Editor.inpaint`; what the method does not read is refused.
+            method, steps, rounds, drawings, strength, smooth: See `Editor.inpaint`; what the method does not read is refused.
             image, label, prompt, condition, guidance_scale, seed, resolution, fit, box, frame: As for `reconstruct`.
 
         Raises:
@@ -279,7 +280,13 @@ class PagodaEditPipeline:
         method = method or self.editor.filling
         check_mask_settings(mask_is=mask_is, threshold=mask_threshold, given=mask is not None)
         settings = method_settings(
-            method, accepted=FILLING, steps=steps, rounds=rounds, strength=strength, default_rounds=FILLING_ROUNDS
+            method,
+            accepted=FILLING,
+            steps=steps,
+            rounds=rounds,
+            strength=strength,
+            drawings=drawings,
+            default_rounds=FILLING_ROUNDS,
         )
         resolution = self.editor.resolution(resolution)
         picture = self._read(image, frame)

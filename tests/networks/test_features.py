@@ -69,6 +69,15 @@ def test_stack_copies_the_teacher(unet):
     assert all(torch.equal(a, b) for a, b in zip(stack(IMAGES), before, strict=True))
 
 
+def test_a_stack_that_copies_nothing_is_the_teacher_itself_frozen(unet):
+    copied, own = TeacherFeatures(unet), TeacherFeatures(unet, copied=False)
+    assert own.network.model is unet
+    assert not unet.training
+    assert not any(parameter.requires_grad for parameter in unet.parameters())
+    assert own.fingerprint == copied.fingerprint
+    assert all(torch.equal(a, b) for a, b in zip(own(IMAGES), copied(IMAGES), strict=True))
+
+
 def test_larger_images_are_reduced_by_area_to_max_size(unet):
     free, limited = TeacherFeatures(unet), TeacherFeatures(unet, max_size=8)
     large = torch.rand(2, 3, 32, 32)

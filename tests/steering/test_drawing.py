@@ -8,7 +8,8 @@ from torch import Tensor
 
 from pagoda.diffusion import Condition, Denoiser
 from pagoda.errors import ConfigError, ShapeError
-from pagoda.steering import draw_hole
+from pagoda.networks import RandomFeatures
+from pagoda.steering import draw_hole, most_typical
 
 
 class TwoImages(Denoiser):
@@ -98,3 +99,26 @@ def test_what_cannot_be_drawn_is_refused(pair: Tensor, known: Tensor) -> None:
             draw_hole(TwoImages(pair), start, known, **given)  # type: ignore[arg-type]
     with pytest.raises(ShapeError, match=r"a mask of images \(4, 3, 8, 8\) is \(B, 1, H, W\), got \(1, 1, 8, 8\)"):
         draw_hole(TwoImages(pair), start, known[:1], seeds=[1, 2, 3, 4])
+
+
+def test_the_most_typical_drawing_is_none_that_stands_alone() -> None:
+    shown = torch.rand(2, 3, 16, 16) * 2 - 1
+    drawn = shown + 0.05 * torch.randn(5, 2, 3, 16, 16)
+    drawn[0, 0] = -shown[0]  # of the first image the first stands alone, of the second the last
+    drawn[4, 1] = 1.0
+    stack = RandomFeatures(3, seed=0)
+    chosen = most_typical(drawn, stack)
+    for image, alone in ((0, 0), (1, 4)):
+        found = [torch.equal(chosen[image], drawing) for drawing in drawn[:, image]]
+        assert sum(found) == 1
+        assert not found[alone]
+        assert torch.equal(most_typical(drawn[:, image : image + 1], stack)[0], chosen[image])  # of no other image
+    same = drawn[:1].expand(4, -1, -1, -1, -1)
+    assert torch.equal(most_typical(same, stack), drawn[0])
+
+
+def test_the_most_typical_of_two_kinds_is_of_the_commoner_one() -> None:
+    rare, common = torch.full((2, 1, 3, 16, 16), -0.7), torch.full((3, 1, 3, 16, 16), 0.2)
+    noise = 0.1 * torch.randn(5, 1, 3, 16, 16)
+    chosen = most_typical(torch.cat([rare, common]) + noise, RandomFeatures(3, seed=1))
+    assert float(chosen.mean()) > 0

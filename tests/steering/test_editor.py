@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pagoda.diffusion import UNCONDITIONAL, Condition
 from pagoda.errors import ArtifactError, ConfigError, ShapeError
-from pagoda.networks import OneStepGenerator
+from pagoda.networks import OneStepGenerator, TeacherFeatures
 from pagoda.stages.editing import TeacherDrawer, TeacherEncoder, load_encoder
 from pagoda.stages.run_folder import RunFolder
 from pagoda.stages.sampling import load_generator, sample_images
@@ -23,12 +23,15 @@ from pagoda.steering import (
     alternate,
     box_blur,
     downsampling,
+    draw_hole,
     interpolate_latents,
     mix_latents,
     mixed_condition,
+    most_typical,
     optimise_latents,
 )
-from pagoda.steering.settings import GUESSED_STEPS
+from pagoda.steering.settings import DRAWINGS, GUESSED_STEPS
+from pagoda.training import derive_seed
 
 LABELS = Condition.of_labels([3, 7, 1])
 
@@ -439,6 +442,41 @@ def test_what_is_not_said_is_the_default_of_the_method(editor: Editor, images: T
     drawn = editor.inpaint(row, mask, told, method="teacher", steps=GUESSED_STEPS, seeds=[1])
     assert torch.equal(editor.inpaint(row, mask, told, seeds=[1]), drawn)
     assert not torch.equal(editor.inpaint(row, mask, told, seeds=[2]), drawn)
+
+
+def test_of_several_drawings_one_is_taken_and_the_first_is_as_it_is_alone(editor: Editor, images: Tensor) -> None:
+    draw = editor.draw
+    assert isinstance(draw, TeacherDrawer)
+    known = torch.ones(3, 1, 8, 8, dtype=torch.bool)
+    known[..., 2:6, 2:6] = False
+    small, seeds = images[..., ::2, ::2].contiguous(), [1, 2, 1]
+    ways = [[*seeds], *([derive_seed("drawing", index, seed) for seed in seeds] for index in (1, 2))]
+    alone = torch.stack([draw_hole(draw.denoiser, small, known, LABELS, seeds=way) for way in ways])
+    assert torch.equal(draw(small, known, LABELS, seeds, 1), alone[0])
+    made = draw(small, known, LABELS, seeds, 3)
+    errors = (alone - made).abs().flatten(2).amax(2)  # (drawing, image)
+    assert float(errors.amin(0).max()) < 1e-4
+    assert float(errors.amax(0).min()) > 1e-2  # the drawings differ
+    features = TeacherFeatures(draw.denoiser.network, **draw.denoiser.preconditioning)
+    assert (
+        errors.argmin(0).tolist() == (alone - most_typical(alone, features)).abs().flatten(2).amax(2).argmin(0).tolist()
+    )
+
+
+def test_the_number_of_drawings_is_read_by_the_teacher_alone(editor: Editor, images: Tensor) -> None:
+    mask = torch.rand(16, 16) > 0.3
+    with pytest.raises(
+        ConfigError, match=r"drawings=4 is read by the method teacher alone, the method here is optimise"
+    ):
+        editor.inpaint(images, mask, LABELS, method="optimise", drawings=4)
+    for drawings, message in ((0, "drawings must be >= 1, got 0"), (2, r"drawings=2: of two .* Give 1, or 3 or more")):
+        with pytest.raises(ConfigError, match=message):
+            editor.inpaint(images, mask, LABELS, drawings=drawings, seeds=[1, 2, 3])
+    row, told = images[:1], LABELS[:1]
+    assert torch.equal(
+        editor.inpaint(row, mask, told, seeds=[1]),
+        editor.inpaint(row, mask, told, method="teacher", drawings=DRAWINGS, steps=GUESSED_STEPS, seeds=[1]),
+    )
 
 
 def test_a_generator_without_classes_needs_no_labels(editor: Editor, images: Tensor) -> None:

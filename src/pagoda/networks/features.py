@@ -100,7 +100,7 @@ class TeacherFeatures(FeatureStack):
     """What a diffusion model sees in clean images: taps of its network at a small noise level, no noise added, no class.
 
     Args:
-        model: A network with an anatomy, or a `DiffusersNetwork`, whose null condition is then taken over; copied.
+        model: A network with an anatomy, or a `DiffusersNetwork`, whose null condition is then taken over.
         sigma: Noise level that the network is told, in the units of the data.
         names: Parts to tap (see `anatomy`); None = the last layer of each encoder level, or in a DiT four blocks,
             evenly spread.
@@ -109,6 +109,7 @@ class TeacherFeatures(FeatureStack):
         scheduler: Configuration of the scheduler that the teacher was trained with; None = EDM preconditioning.
         max_size: Larger images are first reduced to this side by area averaging, so that attention stays affordable;
             None = only what the network cannot take. A U-Net takes any multiple of its stride, larger than its own size too.
+        copied: Whether the network is copied. False saves its memory, and freezes the model itself.
 
     Raises:
         ConfigError: an unknown part, or noise levels that are not positive.
@@ -125,6 +126,7 @@ class TeacherFeatures(FeatureStack):
         noise_scale: float = 250.0,
         scheduler: Mapping[str, Any] | None = None,
         max_size: int | None = None,
+        copied: bool = True,
     ) -> None:
         super().__init__()
         if sigma <= 0 or sigma_data <= 0:
@@ -142,7 +144,8 @@ class TeacherFeatures(FeatureStack):
         self.sigma, self.sigma_data, self.noise_scale, self.max_size = sigma, sigma_data, noise_scale, max_size
         null = model.null if isinstance(model, DiffusersNetwork) else None
         null = null_of_zeros(parts.model) if null is None else null
-        self.network = DiffusersNetwork(copy.deepcopy(parts.model), copy.deepcopy(null))
+        own = copy.deepcopy if copied else lambda part: part
+        self.network = DiffusersNetwork(own(parts.model), own(null))
         self.scheduler = None if scheduler is None else dict(scheduler)
         self._scheduled: tuple[float, float] | None = None
         if scheduler is not None:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from pagoda.diffusion import Condition, PreconditionedDenoiser
 from pagoda.errors import ConfigError, did_you_mean
 from pagoda.images import make_grid, save_animation, save_image, to_pil
-from pagoda.networks import OneStepGenerator, model_hash
+from pagoda.networks import DiffusersNetwork, OneStepGenerator, TeacherFeatures, model_hash
 from pagoda.stages.amortise import AmortisedEncoder
 from pagoda.stages.amortise import load_encoder as load_amortised
 from pagoda.stages.config import RunConfig
@@ -24,8 +24,8 @@ from pagoda.stages.context import load_teacher
 from pagoda.stages.encode import invert_images, routing
 from pagoda.stages.guidance import guided
 from pagoda.stages.run_folder import RunFolder
-from pagoda.steering import ImageEncoder, draw_hole
-from pagoda.training import seeded_generator
+from pagoda.steering import ImageEncoder, draw_hole, most_typical
+from pagoda.training import derive_seed, seeded_generator
 from pagoda.video import save_video
 
 ANIMATED = (".gif", ".webp", ".mp4")
@@ -129,7 +129,8 @@ class TeacherEncoder:
 
 
 class TeacherDrawer:
-    """Holes drawn at base size by the run's teacher, under the guidance that the condition tells (`draw_hole`).
+    """Holes drawn at base size by the run's teacher, under the guidance that the condition tells (`draw_hole`), of several drawings
+    the one that is most typical in the teacher's own features (`most_typical`).
 
     Args:
         teacher: The folder of the run's teacher; it is opened when the first hole is drawn.
@@ -162,11 +163,27 @@ class TeacherDrawer:
         """The teacher's hash."""
         return self._opened[1]
 
-    def __call__(self, images: Tensor, known: Tensor, condition: Condition, seeds: Sequence[int]) -> Tensor:
-        """Images (B, C, b, b) of what the networks see, drawn where `known`, bool (B, 1, b, b), is False."""
-        told = guided(self.denoiser, condition)
+    @cached_property
+    def _features(self) -> TeacherFeatures:
+        assert isinstance(self.denoiser.network, DiffusersNetwork)
+        return TeacherFeatures(self.denoiser.network, copied=False, **self.denoiser.preconditioning)
+
+    def __call__(
+        self, images: Tensor, known: Tensor, condition: Condition, seeds: Sequence[int], drawings: int = 1
+    ) -> Tensor:
+        """Images (B, C, b, b) of what the networks see, drawn where `known`, bool (B, 1, b, b), is False.
+
+        Args:
+            images, known, condition, seeds: See `draw_hole`.
+            drawings: Of each image, all in one call of the teacher. The first is what one drawing alone would be.
+        """
+        told, rows = guided(self.denoiser, condition), torch.arange(len(images)).repeat(drawings)
+        own = [*seeds, *(derive_seed("drawing", index, seed) for index in range(1, drawings) for seed in seeds)]
         with routing(self.config, self.denoiser):
-            return draw_hole(told, images, known, condition, seeds=seeds, clip=not self.config.codec)
+            drawn = draw_hole(told, images[rows], known[rows], condition[rows], seeds=own, clip=not self.config.codec)
+            if drawings == 1:
+                return drawn
+            return most_typical(drawn.unflatten(0, (drawings, len(images))), self._features)
 
 
 class OneCallEncoder:

@@ -5,7 +5,7 @@ operators           what was measured of an image: masks, reductions, blurs, pro
 read_picture, ...   a user's image of any size onto the model's square, and back
 """
 
-from pagoda.steering.drawing import draw_hole
+from pagoda.steering.drawing import draw_hole, most_typical
 from pagoda.steering.editor import Editor, HoleDrawer, ImageEncoder
 from pagoda.steering.fitting import (
     Box,
@@ -78,6 +78,7 @@ __all__ = [
     "method_settings",
     "mix_latents",
     "mixed_condition",
+    "most_typical",
     "optimise_latents",
     "paint_mask",
     "read_mask",

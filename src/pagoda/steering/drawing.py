@@ -2,7 +2,7 @@
 
 Source: Lugmayr et al. 2022, RePaint, arXiv:2201.09865, section 4.2 (each level is repeated, so that both parts agree); known pixels take
 the place of the estimate's own before noise is added, as in Wang et al. 2023, DDNM, arXiv:2212.00490, eq. 13. That drawing starts
-at a low level and from a smooth continuation is our own.
+at a low level and from a smooth continuation, and that one of several drawings is taken, is our own.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from pagoda.diffusion import UNCONDITIONAL, Condition, Denoiser, karras_sigmas
 from pagoda.errors import ConfigError, ShapeError
+from pagoda.networks import FeatureStack
 from pagoda.training import seeded_generator
 
 SIGMA, NODES, REPEATS = 2.0, 10, 3
@@ -80,3 +81,25 @@ def draw_hole(
             filled = torch.where(known, start, denoised)
             x = filled + (level if again else lower) * noise()
     return filled
+
+
+@torch.no_grad()
+def most_typical(drawn: Tensor, stack: FeatureStack) -> Tensor:
+    """Of several drawings of each image the one that is nearest to all others in features: the least likely to be far from the truth.
+
+    The mean of the drawings would be nearer still, but shows none of them: it is blurred. Distances are those of the means over each
+    feature map (what a picture shows, not where), so that an image's choice depends on no other image.
+
+    Args:
+        drawn: (D, B, C, H, W), D drawings of each of B images.
+        stack: Looks at them.
+
+    Returns:
+        (B, C, H, W), each a drawing bit for bit; the first of equals.
+    """
+    drawings, count = drawn.shape[:2]
+    apart = drawn.new_zeros(count, drawings, dtype=torch.float64)
+    for features in stack(drawn.flatten(0, 1)):
+        means = features.double().mean((2, 3)).unflatten(0, (drawings, count)).transpose(0, 1)  # (B, D, channels)
+        apart += (means[:, :, None] - means[:, None]).square().mean(3).sum(2)
+    return drawn[apart.argmin(1), torch.arange(count, device=drawn.device)]

@@ -16,8 +16,10 @@ SEARCHING = ("teacher", "optimise")
 """Methods that search for a latent."""
 STEPS = 40
 """Of a search, where nothing is said."""
-GUESSED_STEPS = 30
+GUESSED_STEPS = 20
 """The same, of one that has a guess of the whole image."""
+DRAWINGS = 8
+"""Of a hole, of which the most typical one is taken (docs/editing.md)."""
 ROUNDS = 3
 """Of an alternation, where nothing is said."""
 FILLING_ROUNDS = 6
@@ -31,6 +33,7 @@ def method_settings(
     steps: int | None = None,
     rounds: int | None = None,
     strength: float = 0.0,
+    drawings: int | None = None,
     default_rounds: int = ROUNDS,
 ) -> dict[str, Any]:
     """The settings that a method reads, by name, with their values where nothing was given.
@@ -40,6 +43,7 @@ def method_settings(
         steps: Of "optimise" and "teacher"; `STEPS` and `GUESSED_STEPS` when None.
         rounds: Of "alternate"; `default_rounds` when None.
         strength: Noise of the first latents, in [0, 1]: of a search, and of "alternate" with two rounds or more.
+        drawings: Of "teacher"; `DRAWINGS` when None.
 
     Raises:
         ConfigError: an unknown method, settings out of range, or one that the method does not read.
@@ -47,7 +51,8 @@ def method_settings(
     if method not in accepted:
         raise ConfigError(f"unknown method {method!r}; accepted are {', '.join(accepted)}.")
     searching = [name for name in accepted if name in SEARCHING]
-    for name, value, readers in (("steps", steps, searching), ("rounds", rounds, ["alternate"])):
+    read = (("steps", steps, searching), ("rounds", rounds, ["alternate"]), ("drawings", drawings, ["teacher"]))
+    for name, value, readers in read:
         if value is not None and method not in readers:
             alone = f"the method {readers[0]} alone" if len(readers) == 1 else f"the methods {' and '.join(readers)}"
             raise ConfigError(
@@ -65,7 +70,14 @@ def method_settings(
         return {"method": method}
     if method in SEARCHING:
         default = STEPS if method == "optimise" else GUESSED_STEPS
-        return {"method": method, "steps": default if steps is None else steps, "strength": strength}
+        settings = {"method": method, "steps": default if steps is None else steps, "strength": strength}
+        if method == "teacher":
+            settings["drawings"] = DRAWINGS if drawings is None else drawings
+            if drawings == 2:
+                raise ConfigError(
+                    "drawings=2: of two drawings each is as near to the other, none is more typical. Give 1, or 3 or more."
+                )
+        return settings
     rounds = default_rounds if rounds is None else rounds
     check_rounds(rounds, strength)
     return {"method": method, "rounds": rounds, "strength": strength}
