@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from diffusers import AutoencoderKL, UNet2DModel, VQModel
 from tests.conftest import tiny_config
 
@@ -337,6 +338,21 @@ def test_a_codec_without_a_scale_is_refused_until_it_is_measured(
         scale_codec(folder, "shapes:count=40", size=15)
     with pytest.raises(ArtifactError, match="the codec of the run"):
         scale_codec(latent_run.path, "shapes:count=40", size=16)
+
+
+def test_the_presets_windows_are_divided_by_the_codecs_factor_unless_they_are_said(
+    codec_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def window(*options: str) -> int:
+        command = ["train", "shapes:count=40", "--out", "nowhere", "--preset", "tiny", "--base", "8", "--size", "16"]
+        assert main([*command, *options, "--dry-run"]) == 0
+        return int(yaml.safe_load(capsys.readouterr().out)["grow"]["loss"]["crop"])
+
+    named = tmp_path / "named.yaml"
+    named.write_text(yaml.safe_dump({"codec": str(codec_folder)}))
+    assert window() == 16
+    assert window("--codec", str(codec_folder)) == window("--config", str(named)) == 8
+    assert window("--codec", str(codec_folder), "--set", "grow.loss.crop=12") == 12
 
 
 def test_a_killed_run_ends_with_the_same_weights(latent_run: RunFolder, codec_folder: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from pathlib import Path
 
@@ -164,6 +165,20 @@ def test_every_preset_looks_through_windows_that_its_network_can_see(name: str, 
     assert isinstance(config, RunConfig)
     check_crops(config, config.backbone.stride)
     assert base % config.backbone.stride == 0
+
+
+@pytest.mark.parametrize("factor", [2, 4, 8])
+@pytest.mark.parametrize("name", ["tiny", "small"])
+def test_on_latents_windows_show_the_same_part_of_the_picture(name: str, factor: int) -> None:
+    pixels = preset_config(name, "shapes", base=16, size=64)
+    latents = preset_config(name, "shapes", base=16, size=64, codec_factor=factor)
+    stride = latents.backbone.stride
+    check_crops(latents, stride)
+    assert 0 <= latents.grow.loss.crop * factor - pixels.grow.loss.crop < stride * factor
+    same = dataclasses.replace(latents.grow.loss, crop=pixels.grow.loss.crop)
+    assert dataclasses.replace(latents, grow=dataclasses.replace(latents.grow, loss=same)) == pixels
+    with pytest.raises(ConfigError, match="codec_factor must be >= 1, got 0"):
+        preset_config(name, "shapes", base=16, size=64, codec_factor=0)
 
 
 def test_the_teacher_sees_no_window_that_is_no_multiple_of_its_stride() -> None:

@@ -25,7 +25,7 @@ from pagoda.training.denoising import NoiseLaw
 PRESETS = ("tiny", "small", "base", "official", "pagoda")
 
 
-def preset_config(name: str, data: str, *, base: int, size: int) -> RunConfig:
+def preset_config(name: str, data: str, *, base: int, size: int, codec_factor: int = 1) -> RunConfig:
     """A complete configuration.
 
     Args:
@@ -33,27 +33,34 @@ def preset_config(name: str, data: str, *, base: int, size: int) -> RunConfig:
         data: What to train on (see `RunConfig.data`).
         base: Side of the diffusion model's images, in pixels.
         size: Side of the generator's images: base x 2^k.
+        codec_factor: How many times smaller the latents are that the run works on: windows that tiny and small look through in growth
+            then show the same part of the picture as on pixels.
 
     Raises:
-        ConfigError: an unknown preset, or sizes that do not fit.
+        ConfigError: an unknown preset, or sizes or a factor that do not fit.
     """
+    if codec_factor < 1:
+        raise ConfigError(f"codec_factor must be >= 1, got {codec_factor}: latents are not larger than their images.")
     if name not in PRESETS:
         raise ConfigError(f"unknown preset {name!r}. {did_you_mean(name, PRESETS)}")
     network = backbone_preset("base" if name in ("official", "pagoda") else name, base)
     config = RunConfig(data=data, base=base, size=size, backbone=network)
     if name in ("official", "pagoda"):
         return dataclasses.replace(config, **{"official": _official, "pagoda": _pagoda}[name](config))
+    if name == "base":
+        return dataclasses.replace(config, **_base())
+    side = {"tiny": 16, "small": 24}[name]
     return dataclasses.replace(
-        config, **{"tiny": _tiny, "small": _small, "base": lambda _: _base()}[name](network.stride)
+        config, **{"tiny": _tiny, "small": _small}[name](_window(side, codec_factor, network.stride))
     )
 
 
-def _window(side: int, stride: int) -> int:
-    """The smallest side from `side` up that a network of this stride can look at."""
-    return -(-side // stride) * stride
+def _window(side: int, codec_factor: int, stride: int) -> int:
+    """The smallest window that a network of this stride can look at and that shows `side` pixels of a picture or more."""
+    return -(-side // (codec_factor * stride)) * stride
 
 
-def _tiny(stride: int) -> dict[str, Any]:
+def _tiny(window: int) -> dict[str, Any]:
     """Minutes on two cores: 8 -> 32 px shapes."""
     return {
         "precision": "auto",
@@ -81,14 +88,14 @@ def _tiny(stride: int) -> dict[str, Any]:
             batch_size=(16,),
             channels=(32, 24),
             optimizer=OptimizerConfig(lr=4e-3, betas=(0.5, 0.99)),
-            loss=LossConfig(huber=0.01, feature=20.0, adversarial=0.0, crop=_window(16, stride)),
+            loss=LossConfig(huber=0.01, feature=20.0, adversarial=0.0, crop=window),
             targets="consistent",
             match_detail=True,
         ),
     }
 
 
-def _small(stride: int) -> dict[str, Any]:
+def _small(window: int) -> dict[str, Any]:
     """Within an hour on two cores, 16 -> 64 px; minutes on a GPU."""
     return {
         "precision": "auto",
@@ -114,7 +121,7 @@ def _small(stride: int) -> dict[str, Any]:
             batch_size=(32, 16),
             channels=(48, 32),
             optimizer=OptimizerConfig(lr=2e-3, betas=(0.5, 0.99)),
-            loss=LossConfig(huber=0.01, feature=1.0, adversarial=0.05, adversarial_from=0.7, crop=_window(24, stride)),
+            loss=LossConfig(huber=0.01, feature=1.0, adversarial=0.05, adversarial_from=0.7, crop=window),
             fakes=2048,
             match_detail=True,
         ),
