@@ -32,7 +32,7 @@ from pagoda.stages.captions import sample_prompts
 from pagoda.stages.config import RunConfig, override
 from pagoda.stages.context import load_teacher
 from pagoda.stages.presets import preset_config
-from pagoda.stages.run_codec import open_run_codec
+from pagoda.stages.run_codec import named_factor, open_run_codec
 from pagoda.stages.run_folder import RunFolder
 from pagoda.stages.sampling import check_labels, load_generator, sample_images
 from pagoda.stages.train import train
@@ -171,7 +171,9 @@ def teach(
     kept = _TemporaryFolder() if out is None else None
     folder = kept.path / "run" if kept is not None else Path(str(out))
     chosen = {"techniques": list(techniques)} if techniques else {}
-    config = override(preset_config(preset, str(data), base=size, size=size), {**(settings or {}), **chosen})
+    chosen = {**(settings or {}), **chosen}
+    factor = named_factor(str(chosen.get("codec", "")), folder)
+    config = override(preset_config(preset, str(data), base=size, size=size, codec_factor=factor), chosen)
     check_read(config, settings or {})
     if (folder / "config.yaml").exists():  # a run that has grown since keeps its final size
         config = override(config, {"size": max(config.size, RunFolder(folder).config().size)})
@@ -206,7 +208,9 @@ def adopt(
     whole = preset_config(preset, str(data), base=32, size=32)  # of the right sizes once the teacher's is known
     suitable = teacher_settings(str(path), given, config=whole)
     size = suitable["base"]
-    config = override(preset_config(preset, str(data), base=size, size=size), {**suitable, **given})
+    chosen = {**suitable, **given}
+    factor = named_factor(str(chosen.get("codec", "")), folder)
+    config = override(preset_config(preset, str(data), base=size, size=size, codec_factor=factor), chosen)
     check_read(config, given)
     if (folder / "config.yaml").exists():  # a run that has grown since keeps its final size
         config = override(config, {"size": max(config.size, RunFolder(folder).config().size)})

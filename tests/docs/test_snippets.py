@@ -132,8 +132,9 @@ def check_command(
     assert (status, len(seen)) == (0, 1), line
     command = seen[0]
     capsys.readouterr()
-    if getattr(command, "teacher", None) is not None:  # a folder of the reader's
-        command = dataclasses.replace(command, teacher=None)
+    for folder in ("teacher", "codec"):  # of the reader's
+        if getattr(command, folder, None) is not None:
+            command = dataclasses.replace(command, **{folder: None})
     if hasattr(command, "dry_run") and hasattr(command, "resolve"):
         dataclasses.replace(command, dry_run=True).run()
         resolved = command.resolve()

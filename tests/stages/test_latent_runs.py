@@ -31,7 +31,7 @@ from pagoda.stages.plan_text import plan_text
 from pagoda.stages.planning import plan_run
 from pagoda.stages.prior_gap import load_gaps
 from pagoda.stages.provenance import compare_with_run
-from pagoda.stages.run_codec import open_run_codec
+from pagoda.stages.run_codec import named_factor, open_run_codec
 from pagoda.stages.run_folder import RunFolder
 from pagoda.stages.sampling import load_generator, sample_images
 from pagoda.stages.train import train
@@ -341,7 +341,7 @@ def test_a_codec_without_a_scale_is_refused_until_it_is_measured(
 
 
 def test_the_presets_windows_are_divided_by_the_codecs_factor_unless_they_are_said(
-    codec_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    latent_run: RunFolder, codec_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def window(*options: str) -> int:
         command = ["train", "shapes:count=40", "--out", "nowhere", "--preset", "tiny", "--base", "8", "--size", "16"]
@@ -353,6 +353,10 @@ def test_the_presets_windows_are_divided_by_the_codecs_factor_unless_they_are_sa
     assert window() == 16
     assert window("--codec", str(codec_folder)) == window("--config", str(named)) == 8
     assert window("--codec", str(codec_folder), "--set", "grow.loss.crop=12") == 12
+    gone = str(tmp_path / "gone")
+    assert named_factor(gone, latent_run.path) == 2  # the run has its own copy
+    with pytest.raises(ArtifactError, match="holds no autoencoder"):
+        named_factor(gone, tmp_path / "new")
 
 
 def test_a_killed_run_ends_with_the_same_weights(latent_run: RunFolder, codec_folder: Path, tmp_path: Path) -> None:

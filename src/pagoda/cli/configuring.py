@@ -53,10 +53,9 @@ class Configure:
 
     def resolve(self, suitable: dict[str, Any] | None = None) -> RunConfig:
         """Preset, then what suits a teacher, then the file, then single settings, then named options."""
-        from pagoda.networks import open_codec
         from pagoda.stages.config import override, read_yaml
         from pagoda.stages.presets import preset_config
-        from pagoda.stages.run_codec import find_codec
+        from pagoda.stages.run_codec import named_factor
         from pagoda.stages.unread_settings import check_read
 
         settings = {} if self.config is None else flatten(read_yaml(self.config))
@@ -75,9 +74,10 @@ class Configure:
         settings |= {"condition": condition}
         if self.text_encoder is not None:  # in one go with the condition: a teacher's texts allow no other encoder
             settings["text.encoder"] = self.text_encoder
-        codec = settings.get("codec") if self.codec is None else self.codec
-        factor = open_codec(find_codec(str(codec))).factor if codec else 1
-        config = override(preset_config(self.preset, self.data, **sizes, codec_factor=factor), {**settings, **sizes})
+        codec = settings.get("codec", "") if self.codec is None else str(self.codec)
+        factor = named_factor(str(codec), getattr(self, "out", None))
+        preset = preset_config(self.preset, self.data, **sizes, codec_factor=factor)
+        config = override(preset, {**settings, **sizes})
         check_read(config, parse_settings(self.set))
         named = {
             "codec": None if self.codec is None else str(self.codec),

@@ -80,6 +80,24 @@ def open_named_codec(config: RunConfig) -> AutoencoderCodec:
     return codec
 
 
+def named_factor(named: str, run: Path | str | None = None) -> int:
+    """How many times larger images are than the latents of the codec that a configuration names; 1 where none is named.
+
+    Args:
+        named: See `RunConfig.codec`.
+        run: Where the run lies or shall lie; its own copy of the codec is read where the named folder is gone.
+
+    Raises:
+        ArtifactError: there is none, or it is damaged.
+    """
+    if not named:
+        return 1
+    kept = None if run is None else RunFolder(Path(run)).codec
+    if kept is not None and kept.is_dir() and not Path(named).is_dir():
+        return open_codec(kept).factor
+    return open_codec(find_codec(named)).factor
+
+
 def _other_tiles(run: RunFolder, given: int | None, known: int | None) -> ArtifactError:
     return ArtifactError(
         f"{run.path} was started with codec_tile={known or 0}, and this is codec_tile={given or 0}, whose latents are others. Go back to "
