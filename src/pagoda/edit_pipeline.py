@@ -33,8 +33,6 @@ from pagoda.stages.editing import (
 from pagoda.stages.run_folder import RunFolder
 from pagoda.stages.sampling import load_generator
 from pagoda.steering import (
-    FILLING,
-    FILLING_ROUNDS,
     Box,
     Editor,
     Filling,
@@ -51,6 +49,7 @@ from pagoda.steering import (
     composite,
     cut_square,
     fill_picture,
+    filling_settings,
     fit_mask,
     fit_picture,
     method_settings,
@@ -279,15 +278,7 @@ class PagodaEditPipeline:
             raise ConfigError("an inpainting needs one of mask, paint and holes: where is the hole?")
         method = method or self.editor.filling
         check_mask_settings(mask_is=mask_is, threshold=mask_threshold, given=mask is not None)
-        settings = method_settings(
-            method,
-            accepted=FILLING,
-            steps=steps,
-            rounds=rounds,
-            strength=strength,
-            drawings=drawings,
-            default_rounds=FILLING_ROUNDS,
-        )
+        settings = filling_settings(method, steps=steps, rounds=rounds, drawings=drawings, strength=strength)
         resolution = self.editor.resolution(resolution)
         picture = self._read(image, frame)
         if mask is None:

@@ -219,12 +219,11 @@ class EditInpaint(_Placed):
 
     def run(self) -> None:
         """Edit and write; a JPEG cannot keep pixels."""
-        from pagoda.steering import FILLING, FILLING_ROUNDS, check_mask_settings, method_settings
+        from pagoda.steering import check_mask_settings, filling_settings
 
         check_mask_settings(mask_is=self.mask_is, threshold=self.mask_threshold, given=self.mask is not None)
         given: dict[str, Any] = {"steps": self.steps, "rounds": self.rounds, "strength": self.strength}
-        given["drawings"] = self.drawings
-        method_settings(self.method, accepted=FILLING, default_rounds=FILLING_ROUNDS, **given)
+        filling_settings(self.method, drawings=self.drawings, **given)
         target = self.target("inpaint")
         if target.suffix.lower() in (".jpg", ".jpeg"):
             raise ConfigError(f"a JPEG does not keep pixels as they are; write .png or .webp, got {target.name!r}.")

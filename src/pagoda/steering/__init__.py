@@ -36,11 +36,9 @@ from pagoda.steering.operators import (
     least_squares,
 )
 from pagoda.steering.restoration import Guess, alternate, back_project, optimise_latents
-from pagoda.steering.settings import FILLING, FILLING_ROUNDS, METHODS, Filling, Method, method_settings
+from pagoda.steering.settings import METHODS, Filling, Method, filling_settings, method_settings
 
 __all__ = [
-    "FILLING",
-    "FILLING_ROUNDS",
     "MASK_IS",
     "METHODS",
     "Box",
@@ -70,6 +68,7 @@ __all__ = [
     "draw_hole",
     "fill_hole",
     "fill_picture",
+    "filling_settings",
     "fit_mask",
     "fit_picture",
     "interpolate_latents",

@@ -22,12 +22,11 @@ from pagoda.steering.mixing import interpolate_latents, mix_latents, mixed_condi
 from pagoda.steering.operators import LinearOperator, MaskOperator, downsampling
 from pagoda.steering.restoration import Guess, alternate, back_project, optimise_latents
 from pagoda.steering.settings import (
-    FILLING,
-    FILLING_ROUNDS,
     SEARCHING,
     Filling,
     Method,
     check_strength,
+    filling_settings,
     method_settings,
 )
 from pagoda.training import noise_of_seeds
@@ -288,15 +287,7 @@ class Editor:
             ShapeError: sizes that do not fit.
         """
         method = method or self.filling
-        settings = method_settings(
-            method,
-            accepted=FILLING,
-            steps=steps,
-            rounds=rounds,
-            strength=strength,
-            drawings=drawings,
-            default_rounds=FILLING_ROUNDS,
-        )
+        settings = filling_settings(method, steps=steps, rounds=rounds, drawings=drawings, strength=strength)
         resolution = self.resolution(images.shape[-1])
         known = mask.expand(len(images), 1, resolution, resolution).bool()
         operator, start = MaskOperator(known), fill_hole(images, known)

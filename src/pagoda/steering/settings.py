@@ -83,6 +83,19 @@ def method_settings(
     return {"method": method, "rounds": rounds, "strength": strength}
 
 
+def filling_settings(method: str, **given: Any) -> dict[str, Any]:
+    """The settings that a method of an inpainting reads, as `method_settings` gives them.
+
+    Args:
+        method: One of `FILLING`.
+        **given: `steps`, `rounds`, `strength`, `drawings`.
+
+    Raises:
+        ConfigError: as `method_settings`.
+    """
+    return method_settings(method, accepted=FILLING, default_rounds=FILLING_ROUNDS, **given)
+
+
 def check_strength(strength: float) -> None:
     """Refuse a share of noise outside of [0, 1].
 
