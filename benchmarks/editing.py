@@ -179,7 +179,7 @@ INPAINT: dict[str, Callable[..., Tensor]] = {
     "inpaint-navier-stokes": partial(by_opencv, "navier-stokes"),
     "inpaint-harmonic": harmonic,
     "inpaint-pagoda": partial(filled_by, {"method": "teacher"}),
-    "inpaint-pagoda-one-drawing": partial(filled_by, {"method": "teacher", "drawings": 1}),
+    "inpaint-pagoda-eight-drawings": partial(filled_by, {"method": "teacher", "drawings": 8}),
     "inpaint-pagoda-optimise": partial(filled_by, {"method": "optimise"}),
     "inpaint-pagoda-alternate": partial(filled_by, {"method": "alternate"}),
 }

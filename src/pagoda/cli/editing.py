@@ -212,7 +212,7 @@ class EditInpaint(_Placed):
     steps: int | None = None
     """Of the search; 20 with teacher, 40 with optimise when not given."""
     drawings: int | None = None
-    """Of teacher alone: how many are made of the hole, of which the most typical is taken; 8 when not given, 1 is quickest."""
+    """Of teacher alone: how many are made of the hole, of which the most typical is taken; 1 when not given."""
     rounds: int | None = None
     """Of alternate alone; 6 when not given."""
     smooth: Annotated[bool, tyro.conf.arg(help="Hide the seam by a smooth correction over the hole.")] = True

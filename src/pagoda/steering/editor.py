@@ -275,7 +275,7 @@ class Editor:
                 stays wrong. None: see `filling`.
             steps: Of "teacher", 20 when None, and "optimise", 40 when None.
             rounds: Of "alternate"; 6 when None.
-            drawings: Of "teacher": how many are made of each hole, of which the most typical one is taken; 8 when None.
+            drawings: Of "teacher": how many are made of each hole, of which the most typical one is taken; 1 when None.
             strength: Noise that the latent starts with, in [0, 1]: 0 continues the surroundings, more makes other fillings, by the seed.
                 An alternation of one round has none.
             seeds: One an image; needed by "teacher", and where the strength is above 0.

@@ -18,8 +18,8 @@ STEPS = 40
 """Of a search, where nothing is said."""
 GUESSED_STEPS = 20
 """The same, of one that has a guess of the whole image."""
-DRAWINGS = 8
-"""Of a hole, of which the most typical one is taken (docs/editing.md)."""
+DRAWINGS = 1
+"""Of a hole; of more the most typical one is taken. Eight cost a second and gained little (docs/editing.md)."""
 ROUNDS = 3
 """Of an alternation, where nothing is said."""
 FILLING_ROUNDS = 6
