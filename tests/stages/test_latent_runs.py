@@ -353,6 +353,10 @@ def test_the_presets_windows_are_divided_by_the_codecs_factor_unless_they_are_sa
     assert window() == 16
     assert window("--codec", str(codec_folder)) == window("--config", str(named)) == 8
     assert window("--codec", str(codec_folder), "--set", "grow.loss.crop=12") == 12
+    named.write_text("codec: null\n")  # refused for what it is, not looked for as a folder of that name
+    command = ["train", "shapes:count=40", "--out", "nowhere", "--preset", "tiny", "--base", "8", "--size", "16"]
+    assert main([*command, "--config", str(named), "--dry-run"]) == 1
+    assert "`codec` must be of type str, got None" in capsys.readouterr().err
     gone = str(tmp_path / "gone")
     assert named_factor(gone, latent_run.path) == 2  # the run has its own copy
     with pytest.raises(ArtifactError, match="holds no autoencoder"):
