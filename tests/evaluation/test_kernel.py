@@ -44,6 +44,65 @@ def test_it_is_unbiased_at_any_count() -> None:
         assert abs(float(values.mean())) < 3 * float(values.std()) / 200**0.5
 
 
+def clusters(count: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Points of four well separated classes, exactly as many of each."""
+    classes = torch.arange(count) % 4
+    centres = 2 * torch.randn(4, DIM, generator=torch.Generator().manual_seed(99), dtype=torch.float64)
+    return centres[classes] + 0.3 * normal(count, seed), classes
+
+
+def test_with_strata_it_is_unbiased_where_the_number_of_each_class_was_chosen() -> None:
+    plain, known = [], []
+    for seed in range(100):
+        (x, of_x), (y, of_y) = clusters(80, 2 * seed), clusters(40, 2 * seed + 1)
+        plain.append(kernel_distance(x, y).value)
+        found = kernel_distance(x, y, strata=(of_x, of_y))
+        known.append(found.value)
+    mean, spread = (float(f(torch.tensor(known))) for f in (torch.mean, torch.std))
+    assert abs(mean) < 3 * spread / 10
+    assert sum(plain) / 100 < -20 * spread / 10  # two of one class meet too rarely among different samples
+
+
+def test_strata_are_the_double_loop_with_proportions_for_weights() -> None:
+    (x, of_x), (y, of_y) = clusters(9, 0), clusters(13, 1)
+
+    def k(a: Tensor, b: Tensor) -> float:
+        return float((a @ b / DIM + 1) ** 3)
+
+    def within(values: Tensor, classes: Tensor) -> float:
+        total = 0.0
+        for c in range(4):
+            for d in range(4):
+                of_c, of_d = values[classes == c], values[classes == d]
+                meets = [k(a, b) for i, a in enumerate(of_c) for j, b in enumerate(of_d) if c != d or i != j]
+                total += len(of_c) * len(of_d) / len(values) ** 2 * sum(meets) / len(meets)
+        return total
+
+    across = sum(k(a, b) for a in x for b in y) / (9 * 13)
+    expected = within(x, of_x) + within(y, of_y) - 2 * across
+    assert kernel_distance(x, y, strata=(of_x, of_y)).value == pytest.approx(expected, rel=1e-12)
+
+
+def test_one_stratum_is_none_and_classes_of_one_sample_are_one() -> None:
+    x, y = normal(12), normal(10, 1)
+    plain = kernel_distance(x, y)
+    assert kernel_distance(x, y, strata=(torch.full((12,), 7), torch.zeros(10, dtype=torch.int64))) == plain
+    assert kernel_distance(x, y, strata=(torch.arange(12), torch.arange(10))) == pytest.approx(plain)
+    lone = torch.tensor([0, 0, 0, 0, 0, 0, 1, 1, 1, 2])  # joins the largest
+    joined = torch.tensor([0, 0, 0, 0, 0, 0, 1, 1, 1, 0])
+    ones = torch.zeros(12, dtype=torch.int64)
+    assert kernel_distance(x, y, strata=(ones, lone)) == kernel_distance(x, y, strata=(ones, joined))
+
+
+def test_the_standard_error_with_strata_is_the_spread_over_fresh_samples() -> None:
+    real, of_real = clusters(400, 1000)
+    moved = [clusters(120, seed) for seed in range(60)]
+    found = [kernel_distance(real, y + 0.2, strata=(of_real, of_y)) for y, of_y in moved]
+    spread = float(torch.tensor([f.value for f in found]).std())
+    claimed = sum(f.standard_error for f in found) / len(found)
+    assert claimed == pytest.approx(spread, rel=0.25)
+
+
 def test_it_is_symmetric_ignores_order_and_sees_a_shift() -> None:
     x, y = normal(200), normal(200, 1, 0.7)
     assert kernel_distance(x, y).value == pytest.approx(kernel_distance(y, x).value, rel=1e-9)
@@ -79,6 +138,8 @@ def test_what_cannot_be_compared_is_refused() -> None:
         kernel_distance(normal(2), normal(9))
     with pytest.raises(DataError, match="use a size of 2 to 9"):
         kernel_distance_subsets(normal(9), normal(12), size=10)
+    with pytest.raises(ShapeError, match=r"\(3,\) do not name a class for each of 9"):
+        kernel_distance(normal(9), normal(9), strata=(torch.zeros(3), torch.zeros(9)))
     with pytest.raises(DataError, match="NaN"):
         kernel_distance(normal(9), normal(9) * torch.nan)
 

@@ -16,7 +16,7 @@ from pagoda.cli.main import main
 from pagoda.data import LatentStore
 from pagoda.diffusion import Condition
 from pagoda.errors import ArtifactError, ConfigError
-from pagoda.evaluation import FeatureMoments, frechet_distance
+from pagoda.evaluation import FeatureMoments, frechet_distance, kernel_distance
 from pagoda.stages.config import RunConfig, override
 from pagoda.stages.context import StageContext, open_context
 from pagoda.stages.judging import RealImages, evenly, open_judge, some_of
@@ -79,6 +79,10 @@ def test_the_first_point_is_the_distance_of_reconstructions_and_its_floor_that_o
     point = load_gaps(finished_run)[16]["points"][0]
     assert point["fd"] == pytest.approx(frechet_distance(reference, made), rel=1e-4)
     assert point["floor_fd"] == pytest.approx(frechet_distance(reference, originals), rel=1e-4)
+    assert labels is not None
+    strata = context.data.labels(real.reference), labels
+    features = [extractor(real.images(rows)) for rows in (real.reference, real.stand_in)]
+    assert point["floor_kd"] == pytest.approx(kernel_distance(*features, strata=strata).value, rel=1e-4)
 
 
 def test_it_is_measured_once_and_anew_for_other_settings_without_touching_a_stage(run: RunFolder) -> None:

@@ -21,7 +21,7 @@ class KernelDistance(NamedTuple):
 
     value: float
     standard_error: float
-    """Over generated samples, by leaving out one at a time; in `kernel_distance_subsets` the spread over subsets."""
+    """Over generated samples, to first order; in `kernel_distance_subsets` the spread over subsets."""
 
 
 def polynomial_kernel(a: Tensor, b: Tensor) -> Tensor:
@@ -29,32 +29,41 @@ def polynomial_kernel(a: Tensor, b: Tensor) -> Tensor:
     return (a.double() @ b.double().T / a.shape[1] + 1).pow(3)
 
 
-def kernel_distance(real: Tensor, fake: Tensor) -> KernelDistance:
+def kernel_distance(real: Tensor, fake: Tensor, *, strata: tuple[Tensor, Tensor] | None = None) -> KernelDistance:
     """Unbiased MMD^2 of all samples, in float64.
 
     sum_{i != j} k(x_i, x_j) / (m (m - 1)) + sum_{i != j} k(y_i, y_j) / (n (n - 1)) - 2 sum k(x_i, y_j) / (m n).
 
+    That is unbiased for samples drawn one by one. Where so many of each class are taken on purpose, two of one class meet too rarely
+    among i != j, and the value comes out too low: by 0.04 for 250 images of ten classes in the features of a classifier. `strata` weighs
+    such pairs up, n_c / (n_c - 1) for n_c samples of a class, which makes it unbiased again, for mixtures of these proportions.
+
     Args:
         real, fake: Features (m, d) and (n, d); at least 2 and 3 of them.
+        strata: The class of each sample, (m,) and (n,) integers, where the number of each class was chosen; None for independent draws.
+            Classes of one sample are taken together.
 
     Raises:
-        ShapeError: different widths.
+        ShapeError: different widths, or not one class a sample.
         DataError: too few samples, or features that are not finite.
 
-    Source: Binkowski et al. 2018, arXiv:1801.01401, eq. 4.
+    Source: Binkowski et al. 2018, arXiv:1801.01401, eq. 4; the weights are ours.
     """
     _check(real, fake, 3)
-    m, n = len(real), len(fake)
-    within_real = float(_row_sums(real, real).sum() - _diagonal(real).sum()) / (m * (m - 1))
-    within = _row_sums(fake, fake) - _diagonal(fake)  # (n,)
-    across = _row_sums(fake, real)  # (n,)
-    total_within, total_across = within.sum(), across.sum()
-    value = within_real + float(total_within) / (n * (n - 1)) - 2 * float(total_across) / (m * n)
-    without = (
-        within_real + (total_within - 2 * within) / ((n - 1) * (n - 2)) - 2 * (total_across - across) / (m * (n - 1))
-    )
-    error = ((n - 1) / n * (without - without.mean()).square().sum()).sqrt()
-    return KernelDistance(value, float(error))
+    if strata is None:
+        strata = torch.zeros(len(real), dtype=torch.int64), torch.zeros(len(fake), dtype=torch.int64)
+    for values, classes in zip((real, fake), strata, strict=True):
+        if classes.shape != (len(values),):
+            raise ShapeError(
+                f"strata of shape {tuple(classes.shape)} do not name a class for each of {len(values)} samples."
+            )
+    classes_real, classes_fake = map(_shared_strata, strata)
+    within, across = _within_means(fake, classes_fake), _row_sums(fake, real) / len(real)  # (n,) each
+    value = _within_means(real, classes_real).mean() + within.mean() - 2 * across.mean()
+    variance = torch.zeros((), dtype=torch.float64)
+    for rows in (classes_fake == c for c in classes_fake.unique()):
+        variance += rows.double().mean().square() * (2 * (within - across))[rows].var() / rows.sum()
+    return KernelDistance(float(value), float(variance.sqrt()))
 
 
 def kernel_distance_subsets(
@@ -96,6 +105,30 @@ def _check(real: Tensor, fake: Tensor, least: int) -> None:
         )
     if min(len(real), len(fake)) < least:
         raise DataError(f"a kernel distance needs {least} samples a side, got {len(real)} and {len(fake)}.")
+
+
+def _shared_strata(classes: Tensor) -> Tensor:
+    """Classes (N,) numbered anew, all with two samples or more: those of one sample become one class, or join the largest."""
+    _, classes, counts = classes.unique(return_inverse=True, return_counts=True)
+    alone = counts == 1
+    if alone.any():
+        shared = int(counts.argmax()) if alone.sum() == 1 else int(alone.nonzero()[0])
+        classes = torch.where(alone[classes], shared, classes)
+    return classes
+
+
+def _within_means(values: Tensor, classes: Tensor) -> Tensor:
+    """Of each row (N,) its mean kernel with a sample that is another one, of whatever class in the proportions of all."""
+    sizes = torch.bincount(classes)[classes].double()
+    found, start = [], 0
+    for rows in values.split(_ROWS):
+        own = torch.arange(start, start + len(rows))
+        kernel = polynomial_kernel(rows, values)
+        kernel[torch.arange(len(rows)), own] = 0
+        kernel *= torch.where(classes[own][:, None] == classes, (sizes / (sizes - 1))[own][:, None], 1.0)
+        found.append(kernel.sum(1) / len(values))
+        start += len(rows)
+    return torch.cat(found)
 
 
 def _row_sums(a: Tensor, b: Tensor) -> Tensor:

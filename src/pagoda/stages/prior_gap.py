@@ -52,7 +52,9 @@ LEAST = 8
 REFERENCES = 4
 """Real images of the reference for each image of a point, at most."""
 ENOUGH = 8
-"""Images for each feature from which on the Fréchet distance is shown; with fewer the kernel distance, which has no bias."""
+"""Images for each feature from which on the Fréchet distance is shown; with fewer the kernel distance, which is unbiased."""
+ESTIMATE = "by class"
+"""How the kernel distance is estimated; measurements of another kind are made anew."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +68,7 @@ class GapPoint:
     fd: float
     """Fréchet distance to the reference."""
     kd: float
-    """Kernel distance to the reference; unbiased, so it may lie below 0."""
+    """Kernel distance to the reference, both with so many of each class; unbiased, so it may lie below 0."""
     kd_error: float
     """Its standard error."""
     floor_fd: float
@@ -124,6 +126,7 @@ def measure_gap(context: StageContext, size: int) -> dict[str, Any] | None:
         "generator": model_hash(generator),
         "settings": json.loads(json.dumps(asdict(settings))),
         "unseen_data": config.evaluation.data,
+        "kernel_distance": ESTIMATE,
     }
     before = load_gaps(run).get(size)
     if before is not None and all(before.get(key) == value for key, value in made_from.items()):
@@ -162,7 +165,8 @@ def _measure(
     batch = images_at_once(context.data.picture_size(size))
     extractor = open_judge(settings.features, context.run, context.data, size, runtime)
     order = torch.randperm(len(real.reference), generator=torch.Generator().manual_seed(real.seed + 2))
-    reference_rows = real.reference[order[: REFERENCES * len(real.stand_in)]]
+    classes = context.data.labels(torch.arange(len(context.data)))
+    reference_rows = some_of(real.reference[order], classes, REFERENCES * len(real.stand_in))
     reference = collect_features(
         extractor, lambda rows: real.images(reference_rows[rows]), len(reference_rows), batch_size=batch
     ).values
@@ -179,7 +183,9 @@ def _measure(
         fakes, originals = ([load(rows) for rows in torch.arange(count).split(batch)] for load in (made, walk.images))
         sets = [torch.cat([extractor(images).float().cpu() for images in parts]) for parts in (fakes, originals)]
         fd, floor_fd = (frechet_distance(moments, FeatureMoments.from_features(values)) for values in sets)
-        kd, floor_kd = (kernel_distance(reference, values) for values in sets)
+        own = walk.classes(torch.arange(count))
+        strata = None if classes is None or own is None else (classes[reference_rows], own)
+        kd, floor_kd = (kernel_distance(reference, values, strata=strata) for values in sets)
         pixels = [(contrast(images).per_image, sharpness(images)) for images in map(torch.cat, (fakes, originals))]
         ratios = [a / max(b, 1e-12) for a, b in zip(*pixels, strict=True)]
         return GapPoint(
@@ -223,6 +229,7 @@ def _training_walk(context: StageContext, real: RealImages, store: LatentStore) 
         latents=lambda part: store.get(rows[part]),
         condition=lambda part: stored_condition(store, context.condition, rows[part]),
         images=lambda part: real.images(rows[part]),
+        classes=lambda part: context.data.labels(rows[part]),
     )
 
 

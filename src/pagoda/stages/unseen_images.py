@@ -26,11 +26,12 @@ _KEY = "unseen"
 
 @dataclass(frozen=True)
 class Walk:
-    """Latents, their conditions, and the real images that belong to them, as a reading of rows (B,)."""
+    """Latents, their conditions, and the real images that belong to them and the classes of these, as a reading of rows (B,)."""
 
     latents: Callable[[Tensor], Tensor]
     condition: Callable[[Tensor], Condition]
     images: Callable[[Tensor], Tensor]
+    classes: Callable[[Tensor], Tensor | None]
 
 
 def unseen_walk(context: StageContext, real: RealImages, store: LatentStore) -> tuple[str, Walk, int]:
@@ -44,6 +45,7 @@ def unseen_walk(context: StageContext, real: RealImages, store: LatentStore) -> 
         ConfigError: `evaluation.data` has other classes than the run.
     """
     config, data, size, rows = context.config, context.data, real.size, real.stand_in
+    classes = data.labels
     base, other = config.base, config.evaluation.data
     named = bool(other) and other != config.data
     if named or config.source.hold_out > 0:
@@ -59,6 +61,7 @@ def unseen_walk(context: StageContext, real: RealImages, store: LatentStore) -> 
                 "name images with the same classes, or none."
             )
         chosen = RealImages.whole(others[size], size, count=len(rows), seed=real.seed).stand_in
+        classes = others[size].labels
         kind = "images" if named else "held out"
         if context.captions is None:
             shown = Condition.of_labels(others[size].labels(chosen))
@@ -90,7 +93,8 @@ def unseen_walk(context: StageContext, real: RealImages, store: LatentStore) -> 
 
     facts = {"kind": kind, "rows": chosen.tolist(), "data": other, "latents": store.provenance}
     z = _unseen_latents(context, facts, len(chosen), lambda part: data.inputs_of(load(base, part)), condition)
-    return kind, Walk(lambda part: z[part], condition, lambda part: load(size, part)), len(chosen)
+    walk = Walk(lambda part: z[part], condition, lambda part: load(size, part), lambda part: classes(chosen[part]))
+    return kind, walk, len(chosen)
 
 
 def shift_sideways(images: Tensor, pixels: int) -> Tensor:
