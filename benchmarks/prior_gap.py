@@ -76,6 +76,13 @@ to a root mean square of 1, and twice the nodes, more of them near the image. `d
 teacher` trains the teacher for twice as long (the number stands for that), beside the work of the arm. `judged` has a discriminator of
 samples of the prior from the first step on; `warmed up` lets it learn to tell them in a fifth of the steps, while the generator is not told
 of it, so that it can separate them when it is. Arms with a judge say how often it ranks a real image above a sample (0.5 is chance)."""
+WITH_TEACHER = "work of a longer teacher"
+"""Stands among settings for so much more work than other arms have as a teacher of twice the steps takes more than one of the usual."""
+LONGER: dict[str, dict[str, Any]] = {
+    "both, matched, longer teacher": {"distill.mode": "both", "teach.loop.steps": 2},
+    "both, matched, longer": {"distill.mode": "both", WITH_TEACHER: 1},
+}
+"""What is better given more time, the teacher or the student: both take as much. For `prior_gap_many`."""
 ENCODED = 3000
 """Images that are inverted at most, as in the demo: of 20,000 a share, and the teacher learns from all. Inverting them all would take
 longer than an arm may."""
@@ -118,16 +125,24 @@ def config_of(count: int, mode: str, seed: int, budget: float, judge_folder: str
         "evaluation.gap.count": 250 if cut == 1 else 64,  # as many as half of 500, so that all sets compare
         "evaluation.gap.features": f"classifier:{judge_folder}" if judge_folder else "random",
     }
-    changes = dict(MODES[mode])
+    changes = dict((MODES | LONGER)[mode])
     settings["teach.loop.steps"] *= changes.pop("teach.loop.steps", 1)
+    changes.pop(WITH_TEACHER, None)
     data = f"shapes:count={max(40, round(count * cut))}"
     return override(preset_config("tiny", data, base=SIZE, size=SIZE), {**settings, **changes})
 
 
+def work_of(config: RunConfig) -> tuple[int, int]:
+    """Multiply-adds of the teacher, and of all that follows it."""
+    plan = plan_run(config, probe_seconds=0, limits=PLENTY)
+    every = {stage.name: stage.total_multiply_adds for stage in plan.stages}
+    teacher = every.pop("teach")
+    return teacher, sum(every.values())
+
+
 def work_after_teacher(config: RunConfig) -> int:
     """Multiply-adds of all that follows the teacher."""
-    plan = plan_run(config, probe_seconds=0, limits=PLENTY)
-    return sum(stage.total_multiply_adds for stage in plan.stages if stage.name != "teach")
+    return work_of(config)[1]
 
 
 def with_steps(config: RunConfig, steps: int) -> RunConfig:
@@ -164,8 +179,11 @@ def arm(count: int, mode: str, budget: float) -> Arm:
             plain = config_of(FEW, "rec", seed, budget, str(folder / "judge"))
             # What does not change the teacher shares it: all ways but those with views, whose teacher sees these too, and a longer one.
             alike = config_of(count, "views" if config.source.views > 1 else "rec", seed, budget, "")
-            alike = config_of(count, mode, seed, budget, "") if mode == "longer teacher" else alike
-            config = with_room(config, work_after_teacher(with_steps(plain, max(40, round(REC_STEPS * budget)))))
+            alike = override(alike, {"teach.loop.steps": config.teach.loop.steps})
+            taught, target = work_of(with_steps(plain, max(40, round(REC_STEPS * budget))))
+            if WITH_TEACHER in (MODES | LONGER)[mode]:
+                target += taught  # a teacher of twice the steps takes as much again
+            config = with_room(config, target)
             run = RunFolder.open(shutil.copytree(begun(alike, "teach"), folder / "run"))
             run.write_config(config)
             run = train(config, str(run.path), until="distill", quiet=True)
@@ -174,6 +192,7 @@ def arm(count: int, mode: str, budget: float) -> Arm:
         figures: dict[str, float] = {
             "steps": config.distill.loop.steps,
             "work_e9": work_after_teacher(config) / 1e9,
+            "teacher_work_e9": work_of(config)[0] / 1e9,
             **rates,
         }
         for point, found in points.items():
