@@ -138,6 +138,11 @@ def test_an_encoding_of_more_than_is_drawn_says_which_share_would_do(
     assert num_drawn(tiny_config(**few)) == 40
     assert num_drawn(tiny_config(**few, distill__mode="both", distill__teacher_pairs__share=0.25)) == 36
     assert num_drawn(tiny_config(**few, distill__mode="dstl")) == 24
+    matched = {
+        "distill__matching__weight": 1.0,
+        "distill__matching__start": 0.5,
+    }  # the second step draws encoded images alone
+    assert num_drawn(tiny_config(**few, **matched, distill__mode="both", distill__teacher_pairs__share=0.25)) == 38
     train(tiny_config(**few), str(again(finished_run, tmp_path)), until="encode")
     assert "80 latents are made, and the steps after this draw 40" in capsys.readouterr().err
     train(tiny_config(**few, encode__share=0.5), str(again(finished_run, tmp_path / "other")), until="encode")

@@ -7,6 +7,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -21,7 +22,7 @@ from pagoda.networks import LPIPS, FeatureConfig, RandomFeatures, model_hash
 from pagoda.networks.mixing import mixing_state
 from pagoda.stages.config import LossConfig, RunConfig
 from pagoda.stages.context import StageContext
-from pagoda.stages.critics import build_critics, keep_critics
+from pagoda.stages.critics import Critics, build_critics, keep_critics
 from pagoda.stages.image_shares import share_of_images
 from pagoda.stages.latent_inputs import LatentInputs, open_latents
 from pagoda.stages.reconstruction import ReconstructionLoss
@@ -346,6 +347,15 @@ def test_a_stage_goes_on_with_the_networks_that_it_was_started_with(
             with pytest.raises(ArtifactError, match=r"(?s)discriminator looks.*Put the weights back"):
                 objective_of(context)
     path = context.run.path / "critics" / "distill.json"
+    kept = path.read_text()
+    for lpips, refused in (("a" * 64, False), ("b" * 64, True)):
+        critics = Critics(lpips=SimpleNamespace(fingerprint=lpips))  # type: ignore[arg-type]
+        if refused:
+            with pytest.raises(ArtifactError, match=r"LPIPS looks through features a{16} .* now through b{16}"):
+                keep_critics(context, "grow-16", critics)
+        else:
+            keep_critics(context, "grow-16", critics)
+    assert path.read_text() == kept
     path.write_text("{")
     with pytest.raises(ArtifactError, match="cannot be read"):
         objective_of(context)

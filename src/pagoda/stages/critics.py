@@ -66,6 +66,12 @@ class Critics:
         found = {"distance": self.features, "judge": None if judge is None else judge.stack}
         return {name: stack for name, stack in found.items() if stack is not None}
 
+    @property
+    def fingerprints(self) -> dict[str, str]:
+        """Of every network that does not learn, by what it is for."""
+        lpips = {} if self.lpips is None else {"lpips": self.lpips.fingerprint}
+        return {use: stack.fingerprint for use, stack in self.stacks.items()} | lpips
+
 
 def build_critics(
     context: StageContext, loss: LossConfig, size: int, seed_name: str, denoiser: PreconditionedDenoiser | None = None
@@ -178,11 +184,12 @@ def keep_critics(context: StageContext, stage: str, critics: Critics) -> None:
     mixing = {f"{use}.{name}": t for use, stack in critics.stacks.items() for name, t in mixing_state(stack).items()}
     if facts_path.is_file():
         _take_over(stage, facts_path, mixing_path, critics, mixed=bool(mixing))
-    elif critics.stacks and context.runtime.is_main:
+    elif critics.fingerprints and context.runtime.is_main:
         if mixing:
             save_tensors(mixing_path, {name: value.cpu() for name, value in mixing.items()})
-        facts = {use: stack.fingerprint for use, stack in critics.stacks.items()}
-        write_text_atomic(facts_path, json.dumps(facts, indent=1))  # last: it says that the other file is whole
+        write_text_atomic(
+            facts_path, json.dumps(critics.fingerprints, indent=1)
+        )  # last: it says that the other file is whole
     context.runtime.barrier()
 
 
@@ -196,11 +203,13 @@ def _take_over(stage: str, facts_path: Path, mixing_path: Path, critics: Critics
         for use, stack in critics.stacks.items():
             own = {n.removeprefix(f"{use}."): t for n, t in tensors.items() if n.startswith(f"{use}.")}
             load_mixing(stack, own)
-    for use, stack in critics.stacks.items():
-        if facts.get(use) != stack.fingerprint:
-            what = "the discriminator looks" if use == "judge" else "the feature distance looks"
+    looks = {"judge": "the discriminator looks", "distance": "the feature distance looks", "lpips": "LPIPS looks"}
+    for use, fingerprint in critics.fingerprints.items():
+        if use == "lpips" and use not in facts:
+            continue  # a run of before it was written down
+        if facts.get(use) != fingerprint:
             raise ArtifactError(
-                f"stage `{stage}` was started with other networks: {what} through features {str(facts.get(use))[:16]} according to "
-                f"{facts_path}, and now through {stack.fingerprint[:16]}. Put the weights back that it was started with, or remove "
+                f"stage `{stage}` was started with other networks: {looks[use]} through features {str(facts.get(use))[:16]} according to "
+                f"{facts_path}, and now through {fingerprint[:16]}. Put the weights back that it was started with, or remove "
                 f"`critics/{stage}.*`, `stages/{stage}.json` and `checkpoints/{stage}` to start the stage anew."
             )

@@ -30,8 +30,12 @@ def rebuilt_images(context: StageContext, pairs: float) -> Tensor | None:
 def num_drawn(config: RunConfig) -> int:
     """How many (latent, image) pairs the steps of `distill` and `grow` draw in all, with repetition."""
     distill, grow = config.distill, config.grow
-    encoded = {"rec": 1.0, "dstl": 0.0, "both": 1 - distill.teacher_pairs.share}[distill.mode]
-    drawn = encoded * distill.loop.steps * distill.loop.batch_size
+    steps = distill.loop.steps
+    encoded = {"rec": 1.0, "dstl": 0.0, "both": 1 - distill.teacher_pairs.share}[distill.mode] * steps
+    if distill.mode == "both" and distill.matching.weight > 0:  # matched steps leave the teacher's pairs out
+        matched = steps - min(steps, round(distill.matching.start * steps))
+        encoded += distill.teacher_pairs.share * matched
+    drawn = encoded * distill.loop.batch_size
     for size in config.growth:
         octave = grow.octave(config.sizes.index(size) - 1)
         drawn += octave["steps"] * octave["batch_size"]

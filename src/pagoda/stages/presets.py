@@ -201,7 +201,7 @@ def _pagoda(config: RunConfig) -> dict[str, Any]:
             values["distill"],
             mode="both",
             teacher_pairs=TeacherPairsConfig(count=50_000, share=0.25, num_nodes=24),
-            matching=MatchingConfig(weight=5.0, optimizer=adam),
+            matching=MatchingConfig(weight=5.0, ramp=0.1, optimizer=adam),
             optimizer=adam,
             discriminator=judge,
             loss=loss_preset("pagoda", config.base, grown=False),
