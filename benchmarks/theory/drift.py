@@ -5,6 +5,10 @@ mass, as a fraction of the side. `drawn` measures the measure: the same scenes d
 
 Without L_rec the weights of pixels and of features are 0, and the adversarial term alone decides.
 
+An octave of the presets starts from the enlarged image of the level below, and trains nothing below itself: little could move an object,
+whatever the loss. The arms `free` grow as the official code does: new heads start at zero, see no enlarged image, and the decoder of the
+base is trained on. The place at 8 px is always that of the base as it was before.
+
 Source: Kim et al. 2024, PaGoDA, arXiv:2405.14822: with L_rec in stage 3 objects stay in place over the resolutions.
 """
 
@@ -33,6 +37,13 @@ GROWTH: dict[str, dict[str, Any]] = {
     },
     "rec alone": {"grow.loss.adversarial": 0.0},
 }
+FREE: dict[str, Any] = {
+    "grow.train_from": "decoder.0",
+    "grow.use_rgb": False,
+    "grow.head_init": "zero",
+    "grow.match_detail": False,
+}
+GROWTH |= {f"{name}, free": {**GROWTH[name], **FREE} for name in ("rec+adv", "adv alone")}
 _QUIET = 0.4
 """Difference from the border's colour, summed over channels of [-1, 1], that is still background."""
 
@@ -61,7 +72,7 @@ def _grown(growth: str, budget: float, seed: int) -> dict[str, float]:
     config = shapes_config(seed, base=BASE, size=SIZE, budget=budget, grow__targets="images")  # the paper's L_rec
     count = num_scored(budget)
     with finished(begun(config, "distill"), override(config, GROWTH[growth]), "grow") as run:
-        small, large = (samples(run, SIZE, count, resolution=side) for side in (BASE, SIZE))
+        small, large = (samples(run, side, count) for side in (BASE, SIZE))
     return {**drift(small, large), **distance(large, seed)}
 
 
@@ -83,10 +94,10 @@ def _drawn(budget: float, seed: int) -> dict[str, float]:
     }
 
 
-def worst_ratio(r: Results) -> float:
-    """The largest ratio of drifts with and without L_rec over the seeds."""
-    pairs = zip(r.values("rec+adv", "drift_px"), r.values("adv alone", "drift_px"), strict=True)
-    return max(a / b for a, b in pairs)
+def ratios(r: Results, growth: str = "") -> list[float]:
+    """Drift with L_rec over drift without, by seed."""
+    pairs = zip(r.values(f"rec+adv{growth}", "drift_px"), r.values(f"adv alone{growth}", "drift_px"), strict=True)
+    return [a / b for a, b in pairs]
 
 
 @benchmark(
@@ -98,14 +109,23 @@ def worst_ratio(r: Results) -> float:
     passes=[
         PassLine(
             "with L_rec at most half the drift, in the median",
-            lambda r: r.median("rec+adv", "drift_px") / r.median("adv alone", "drift_px"),
+            lambda r: float(np.median(ratios(r))),
             at_most=0.5,
         ),
-        PassLine("and less on every seed", worst_ratio, at_most=1.0),
+        PassLine("and less on every seed", lambda r: max(ratios(r)), at_most=1.0),
+        PassLine(
+            "free growth: with L_rec at most half the drift, in the median",
+            lambda r: float(np.median(ratios(r, ", free"))),
+            at_most=0.5,
+        ),
+        PassLine("free growth: and less on every seed", lambda r: max(ratios(r, ", free")), at_most=1.0),
         PassLine(
             "the measure itself is off by at most half a pixel", lambda r: r.max("drawn", "drift_px"), at_most=0.5
         ),
         PassLine("few objects are lost with L_rec", lambda r: r.max("rec+adv", "lost"), at_most=0.02),
+        PassLine(
+            "free growth: few objects are lost with L_rec", lambda r: r.max("rec+adv, free", "lost"), at_most=0.02
+        ),
     ],
 )
 def position_drift(budget: float) -> dict[str, Arm]:
