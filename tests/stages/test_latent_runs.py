@@ -444,6 +444,7 @@ def test_a_plan_prices_the_codec_and_networks_of_latents(
     plan = plan_run(latent_config(codec_folder), folder=tmp_path, probe_seconds=0)
     names = [stage.name for stage in plan.stages]
     assert names == ["latents", "teach", "encode", "distill", f"grow-{SIZE}"]
+    assert [stage.name for stage in plan.stages if stage.in_float32] == ["latents"], "no autocast in the codec"
     assert (plan.factor, plan.base, plan.size) == (FACTOR, BASE, SIZE)
     teach = plan.stages[1]
     assert teach.parameters == sum(p.numel() for p in load_generator(latent_run, BASE).parameters())

@@ -90,7 +90,7 @@ def test_totals_are_sums(plan: RunPlan) -> None:
     assert facts["total"]["kept_bytes"] == facts["data_bytes"] + sum(s["disk_bytes"] for s in stages)
     assert facts["total"]["memory_bytes"] == max(s["memory_bytes"] for s in stages)
     assert facts["total"]["gpu_hours"] == pytest.approx(sum(s["gpu_hours"] for s in stages))
-    rate = facts["gpu"]["teraflops"] * 1e12 * facts["utilisation"]
+    rate = facts["gpu"]["float32_teraflops"] * 1e12 * facts["utilisation"]
     assert facts["total"]["gpu_hours"] == pytest.approx(2 * facts["total"]["multiply_adds"] / rate / 3600)
 
 
@@ -210,7 +210,7 @@ def test_too_little_memory_is_refused_with_the_stage(plan: RunPlan) -> None:
 
 def on_card(plan: RunPlan, count: int) -> RunPlan:
     """The plan for a GPU of `count` bytes."""
-    return dataclasses.replace(plan, gpu=Gpu("V9", 100, count / 2**30))
+    return dataclasses.replace(plan, gpu=Gpu("V9", 10, 100, count / 2**30))
 
 
 def test_what_does_not_fit_on_the_named_gpu_is_said_and_refused(plan: RunPlan) -> None:
@@ -259,11 +259,53 @@ def test_a_plan_leaves_the_random_numbers_of_the_caller_alone() -> None:
 
 def test_gpus_are_found_by_name_and_unknown_ones_are_refused() -> None:
     assert find_gpu("h100") is GPUS["H100"]
-    assert GPUS["A100"].hours(312e12 / 2 * 3600, 1.0) == pytest.approx(1.0)
+    assert GPUS["A100"].hours(312e12 / 2 * 3600, 1.0, "bf16") == pytest.approx(1.0)
+    assert GPUS["A100"].hours(19.5e12 / 2 * 3600, 1.0, "float32") == pytest.approx(1.0)
     with pytest.raises(ConfigError, match="H100"):
         find_gpu("H10")
     with pytest.raises(ConfigError, match="utilisation"):
         plan_run(tiny_config(), utilisation=1.5)
+
+
+@pytest.mark.parametrize(("name", "quotient"), [("A100", 312 / 19.5), ("T4", 1.0)])
+def test_hours_on_a_gpu_follow_the_precision_that_is_trained_in_there(
+    name: str, quotient: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever this machine makes of the same setting; what stays in float32 takes as long in a run in bf16."""
+    monkeypatch.setattr("pagoda.training.runtime.cpu_has_bf16", lambda: True)
+    plans = {
+        precision: plan_run(tiny_config(precision=precision), gpu=name, probe_seconds=0, limits=PLENTY)
+        for precision in ("float32", "auto", "bf16")
+    }
+    # Per multiply-add: in bf16 a CPU does attention by plain products, whose backward pass is counted; that of its fused kernel is not.
+    hours = {p: sum(map(plan.gpu_hours, plan.stages)) / plan.multiply_adds for p, plan in plans.items()}
+    assert hours["auto"] == pytest.approx(hours["float32"])
+    assert hours["float32"] / hours["bf16"] == pytest.approx(quotient)
+    direct = {
+        p: plan.gpu_hours(plan.price.direct) / plan.price.direct.total_multiply_adds
+        for p, plan in plans.items()
+        if plan.price
+    }
+    assert direct["float32"] / direct["bf16"] == pytest.approx(quotient)
+    mixed, (first, *others) = plans["bf16"], plans["bf16"].stages
+    kept = dataclasses.replace(mixed, stages=(dataclasses.replace(first, in_float32=True), *others))
+    assert kept.gpu_hours(kept.stages[0]) == pytest.approx(quotient * mixed.gpu_hours(first))
+    assert [stage["gpu_precision"] for stage in kept.to_json()["stages"]] == ["float32", *["bf16"] * len(others)]
+    gpu = GPUS[name]
+    for precision, rate in (
+        ("float32", gpu.float32_teraflops),
+        ("auto", gpu.float32_teraflops),
+        ("bf16", gpu.bf16_teraflops),
+    ):
+        told = "bf16" if precision == "bf16" else "float32"
+        assert f"{name}: assumed at 30% of {rate:g} TFLOP/s, its peak in {told}" in plan_text(plans[precision])
+    assert ("it has no units for bf16" in plan_text(mixed)) == (not gpu.has_bf16) == (name == "T4")
+    assert f"; teach at 30% of {gpu.float32_teraflops:g}, in float32" in plan_text(kept)
+
+
+def test_an_unknown_precision_is_refused_before_anything_is_planned() -> None:
+    with pytest.raises(ConfigError, match=r"precision must be one of .*, got 'fp8'"):
+        plan_run(tiny_config(precision="fp8"), probe_seconds=0, limits=PLENTY)
 
 
 def test_memory_is_what_a_step_took_where_steps_are_run_and_counted_where_not(plan: RunPlan) -> None:

@@ -54,6 +54,9 @@ def test_a_run_of_texts_is_planned_with_the_networks_that_it_leaves(text_plan: R
         assert stages[name].disk_bytes == pytest.approx(4 * own, rel=0.05)
     towers = num_parameters([load_towers(text_run)])
     assert stages["text"].parameters == stages["text"].trained == towers
+    assert not any(stage.in_float32 for stage in text_plan.stages), (
+        "an encoder of the run's own is trained in its precision"
+    )
 
 
 def load_towers(run: RunFolder) -> torch.nn.Module:
@@ -102,6 +105,7 @@ def test_an_encoder_from_elsewhere_trains_nothing(text_run: RunFolder) -> None:
     table = open_captions(text_run, text_run.config())
     assert table is not None
     assert (stage.trained, stage.images) == (0, len(table.texts))
+    assert [part.name for part in plan.stages if part.in_float32] == ["text"], "no autocast where captions are embedded"
     assert stage.multiply_adds > 0
 
 

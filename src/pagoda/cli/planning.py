@@ -42,7 +42,7 @@ class Plan(ConfigureWhole):
     """A GPU to estimate hours for: T4, V100, RTX3090, RTX4090, L4, A100, H100 or H200. What does not fit in its memory is then refused;
     when none is named, hours are those of an A100, and the table says what does not fit there."""
     utilisation: float = 0.3
-    """Share of that GPU's peak rate that training is assumed to reach."""
+    """Share of that GPU's peak rate, in the precision that the run trains in on a GPU, that it is assumed to reach."""
     probe_seconds: float = 3.0
     """Seconds of timing a stage; 0 times nothing on this machine."""
     json: Path | None = None

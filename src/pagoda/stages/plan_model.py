@@ -28,6 +28,7 @@ class StagePlan:
         seconds: On this machine, previews and checkpoints among them; None where nothing was timed.
         before_seconds: Preparation that the run's own record leaves out: the frozen levels' outputs.
         memory_measured: Whether `memory_bytes` was measured.
+        in_float32: Whether it is calculated in float32 whatever the run's precision: what neither trains nor asks the teacher.
     """
 
     name: str
@@ -42,6 +43,7 @@ class StagePlan:
     seconds: float | None = None
     before_seconds: float = 0.0
     memory_measured: bool = False
+    in_float32: bool = False
 
     @property
     def total_multiply_adds(self) -> int:
@@ -79,6 +81,8 @@ class RunPlan:
     images: int
     device: str
     gpu: Gpu
+    gpu_precision: str
+    """"float32" or "bf16": what the run's setting becomes on a GPU, which may differ from what it is here."""
     utilisation: float
     limits: Limits
     data_bytes: int
@@ -116,8 +120,12 @@ class RunPlan:
         return sum((stage.seconds or 0.0) + stage.before_seconds for stage in self.stages)
 
     def gpu_hours(self, stage: StagePlan) -> float:
-        """Hours of a stage on the named GPU, at the assumed utilisation."""
-        return self.gpu.hours(stage.total_multiply_adds, self.utilisation)
+        """Hours of a stage on the named GPU, at the assumed share of its rate in the precision of the stage."""
+        return self.gpu.hours(stage.total_multiply_adds, self.utilisation, self.precision_on_gpu(stage))
+
+    def precision_on_gpu(self, stage: StagePlan) -> str:
+        """ "float32" or "bf16": what a stage is calculated in there."""
+        return "float32" if stage.in_float32 else self.gpu_precision
 
     def gpu_bytes(self, stage: StagePlan) -> int:
         """Memory that the tensors of a stage take on a GPU; images and latents lie outside of it."""
@@ -160,7 +168,12 @@ class RunPlan:
         """Everything as plain values, totals and hours among them."""
         facts = dataclasses.asdict(self)
         facts["stages"] = [
-            {**dataclasses.asdict(s), "total_multiply_adds": s.total_multiply_adds, "gpu_hours": self.gpu_hours(s)}
+            {
+                **dataclasses.asdict(s),
+                "total_multiply_adds": s.total_multiply_adds,
+                "gpu_hours": self.gpu_hours(s),
+                "gpu_precision": self.precision_on_gpu(s),
+            }
             for s in self.stages
         ]
         totals = {name: getattr(self, name) for name in ("multiply_adds", "memory_bytes", "disk_bytes", "kept_bytes")}

@@ -154,6 +154,7 @@ class StagePlanner:
                 tensor_bytes=weights,
                 disk_bytes=probe.disk_bytes,
                 seconds=probe.seconds if self.timed else None,
+                in_float32=True,
             )
         self.shared_bytes += held
         return stage
@@ -173,6 +174,7 @@ class StagePlanner:
             tensor_bytes=4 * probe.parameters,
             disk_bytes=kept,
             seconds=self.rows * probe.seconds if self.timed else None,
+            in_float32=True,
         )
 
     def price(self, stages: tuple[StagePlan, ...]) -> Price:

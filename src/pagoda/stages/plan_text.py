@@ -28,7 +28,7 @@ def plan_text(plan: RunPlan) -> str:
         f"memory: besides PyTorch itself, {kind}; {gib(plan.limits.memory_bytes)} are free.",
         f"disk: what stays; small copies of the images take {gib(plan.data_bytes)} more, and the largest checkpoints bring it to "
         f"{gib(plan.disk_bytes)} meanwhile; {gib(plan.limits.disk_bytes)} are free.",
-        f"{gpu.name}: assumed at {plan.utilisation:.0%} of {gpu.teraflops:g} TFLOP/s. Not measured. {_room(plan)}",
+        f"{gpu.name}: {_rates(plan)}. Not measured. {_room(plan)}",
         "",
         *_price(plan),
     ]
@@ -54,6 +54,18 @@ def _price(plan: RunPlan) -> list[str]:
         f"  of all, over all stages:           multiply-adds {price.total_multiply_adds:.2f} x   "
         f"measured time {_ratio(price.total_seconds)}",
     ]
+
+
+def _rates(plan: RunPlan) -> str:
+    """What the hours on the named GPU rest on: its rate in the run's precision, and in float32 where a stage stays in that."""
+    gpu, precision = plan.gpu, plan.gpu_precision
+    told = f"assumed at {plan.utilisation:.0%} of {gpu.teraflops(precision):g} TFLOP/s, its peak in {precision}"
+    if precision == "bf16" and not gpu.has_bf16:
+        told += " (that of float32: it has no units for bf16)"
+    others = [stage.name for stage in plan.stages if plan.precision_on_gpu(stage) != precision]
+    if others:
+        told += f"; {', '.join(others)} at {plan.utilisation:.0%} of {gpu.teraflops('float32'):g}, in float32"
+    return told
 
 
 def _room(plan: RunPlan) -> str:

@@ -24,7 +24,7 @@ from pagoda.stages.plan_probe import Prober
 from pagoda.stages.plan_stages import HEADER, StagePlanner
 from pagoda.stages.plan_texts import captions_of
 from pagoda.stages.run_codec import open_named_codec
-from pagoda.training import Runtime
+from pagoda.training import Runtime, resolve_precision
 
 
 def plan_run(
@@ -43,14 +43,14 @@ def plan_run(
         config: The run.
         folder: Where it shall be written, for the space on that disk.
         gpu: A name of `GPUS`.
-        utilisation: Share of that GPU's peak rate, in (0, 1].
+        utilisation: Share of that GPU's peak rate in the precision that the run trains in on a GPU, in (0, 1].
         probe_seconds: Seconds of timing a stage; 0 times nothing.
         limits: Disk and memory; None asks this machine.
         progress: Called with the name of each stage before it is probed.
 
     Raises:
-        ConfigError: an unknown GPU, a utilisation out of range, a network whose stride does not divide the base, a teacher that does not
-            suit the run, or weights that are assigned by an agreement that cannot be told before there is a teacher.
+        ConfigError: an unknown GPU or precision, a utilisation out of range, a network whose stride does not divide the base, a teacher
+            that does not suit the run, or weights that are assigned by an agreement that cannot be told before there is a teacher.
         DataError: no such data, or no captions where a run is told them.
         ArtifactError: no codec, teacher or text encoder where one is named.
         ShapeError: a codec or a teacher for images of other channels or another size.
@@ -105,6 +105,7 @@ def plan_run(
         images=len(source),
         device=str(runtime.device),
         gpu=card,
+        gpu_precision=resolve_precision(config.precision, on_cpu=False),
         utilisation=utilisation,
         limits=limits,
         data_bytes=planner.data_bytes,

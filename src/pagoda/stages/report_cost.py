@@ -117,9 +117,10 @@ def _of_plan(
     if price is not None:  # there is none where the teacher is brought
         times = f"{price['total_multiply_adds']:.2f} times the multiply-adds of all stages"
         instead = f"; a diffusion model of {plan['size']} px would take {times}"
+    precision = plan.get("gpu_precision", "16-bit floats")  # which plans that do not say rested on
     notes.append(
         f"Planned {total['multiply_adds']:.3g} multiply-adds, {total['gpu_hours']:.3g} hours of {plan['gpu']['name']} at "
-        f"{plan['utilisation']:.0%} of its peak{instead}. Planned on {plan['device']}."
+        f"{plan['utilisation']:.0%} of its peak in {precision}{instead}. Planned on {plan['device']}."
     )
     if kept["done"]:
         notes.append(f"The plan was made when {', '.join(kept['done'])} had been done: there it foretold nothing.")

@@ -9,7 +9,7 @@ from pagoda.training.objective import Losses, Objective, Trainable
 from pagoda.training.optim import EMA, OptimizerConfig
 from pagoda.training.probing import StepCost, measure_step
 from pagoda.training.randomness import StepRandom, derive_seed, noise_of_seeds, seeded_generator
-from pagoda.training.runtime import Runtime, single_process
+from pagoda.training.runtime import Runtime, resolve_precision, single_process
 from pagoda.training.schedule import ScheduledEvaluation
 from pagoda.training.technique import NoisyInputs, Penalty, Setup, Technique, Techniques, TechniqueStep
 from pagoda.training.tracking import MetricLog, StatusLine, clock
@@ -48,6 +48,7 @@ __all__ = [
     "noise_of_seeds",
     "peak_memory_mib",
     "resident_bytes",
+    "resolve_precision",
     "save_checkpoint",
     "seeded_generator",
     "single_process",

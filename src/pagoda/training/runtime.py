@@ -27,6 +27,19 @@ def cpu_has_bf16() -> bool:
     return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
 
 
+def resolve_precision(precision: str, *, on_cpu: bool) -> str:
+    """ "float32" or "bf16": what a setting becomes on this CPU, or on a GPU.
+
+    Raises:
+        ConfigError: an unknown precision.
+    """
+    if precision not in PRECISIONS:
+        raise ConfigError(f"precision must be one of {PRECISIONS}, got {precision!r}.")
+    if precision == "auto":
+        return "bf16" if on_cpu and cpu_has_bf16() else "float32"
+    return precision
+
+
 class Runtime:
     """Device, precision and communication of this process.
 
@@ -45,11 +58,10 @@ class Runtime:
     def __init__(self, device: str = "auto", precision: str = "float32") -> None:
         if device not in ("auto", "cpu", "cuda"):
             raise ConfigError(f"device must be auto, cpu or cuda, got {device!r}.")
-        if precision not in PRECISIONS:
-            raise ConfigError(f"precision must be one of {PRECISIONS}, got {precision!r}.")
+        on_cpu = device == "cpu" or not torch.cuda.is_available()
+        self.precision = resolve_precision(precision, on_cpu=on_cpu)
         if device == "cuda" and not torch.cuda.is_available():
             raise ConfigError("device=cuda was asked for, but PyTorch sees no GPU. Use device=auto or device=cpu.")
-        on_cpu = device == "cpu" or not torch.cuda.is_available()
         if precision == "bf16" and on_cpu and not cpu_has_bf16():
             raise ConfigError(
                 "precision=bf16 is slower than float32 on this CPU, which has no instructions for it (AMX or AVX512_BF16). "
@@ -63,9 +75,6 @@ class Runtime:
             raise ConfigError(
                 f"the processes of this run communicate for {self._device.type} already; device={device} needs a new start."
             )
-        if precision == "auto":
-            precision = "bf16" if on_cpu and cpu_has_bf16() else "float32"
-        self.precision = precision
         if not alone:
             _leave_at_exit()
 
