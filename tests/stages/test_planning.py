@@ -324,7 +324,7 @@ def test_a_timed_plan_of_a_run_stands_beside_what_it_measured(finished_run: RunF
     assert all(stage.seconds is not None and stage.seconds > 0 for stage in plan.stages)
     rows = {row["what"]: row for row in compare_with_run(plan, finished_run)}
     found = set(rows) - {"memory bytes"}  # which a process that held more before cannot tell
-    assert found == {*(f"{s.name} seconds" for s in plan.stages), "all seconds", "disk bytes"}
+    assert found == {*(f"{s.name} seconds" for s in plan.stages), "all seconds", "preparation seconds", "disk bytes"}
     record = finished_run.record("teach")
     assert record is not None
     assert rows["teach seconds"]["measured"] == record["results"]["seconds"]

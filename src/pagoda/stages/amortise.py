@@ -30,6 +30,7 @@ from pagoda.stages.context import StageContext, build_trainer, load_teacher
 from pagoda.stages.encode import start_noise
 from pagoda.stages.guidance import stored_condition
 from pagoda.stages.latent_inputs import LatentInputs, open_latents
+from pagoda.stages.preparation import Preparation
 from pagoda.stages.recorded_settings import stage_settings
 from pagoda.stages.run_folder import RunFolder
 from pagoda.stages.sampling import load_generator
@@ -194,6 +195,7 @@ def amortise(context: StageContext) -> None:
         ArtifactError: the stages before are not done, or the folder's encoder was started with another configuration.
         TrainingError: the training is no longer healthy.
     """
+    preparation = Preparation()
     run, config, runtime = context.run, context.config, context.runtime
     run.require("encode", f"pagoda encode {run.path}")
     store = open_latents(context)
@@ -203,6 +205,7 @@ def amortise(context: StageContext) -> None:
         context.say(f"{STAGE}: done already")
         return
     objective, trainer = build(context, fingerprint, store)
+    preparation.end(context, STAGE)
     network = trainer.run()["encoder"]
     assert isinstance(network, LatentEncoder)
     if runtime.is_main:

@@ -23,6 +23,7 @@ from pagoda.stages.image_text import ImageTextTerm, open_image_text
 from pagoda.stages.latent_inputs import LatentInputs, open_latents
 from pagoda.stages.matching import DistributionMatching
 from pagoda.stages.objective import GeneratorBatch, GeneratorInputs, GeneratorObjective
+from pagoda.stages.preparation import Preparation
 from pagoda.stages.recorded_settings import stage_settings
 from pagoda.stages.teach import measure_std
 from pagoda.stages.teacher_pairs import STAGE, TeacherPairs, make_teacher_pairs
@@ -117,6 +118,7 @@ def distill(
         ArtifactError: the folder's generator was started with another configuration, or latents do not fit.
         TrainingError: the training is no longer healthy.
     """
+    preparation = Preparation()
     run, config, runtime = context.run, context.config, context.runtime
     check_match(config, match)
     store = open_latents(context)
@@ -141,7 +143,8 @@ def distill(
     if run.is_done(STAGE):
         context.say("distill: done already")
         return
-    pairs = make_teacher_pairs(context) if config.makes_pairs else None
+    with preparation.apart():
+        pairs = make_teacher_pairs(context) if config.makes_pairs else None
     agreement = None if encoder is None else agreement_weights(context, encoder)
     if agreement is not None:
         context.say(f"distill: the teacher's images agree with their captions by {agreement.describe()}")
@@ -150,6 +153,7 @@ def distill(
     keep_critics(context, STAGE, objective.critics)
     evaluation = build_evaluation(context, config.base)
     trainer = build_trainer(context, STAGE, objective, config.distill.loop, fingerprint, evaluation)
+    preparation.end(context, STAGE)
     averaged = trainer.run()["generator"]
     export_generator(context, STAGE, averaged, config.base, trainer)
 

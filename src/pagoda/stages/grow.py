@@ -28,6 +28,7 @@ from pagoda.stages.image_shares import rebuilt_images
 from pagoda.stages.image_text import ImageTextTerm, open_image_text
 from pagoda.stages.latent_inputs import LatentInputs, open_latents
 from pagoda.stages.objective import GeneratorInputs, GeneratorObjective
+from pagoda.stages.preparation import Preparation
 from pagoda.stages.recorded_settings import stage_settings, without_neutral
 from pagoda.stages.retained_heads import RetainedHeads
 from pagoda.stages.sampling import load_generator
@@ -157,6 +158,7 @@ def grow(
             `image_text`.
         TrainingError: the training is no longer healthy.
     """
+    preparation = Preparation()
     run, config, runtime = context.run, context.config, context.runtime
     if size not in config.growth:
         raise ConfigError(f"cannot grow to {size}: the stages of this run end with {config.growth}.")
@@ -192,6 +194,7 @@ def grow(
     keep_critics(context, stage, objective.critics)
     evaluation = build_evaluation(context, size)
     trainer = build_trainer(context, stage, objective, loop, fingerprint, evaluation)
+    preparation.end(context, stage)
     averaged = trainer.run()["generator"]
     assert isinstance(averaged, OneStepGenerator)
     check_frozen(stage, generator, lower, averaged)

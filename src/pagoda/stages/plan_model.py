@@ -26,7 +26,8 @@ class StagePlan:
         disk_bytes: What it leaves in the run folder.
         scratch_bytes: Checkpoints while it runs.
         seconds: On this machine, previews and checkpoints among them; None where nothing was timed.
-        before_seconds: Preparation that the run's own record leaves out: the frozen levels' outputs.
+        before_seconds: Before the first step, which `seconds` leaves out: the frozen levels' outputs. What else a stage does by then,
+            such as reading weights and building networks, is not planned.
         memory_measured: Whether `memory_bytes` was measured.
         in_float32: Whether it is calculated in float32 whatever the run's precision: what neither trains nor asks the teacher.
     """

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from pagoda.stages.plan_model import RunPlan, StagePlan, gib
-from pagoda.stages.run_folder import RunFolder
+from pagoda.stages.run_folder import BEFORE_SECONDS, RunFolder
 
 
 def plan_text(plan: RunPlan) -> str:
@@ -126,17 +126,24 @@ def compare_with_run(plan: RunPlan, run: RunFolder) -> list[dict[str, Any]]:
 
     Returns:
         Rows with `what`, `estimate`, `measured` (seconds or bytes) and `ratio`, their quotient; stages that are not done are left out,
-        and so is the memory where it could not be told from what the process had held before.
+        and so is the memory where it could not be told from what the process had held before. "preparation seconds" are those before the
+        first steps, of the stages that have both a plan and a record of them: runs of older versions have none.
     """
     rows, names = [], [stage.name for stage in plan.stages]
+    prepared: list[tuple[float, float]] = []
     for stage in plan.stages:
         record = run.record(stage.name)
         if record is None or not record["done"] or stage.seconds is None:
             continue
-        rows.append(_compared(f"{stage.name} seconds", stage.seconds, float(record["results"]["seconds"])))
+        results = record["results"]
+        rows.append(_compared(f"{stage.name} seconds", stage.seconds, float(results["seconds"])))
+        if stage.before_seconds > 0 and BEFORE_SECONDS in results:
+            prepared.append((stage.before_seconds, float(results[BEFORE_SECONDS])))
     if rows:
         estimate, measured = (sum(row[key] for row in rows) for key in ("estimate", "measured"))
         rows.append(_compared("all seconds", estimate, measured))
+    if prepared:
+        rows.append(_compared("preparation seconds", *map(sum, zip(*prepared, strict=True))))
     memory = [
         record["results"].get("memory_mib", 0.0) for record in map(run.record, names) if record and record["done"]
     ]

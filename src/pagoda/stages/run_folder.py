@@ -37,6 +37,8 @@ from pagoda.files import hash_json, named_disk_errors, write_text_atomic
 from pagoda.stages.config import RunConfig, from_dict, read_yaml, to_yaml
 from pagoda.version import __version__
 
+BEFORE_SECONDS = "before_seconds"
+"""In a stage's record: what its starts took before the first step."""
 PLAN_FILE = "plan.json"
 """May lie in a folder before its run begins."""
 FREE_KEYS = (
@@ -254,8 +256,15 @@ class RunFolder:
         """Mark a stage done and keep what it found out; its checkpoints are no longer needed."""
         before = self.record(stage)
         assert before is not None, "a stage is begun before it is finished"
-        self.write_record(stage, {**before, "done": True, "results": dict(results)})
+        prepared = {key: before.pop(key) for key in (BEFORE_SECONDS,) if key in before}
+        self.write_record(stage, {**before, "done": True, "results": {**results, **prepared}})
         shutil.rmtree(self.work(stage), ignore_errors=True)
+
+    def note_preparation(self, stage: str, seconds: float) -> None:
+        """Add to what the starts of a stage under way took before its first step; `finish` puts it among the results."""
+        record = self.record(stage)
+        assert record is not None, "a stage is begun before it prepares"
+        self.write_record(stage, {**record, BEFORE_SECONDS: record.get(BEFORE_SECONDS, 0.0) + seconds})
 
     def note(self, stage: str, results: Mapping[str, Any]) -> None:
         """Add to what a finished stage found out."""

@@ -14,6 +14,7 @@ from pagoda.networks import DiffusersNetwork, build_backbone
 from pagoda.pretraining import build_techniques, corrupt_labels
 from pagoda.stages.config import to_dict
 from pagoda.stages.context import StageContext, build_trainer, save_teacher
+from pagoda.stages.preparation import Preparation
 from pagoda.stages.recorded_settings import stage_settings
 from pagoda.stages.watching import build_evaluation
 from pagoda.training import Setup, Trainable, derive_seed
@@ -30,6 +31,7 @@ def teach(context: StageContext) -> None:
         ArtifactError: the folder's teacher was started with another configuration.
         TrainingError: the training is no longer healthy.
     """
+    preparation = Preparation()
     run, config, runtime, data = context.run, context.config, context.runtime, context.data
     inputs = {"data": data.fingerprint}
     if context.captions is not None:
@@ -41,6 +43,7 @@ def teach(context: StageContext) -> None:
     denoiser, objective = build_objective(context)
     evaluation = build_evaluation(context, config.base, denoiser)
     trainer = build_trainer(context, STAGE, objective, config.teach.loop, fingerprint, evaluation)
+    preparation.end(context, STAGE)
     averaged = network_of(trainer.run()["teacher"])  # without what techniques trained beside it
     if runtime.is_main:
         facts: dict[str, object] = {
