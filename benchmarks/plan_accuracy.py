@@ -39,7 +39,7 @@ def stages_of(config: RunConfig) -> list[str]:
 
 
 def measure(seed: int, *, preset: str, base: int, size: int, budget: float) -> dict[str, float]:
-    """Estimate over measurement: seconds of each stage and of all, memory, bytes on disk."""
+    """Estimate over measurement: seconds of each stage and of all, those before the first steps of octaves, memory, bytes on disk."""
     config = config_of(seed, preset=preset, base=base, size=size, budget=budget)
     with tempfile.TemporaryDirectory() as folder:
         plan = plan_run(config, folder=folder)
@@ -51,14 +51,14 @@ def measure(seed: int, *, preset: str, base: int, size: int, budget: float) -> d
 
 
 def lines() -> Iterator[PassLine]:
-    """Each figure of each arm, from both sides."""
+    """Each figure of each arm, from both sides, and of the seeds the one that is furthest off: a median would hide a bad one."""
     for arm, (preset, base, size) in RUNS.items():
         config = config_of(0, preset=preset, base=base, size=size, budget=1.0)
         shares = {**{f"{stage} seconds": STAGE_WITHIN for stage in stages_of(config)}, **WITHIN}
         for what, share in shares.items():
             text = f"{arm}: {what} within {share:.0%}"
-            yield PassLine(f"{text}, not above", lambda r, a=arm, w=what: r.median(a, w), at_most=1 + share)  # type: ignore[misc]
-            yield PassLine(f"{text}, not below", lambda r, a=arm, w=what: r.median(a, w), at_least=1 - share)  # type: ignore[misc]
+            yield PassLine(f"{text} on every seed, not above", lambda r, a=arm, w=what: r.max(a, w), at_most=1 + share)  # type: ignore[misc]
+            yield PassLine(f"{text} on every seed, not below", lambda r, a=arm, w=what: r.min(a, w), at_least=1 - share)  # type: ignore[misc]
 
 
 @benchmark(
