@@ -26,6 +26,7 @@ _HELPERS = (
     "heart",
     "metrics",
     "peer_loops",
+    "places",
     "probed_teachers",
     "real_sets",
     "technique_runs",

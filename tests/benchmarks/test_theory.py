@@ -104,15 +104,26 @@ def test_the_parts_of_the_price_add_up_and_sizes_are_those_of_an_image() -> None
         assert min(found["gigamultiply_adds_first"], found["gigamultiply_adds_second"]) > 0
 
 
-def test_the_price_is_drawn_from_a_result(tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
+@pytest.mark.parametrize(
+    ("told", "label"),
+    [
+        ({}, "seconds an image of 512 px, 2 threads"),
+        ({"gpu_peak_mib": 900.0, "bits": 16}, "milliseconds an image of 512 px"),
+    ],
+)
+def test_the_price_is_drawn_from_a_result(
+    told: dict[str, float], label: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    axes = pytest.importorskip("matplotlib.axes")
+    labels: list[str] = []
+    monkeypatch.setattr(axes.Axes, "set_ylabel", lambda self, text: labels.append(text))
     result = tmp_path / "price.json"
     from benchmarks.harness import REGISTRY, run
 
     known = REGISTRY["price_512"]
     made = {
         "side": 512, "parameters_m_first": 300.0, "parameters_m_second": 6.0, "gigamultiply_adds_first": 110.0,
-        "gigamultiply_adds_second": 320.0, "ms_first": 900.0, "ms_second": 2000.0, "ms": 2900.0, "process_peak_mib": 3000.0,
+        "gigamultiply_adds_second": 320.0, "ms_first": 900.0, "ms_second": 2000.0, "ms": 2900.0, "process_peak_mib": 3000.0, **told,
     }  # fmt: skip
     arms = {name: (lambda seed, share=share: {k: share * v for k, v in made.items()}) for name, share in
             zip(price_512.MODELS, (1.0, 3.0), strict=True)}  # fmt: skip
@@ -120,6 +131,7 @@ def test_the_price_is_drawn_from_a_result(tmp_path: Path) -> None:
     run(toy, seeds=1, json_path=result, report=lambda line: None)
     price_512.draw(result, tmp_path / "price.png")
     assert (tmp_path / "price.png").stat().st_size > 5000
+    assert labels[0].startswith(label)
     assert math.isclose(known.passes[0].at_least or 0, 2.0)
 
 
