@@ -172,7 +172,7 @@ def teach(
     folder = kept.path / "run" if kept is not None else Path(str(out))
     chosen = {"techniques": list(techniques)} if techniques else {}
     chosen = {**(settings or {}), **chosen}
-    factor = named_factor(str(chosen.get("codec") or ""), folder)
+    factor = named_factor(str(chosen.get("codec") or ""), folder, teacher=str(chosen.get("teacher.path") or ""))
     config = override(preset_config(preset, str(data), base=size, size=size, codec_factor=factor), chosen)
     check_read(config, settings or {})
     if (folder / "config.yaml").exists():  # a run that has grown since keeps its final size
@@ -209,7 +209,7 @@ def adopt(
     suitable = teacher_settings(str(path), given, config=whole)
     size = suitable["base"]
     chosen = {**suitable, **given}
-    factor = named_factor(str(chosen.get("codec") or ""), folder)
+    factor = named_factor(str(chosen.get("codec") or ""), folder, teacher=str(path))
     config = override(preset_config(preset, str(data), base=size, size=size, codec_factor=factor), chosen)
     check_read(config, given)
     if (folder / "config.yaml").exists():  # a run that has grown since keeps its final size

@@ -492,23 +492,28 @@ def test_a_loss_through_a_network_from_outside_trains(codec_folder: Path, tmp_pa
     assert any("feature" in key for line in lines for key in line)
 
 
-def test_a_teacher_with_its_autoencoder_is_adopted(codec_folder: Path, tmp_path: Path) -> None:
+def save_latent_pipeline(folder: Path, codec: Path) -> Path:
+    """A pipeline of latents, untrained, with a copy of the codec."""
     from diffusers import DDPMScheduler
-
-    from pagoda.stages.adopt import teacher_settings
 
     torch.manual_seed(0)
     unet = UNet2DModel(
         sample_size=BASE, in_channels=4, out_channels=4, block_out_channels=(16, 16), norm_num_groups=4,
         down_block_types=("DownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "UpBlock2D"), layers_per_block=1,
     )  # fmt: skip
-    folder = tmp_path / "pipe"
     unet.save_pretrained(folder / "unet")
     DDPMScheduler(num_train_timesteps=1000).save_pretrained(folder / "scheduler")
-    shutil.copytree(codec_folder, folder / "vae")
+    shutil.copytree(codec, folder / "vae")
     index = {"_class_name": "LDMPipeline", "unet": ["diffusers", "UNet2DModel"], "vae": ["diffusers", "AutoencoderKL"],
              "scheduler": ["diffusers", "DDPMScheduler"]}  # fmt: skip
     (folder / "model_index.json").write_text(json.dumps(index), encoding="utf-8")
+    return folder
+
+
+def test_a_teacher_with_its_autoencoder_is_adopted(codec_folder: Path, tmp_path: Path) -> None:
+    from pagoda.stages.adopt import teacher_settings
+
+    folder = save_latent_pipeline(tmp_path / "pipe", codec_folder)
     suitable = teacher_settings(str(folder))
     assert suitable["codec"] == str(folder / "vae")
     settings = {**suitable, "size": SIZE, "teacher.labels": False, "evaluation.gap.count": 0}
@@ -521,6 +526,55 @@ def test_a_teacher_with_its_autoencoder_is_adopted(codec_folder: Path, tmp_path:
     without = {**settings, "codec": ""}
     with pytest.raises(ConfigError, match="--codec"):
         train(override(tiny_config(), without), str(tmp_path / "run3"), quiet=True)
+
+
+@pytest.mark.parametrize("named", [None, 0.3], ids=["silent", "named"])
+def test_a_pipelines_codec_has_the_scale_that_the_pipeline_itself_uses(
+    named: float | None, codec_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from pagoda.stages.adopt import teacher_settings
+    from pagoda.stages.reading import open_readable
+
+    folder = save_latent_pipeline(tmp_path / "pipe", codec_folder)
+    (folder / "vae" / "codec.json").unlink()
+    config = folder / "vae" / "config.json"
+    facts = json.loads(config.read_text())
+    del facts["scaling_factor"], facts["shift_factor"]
+    config.write_text(json.dumps(facts if named is None else {**facts, "scaling_factor": named, "shift_factor": 0.05}))
+    theirs = AutoencoderKL.from_pretrained(folder / "vae")  # what a pipeline of diffusers multiplies by
+    scale, shift = float(theirs.config.scaling_factor), float(theirs.config.shift_factor or 0.0)
+    assert scale == (named or 0.18215)  # the latter is the default of the class
+    words = ["train", "shapes:count=40", "--teacher", str(folder), "--size", str(BASE), "--preset", "tiny"]
+    assert main([*words, "--out", str(tmp_path / "run"), "--set", "teacher.labels=false", "--dry-run"]) == 0
+    settings = {**teacher_settings(str(folder)), "size": BASE, "teacher.labels": False}
+    run = train(override(tiny_config(), settings), str(tmp_path / "run"), until="teach", quiet=True)
+    kept = open_run_codec(run)
+    assert kept is not None
+    assert (kept.scale, kept.shift) == (scale, shift)
+    images = pixels().images(torch.arange(2), 8)
+    with torch.no_grad():
+        wanted = (theirs.encode(images).latent_dist.mean - shift) * scale
+    read = open_readable(folder, device="cpu")
+    assert read.encode is not None
+    for made in (kept.encode(images), read.encode(images)):
+        torch.testing.assert_close(made, wanted)
+    # Nothing may be measured on it, and what was measured by an earlier version is no scale of the network.
+    assert main(["codec", "scale", str(folder), "shapes:count=40", "--size", "16", "--quiet"]) == 1
+    assert "copy the folder, scale the copy" in capsys.readouterr().err
+    measured = open_codec(folder / "vae", scale=1.5, shift=0.25)
+    measured.save_facts(folder / "vae")
+    said = rf"uses the scale {scale:.6g} and the shift {shift:.6g} .*codec\.json .*says 1\.5 and 0\.25.* remove "
+    with pytest.raises(ArtifactError, match=said):
+        train(run.config(), str(tmp_path / "other"), until="teach", quiet=True)
+    with pytest.raises(ArtifactError, match=said):
+        open_readable(folder, device="cpu")
+    assert not (tmp_path / "other" / "images").exists()
+    # On a copy, which belongs to no network, a scale may be measured as ever; the pipeline's network does not take it.
+    shutil.copytree(folder / "vae", tmp_path / "copy")
+    assert (open_codec(tmp_path / "copy").scale, open_codec(tmp_path / "copy").shift) == (1.5, 0.25)
+    (folder / "vae" / "codec.json").unlink()
+    with pytest.raises(ConfigError, match=f"another scale.*--codec {folder / 'vae'}"):
+        train(override(run.config(), {"codec": str(tmp_path / "copy")}), str(tmp_path / "third"), quiet=True)
 
 
 def test_a_run_is_probed_and_classified_by_pictures(latent_run: RunFolder, tmp_path: Path) -> None:

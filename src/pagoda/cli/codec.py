@@ -71,12 +71,12 @@ class CodecScale:
     """Measure the scale of a codec on your images, and write it beside its weights: for one that came without, or for other images.
 
     Examples:
-      pagoda codec scale ~/sd/vae ~/photos --size 256
+      pagoda codec scale ~/sd-vae-ft-mse ~/photos --size 256
       pagoda codec scale models/vae emoji.zip --size 128 --filter skin_tone=
     """
 
     codec: tyro.conf.Positional[Path]
-    """Folder of an AutoencoderKL, AutoencoderTiny or VQModel, or of a pipeline with one; its `codec.json` is written."""
+    """Folder of an AutoencoderKL, AutoencoderTiny or VQModel that belongs to no pipeline; its `codec.json` is written."""
     data: tyro.conf.Positional[str]
     """Images that it will encode: folder, zip, IDX folder, parquet file, hub name, or `shapes`."""
     size: int = 64

@@ -75,7 +75,8 @@ class Configure:
         if self.text_encoder is not None:  # in one go with the condition: a teacher's texts allow no other encoder
             settings["text.encoder"] = self.text_encoder
         codec = settings.get("codec", "") if self.codec is None else str(self.codec)
-        factor = named_factor(str(codec or ""), getattr(self, "out", None))
+        teacher = str(settings.get("teacher.path") or "")
+        factor = named_factor(str(codec or ""), getattr(self, "out", None), teacher=teacher)
         preset = preset_config(self.preset, self.data, **sizes, codec_factor=factor)
         config = override(preset, {**settings, **sizes})
         check_read(config, parse_settings(self.set))

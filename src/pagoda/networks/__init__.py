@@ -15,7 +15,7 @@ discriminator  multi-scale heads on a feature stack; `augment` makes their input
 
 from pagoda.networks.anatomy import anatomy
 from pagoda.networks.augment import DiffAugment
-from pagoda.networks.autoencoders import AutoencoderCodec, open_codec, wrap_autoencoder
+from pagoda.networks.autoencoders import AutoencoderCodec, open_codec, open_pipeline_codec, wrap_autoencoder
 from pagoda.networks.backbones import PRESETS, BackboneConfig, backbone_preset, build_backbone
 from pagoda.networks.calling import SUPPORTED_MODELS, DiffusersNetwork, model_hash
 from pagoda.networks.codecs import ImageCodec, PixelCodec
@@ -90,6 +90,7 @@ __all__ = [
     "model_hash",
     "num_parameters",
     "open_codec",
+    "open_pipeline_codec",
     "open_teacher",
     "wrap_autoencoder",
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -146,38 +147,98 @@ def open_codec(path: Path | str, *, scale: float | None = None, shift: float | N
         ConfigError: a class that is no codec.
     """
     path = Path(path)
+    wrapper, config = _read_config(path)
+    variant = find_weights(path).variant
+    written = _read_codec_file(path)
+    found: Any = written.get("scale", config.get("scaling_factor"))
+    if scale is None and not isinstance(found, int | float):
+        # The class's own default, 0.18215, is that of one published model and wrong for every other.
+        copy = " (of a copy of it: the folder is a pipeline's)" if in_pipeline(path) else ""
+        raise ArtifactError(
+            f"{path}/config.json has no scaling_factor: its latents have no known spread. Measure it on your images: "
+            f"`pagoda codec scale {'COPY' if in_pipeline(path) else path} DATA`{copy}, or in Python "
+            "`codec = open_codec(path, scale=1); codec.fit_scale([images]); codec.save(folder)`, with images (B, C, H, W) in [-1, 1]."
+        )
+    own_shift = written.get("shift", config.get("shift_factor")) or 0.0
+    codec = wrapper(
+        _load(path, wrapper, variant),
+        scale=float(found if scale is None else scale),
+        shift=float(own_shift if shift is None else shift),
+    )
+    if scale is None and shift is None:
+        _check_written(codec, written, path)
+    _take_tiles(codec, written)
+    return codec
+
+
+def in_pipeline(path: Path | str) -> bool:
+    """Whether a folder is a part of a diffusers pipeline: one beside a `model_index.json`."""
+    return (Path(path).absolute().parent / "model_index.json").is_file()
+
+
+def open_pipeline_codec(path: Path | str) -> AutoencoderCodec:
+    """The codec of a pipeline, with the scale that the pipeline itself uses and its network was therefore trained on.
+
+    That is what its config.json says, and where it is silent the default of its class in diffusers.
+
+    Raises:
+        ArtifactError: no autoencoder, no safetensors weights or truncated ones; or a `codec.json` with another scale.
+        ConfigError: a class that is no codec.
+    """
+    path = Path(path)
+    wrapper, config = _read_config(path)
+    model = _load(path, wrapper, find_weights(path).variant)
+    used = {**config_of(model), **config}  # the first with the defaults of its class
+    if not isinstance(used.get("scaling_factor"), int | float):
+        raise ArtifactError(
+            f"{path}/config.json has scaling_factor={used.get('scaling_factor')!r}, which is no number, so that its pipeline cannot use "
+            "it either. Write the one that the network was trained with, or leave it out for the default of the class."
+        )
+    codec = wrapper(model, scale=float(used["scaling_factor"]), shift=float(used.get("shift_factor") or 0.0))
+    written = _read_codec_file(path)
+    other = (written.get("scale", codec.scale), written.get("shift", codec.shift))
+    if other != (codec.scale, codec.shift):
+        silent = f"config.json names none, so that it is the default of {type(model).__name__}"
+        origin = "its config.json" if "scaling_factor" in config else silent
+        raise ArtifactError(
+            f"{path} is the codec of a pipeline, which uses the scale {codec.scale:.6g} and the shift {codec.shift:.6g} ({origin}); "
+            f"{CODEC_FILE} beside it, which `pagoda codec scale` writes, says {other[0]:.6g} and {other[1]:.6g}. The pipeline's network "
+            f"knows latents of its own scale alone: remove {path / CODEC_FILE}. Where it was trained on the other one, write that as "
+            "scaling_factor and shift_factor into config.json."
+        )
+    _check_written(codec, written, path)
+    _take_tiles(codec, written)
+    return codec
+
+
+def _read_config(path: Path) -> tuple[type[AutoencoderCodec], dict[str, Any]]:
+    """The class of the codec in a folder, and its config.json."""
     try:
-        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+        config = dict(json.loads((path / "config.json").read_text(encoding="utf-8")))
     except (OSError, ValueError) as error:
         raise ArtifactError(f"{path} is not a folder of an autoencoder ({error}).") from error
     name = config.get("_class_name")
     if name not in CODECS:
         raise ConfigError(f"{path} holds a {name}; codecs are {', '.join(sorted(CODECS))}.")
-    weights = find_weights(path)
-    written = _read_codec_file(path)
-    found = written.get("scale", config.get("scaling_factor"))
-    if scale is None and not isinstance(found, int | float):
-        # The class's own default, 0.18215, is that of one published model and wrong for every other.
-        raise ArtifactError(
-            f"{path}/config.json has no scaling_factor: its latents have no known spread. Measure it on your images: "
-            f"`pagoda codec scale {path} DATA`, or in Python `codec = open_codec(path, scale=1); codec.fit_scale([images]); "
-            "codec.save(folder)`, with images (B, C, H, W) in [-1, 1]."
-        )
-    own_shift = written.get("shift", config.get("shift_factor")) or 0.0
-    wrapper = CODECS[str(name)]
-    model = wrapper.kind.from_pretrained(
-        path, use_safetensors=True, local_files_only=True, torch_dtype=torch.float32, variant=weights.variant
+    return CODECS[str(name)], config
+
+
+def _load(path: Path, wrapper: type[AutoencoderCodec], variant: str | None) -> Any:
+    return wrapper.kind.from_pretrained(
+        path, use_safetensors=True, local_files_only=True, torch_dtype=torch.float32, variant=variant
     )
-    codec = wrapper(
-        model, scale=float(found if scale is None else scale), shift=float(own_shift if shift is None else shift)
-    )
-    if scale is None and shift is None and written.get("fingerprint", codec.fingerprint) != codec.fingerprint:
+
+
+def _check_written(codec: AutoencoderCodec, written: Mapping[str, Any], path: Path) -> None:
+    if written.get("fingerprint", codec.fingerprint) != codec.fingerprint:
         raise ArtifactError(
             f"the weights in {path} are not those that {CODEC_FILE} was written with: exchanged or damaged."
         )
+
+
+def _take_tiles(codec: AutoencoderCodec, written: Mapping[str, Any]) -> None:
     if "tile" in written:
         codec.use_tiles(int(written["tile"]), int(written["overlap"]))
-    return codec
 
 
 def _read_codec_file(path: Path) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from typing import Any, get_args
 from pagoda.data import Downsampler, DownsamplerKind
 from pagoda.diffusion import ScheduledDenoiser
 from pagoda.errors import ConfigError, ShapeError
-from pagoda.networks import ForeignTeacher, anatomy, open_codec, open_teacher
+from pagoda.networks import ForeignTeacher, anatomy, open_teacher
 from pagoda.networks.teachers import ZEROS
 from pagoda.stages.captions import open_encoder
 from pagoda.stages.config import MatchingConfig, RunConfig
@@ -23,6 +23,7 @@ from pagoda.stages.context import StageContext, save_teacher, teacher_facts
 from pagoda.stages.critics import check_layers
 from pagoda.stages.pipeline_texts import PipelineTextEncoder, has_texts
 from pagoda.stages.recorded_settings import stage_settings
+from pagoda.stages.run_codec import open_own_codec
 from pagoda.text import TEACHERS
 
 STAGE = "teach"
@@ -218,9 +219,10 @@ def check_codec(teacher: ForeignTeacher, context: StageContext) -> None:
     """Compare the autoencoder that a teacher was trained with, where it brings or names one, with the run's.
 
     Raises:
+        ArtifactError: the teacher's cannot be read, or was given another scale than its pipeline uses.
         ConfigError: they differ.
     """
-    known = teacher.codec_fingerprint if teacher.codec is None else open_codec(teacher.codec).fingerprint
+    known = teacher.codec_fingerprint if teacher.codec is None else open_own_codec(teacher.codec).fingerprint
     if known is not None and known != context.codec.fingerprint:
         whose = (
             "of another codec, or of one with another scale, than"

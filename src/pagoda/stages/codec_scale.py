@@ -19,6 +19,7 @@ from pagoda.data import (
 )
 from pagoda.errors import ArtifactError, ConfigError, ShapeError
 from pagoda.networks import AutoencoderCodec, open_codec
+from pagoda.networks.autoencoders import in_pipeline
 from pagoda.networks.codecs import LATENT_STD
 from pagoda.stages.codec import MEASURED
 from pagoda.stages.run_codec import find_codec
@@ -50,7 +51,8 @@ def scale_codec(
         The codec, with its new scale and shift.
 
     Raises:
-        ArtifactError: no autoencoder there, a damaged one, or that of a run, whose latents are made already.
+        ArtifactError: no autoencoder there, a damaged one, that of a run, whose latents are made already, or that of a pipeline, whose
+            network knows its latents as they are.
         ConfigError: `std` that is not above 0.
         DataError: images that cannot be read or are smaller than `size`, or whose latents have no spread.
         ShapeError: a size that the codec's factor does not divide, or images of other channels.
@@ -62,6 +64,12 @@ def scale_codec(
         raise ArtifactError(
             f"{folder} is the codec of the run {folder.parent}, whose networks know its latents as they are. Scale a copy of it, and "
             "start another run with it (`--codec`)."
+        )
+    if in_pipeline(folder):
+        raise ArtifactError(
+            f"{folder} is the codec of the pipeline {folder.absolute().parent}, whose network knows its latents with the scale that the "
+            "pipeline uses; with the pipeline as a teacher nothing needs to be measured. For a run that trains its own teacher on its "
+            "latents, copy the folder, scale the copy, and name that (`--codec`)."
         )
     codec = open_codec(folder, scale=1.0, shift=0.0)
     codec.latent_shape(size)  # refuses sizes that do not fit, before images are read

@@ -23,7 +23,7 @@ from pagoda.data import (
 )
 from pagoda.diffusion import Condition, Denoiser, precondition
 from pagoda.errors import ArtifactError, ConfigError
-from pagoda.networks import DiffusersNetwork, ImageCodec, model_hash, open_codec
+from pagoda.networks import DiffusersNetwork, ImageCodec, model_hash, open_codec, open_pipeline_codec
 from pagoda.networks.calling import null_of_zeros, takes_tokens, token_width
 from pagoda.networks.loading import load_model
 from pagoda.networks.teachers import read_scheduler
@@ -183,7 +183,7 @@ def _open_pipeline(path: Path) -> ReadableModel:
         raise ConfigError(f"{path / part} does not say its `sample_size`; add it to its config.json.")
     vae, stride, channels = None, 1, network.in_channels
     if index.get("vae"):
-        codec = open_codec(path / "vae")
+        codec = open_pipeline_codec(path / "vae")
         vae, stride, channels = partial(_encode, codec), codec.factor, codec.image_channels
     names = [str(k) for k in range(network.num_classes)] if network.num_classes else None
     return ReadableModel(

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from pagoda.errors import ArtifactError
-from pagoda.networks import AutoencoderCodec, open_codec
+from pagoda.networks import AutoencoderCodec, open_codec, open_pipeline_codec
+from pagoda.networks.autoencoders import in_pipeline
 from pagoda.stages.config import RunConfig
 from pagoda.stages.run_folder import RunFolder
 
@@ -71,21 +72,39 @@ def open_named_codec(config: RunConfig) -> AutoencoderCodec:
     """The codec that a configuration names, with the tiles that it asks for.
 
     Raises:
-        ArtifactError: there is none, or it is damaged.
+        ArtifactError: there is none, it is damaged, or it is that of the pipeline that is the teacher, and was given another scale.
         ConfigError: tiles that the codec's factor does not divide.
     """
-    codec = open_codec(find_codec(config.codec))
+    codec = _open_named(config.codec, config.teacher.path)
     if config.codec_tile:
         codec.use_tiles(config.codec_tile)
     return codec
 
 
-def named_factor(named: str, run: Path | str | None = None) -> int:
+def open_own_codec(folder: Path) -> AutoencoderCodec:
+    """The codec that a network brings along: of a pipeline, with the scale that it uses itself.
+
+    Raises:
+        As `open_pipeline_codec` and `open_codec`.
+    """
+    return open_pipeline_codec(folder) if in_pipeline(folder) else open_codec(folder)
+
+
+def _open_named(named: str, teacher: str) -> AutoencoderCodec:
+    """The codec that a user names; that of the pipeline in `teacher` as the teacher knows it."""
+    folder = find_codec(named)
+    if teacher and folder.absolute().parent.resolve() == Path(teacher).resolve():
+        return open_own_codec(folder)
+    return open_codec(folder)
+
+
+def named_factor(named: str, run: Path | str | None = None, *, teacher: str = "") -> int:
     """How many times larger images are than the latents of the codec that a configuration names; 1 where none is named.
 
     Args:
         named: See `RunConfig.codec`.
         run: Where the run lies or shall lie; its own copy of the codec is read where the named folder is gone.
+        teacher: See `TeacherConfig.path`.
 
     Raises:
         ArtifactError: there is none, or it is damaged.
@@ -95,7 +114,7 @@ def named_factor(named: str, run: Path | str | None = None) -> int:
     kept = None if run is None else RunFolder(Path(run)).codec
     if kept is not None and kept.is_dir() and not Path(named).is_dir():
         return open_codec(kept).factor
-    return open_codec(find_codec(named)).factor
+    return _open_named(named, teacher).factor
 
 
 def _other_tiles(run: RunFolder, given: int | None, known: int | None) -> ArtifactError:
