@@ -24,7 +24,7 @@ from pagoda.stages.adopt import teacher_settings
 from pagoda.stages.captions import encoder_folder, open_captions, prompt_condition
 from pagoda.stages.config import RunConfig, override
 from pagoda.stages.context import load_teacher
-from pagoda.stages.pipeline_texts import PipelineTextEncoder
+from pagoda.stages.pipeline_texts import PipelineTextEncoder, copy_texts
 from pagoda.stages.plan_hardware import Limits
 from pagoda.stages.planning import plan_run
 from pagoda.stages.presets import preset_config
@@ -139,6 +139,37 @@ def test_the_generator_reads_prompts_without_the_teachers_folder(
     exported = PagodaPipeline.from_pretrained(tmp_path / "export")
     images = exported(prompt=["red circle", "blue star"], seed=[4, 4], output_type="pt").images
     assert torch.equal(images, made)
+
+
+@torch.no_grad()
+def test_encoders_in_half_precision_are_read_and_copied(folders: dict[str, Path], tmp_path: Path) -> None:
+    source = shutil.copytree(folders["sd3"], tmp_path / "source")
+    pipeline = load(source)
+    for name, shards in (("text_encoder", "5GB"), ("text_encoder_2", "1KB")):
+        (source / name / "model.safetensors").unlink()
+        getattr(pipeline, name).half().save_pretrained(source / name, variant="fp16", max_shard_size=shards)
+        getattr(pipeline, name).float()
+    stored = {path.name for path in (source / "text_encoder_2").glob("model*")}
+    assert len(stored) > 2  # several files and their index
+    encoder = PipelineTextEncoder(source)
+    found, expected = encoder._texts(["red circle", "star"]), embed(pipeline, ["red circle", "star"])
+    assert torch.equal(found.tokens, expected.tokens)
+    assert torch.equal(found.pooled, expected.pooled)
+    copy_texts(source, tmp_path / "copy")
+    assert {path.name for path in (tmp_path / "copy" / "text_encoder_2").glob("model*")} == stored
+    assert PipelineTextEncoder(tmp_path / "copy").fingerprint == encoder.fingerprint
+    # Of a part that is there in full precision too, that is read, and it alone is copied.
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(folders["sd3"] / "text_encoder" / name, source / "text_encoder")
+    full = PipelineTextEncoder(folders["sd3"])._texts.parts["text_encoder"].state_dict()
+    for name, value in PipelineTextEncoder(source)._texts.parts["text_encoder"].state_dict().items():
+        assert torch.equal(value, full[name])
+    copy_texts(source, tmp_path / "again")
+    assert [path.name for path in (tmp_path / "again" / "text_encoder").glob("model*")] == ["model.safetensors"]
+    for file in (source / "text_encoder").glob("model*"):
+        file.rename(file.with_suffix(".bin"))
+    with pytest.raises(ArtifactError, match=r"text_encoder has no model\.safetensors"):
+        PipelineTextEncoder(source)
 
 
 def test_a_finished_run_is_left_as_it_is_and_samples_by_its_command(

@@ -52,34 +52,37 @@ class StoredWeights:
     Attributes:
         files: One, or several that share them.
         variant: What diffusers calls the kind of them, such as `fp16`; None for those of no other name.
+        index: What says which of several files holds what.
     """
 
     files: tuple[Path, ...]
     variant: str | None
+    index: Path | None = None
 
 
-def find_weights(folder: Path, variants: Sequence[str | None] = (None, "fp16")) -> StoredWeights:
+def find_weights(folder: Path, variants: Sequence[str | None] = (None, "fp16"), *, stem: str = _STEM) -> StoredWeights:
     """The weights in a diffusers folder, whole and in full precision where there is a choice. Files are looked at, not read.
 
     Args:
         variants: Which to look for, the preferred one first.
+        stem: How their names begin; in transformers it is `model`.
 
     Raises:
         ArtifactError: there are none, or a file of them is missing, truncated or foreign.
     """
     for variant in variants:
         named = "" if variant is None else f".{variant}"
-        whole, index = folder / f"{_STEM}{named}.safetensors", folder / f"{_STEM}.safetensors.index{named}.json"
+        whole, index = folder / f"{stem}{named}.safetensors", folder / f"{stem}.safetensors.index{named}.json"
         if whole.is_file():
             found = StoredWeights((whole,), variant)
         elif index.is_file():
-            found = StoredWeights(_read_index(index), variant)
+            found = StoredWeights(_read_index(index), variant, index)
         else:
             continue
         for file in found.files:
             tensor_shapes(file)  # a truncated or foreign file is named here, in our words
         return found
-    name = WEIGHTS if variants[0] is None else f"{_STEM}.{variants[0]}.safetensors"
+    name = f"{stem}.safetensors" if variants[0] is None else f"{stem}.{variants[0]}.safetensors"
     raise ArtifactError(f"{folder} has no {name}. Only safetensors are loaded; save the model with `save_pretrained`.")
 
 

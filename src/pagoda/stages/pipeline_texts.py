@@ -22,8 +22,10 @@ from pagoda.errors import ArtifactError, ConfigError
 from pagoda.evaluation.extractors import hash_weights
 from pagoda.files import hash_json
 from pagoda.networks import num_parameters
+from pagoda.networks.loading import StoredWeights, find_weights
 from pagoda.networks.null_condition import NullCondition
 from pagoda.text import TextEncoder
+from pagoda.text.loading import load_part
 
 _PARTS = ("text_encoder", "tokenizer")
 _NOT_NEEDED = ("unet", "transformer", "vae", "safety_checker", "feature_extractor", "image_encoder", "controlnet")
@@ -44,7 +46,7 @@ class PipelineTexts:
 
     Raises:
         ConfigError: a class that diffusers does not have, or whose embeddings are not told apart here.
-        ArtifactError: text encoders that cannot be read.
+        ArtifactError: text encoders that cannot be read, or have no safetensors.
     """
 
     def __init__(self, path: Path, index: Mapping[str, Any], device: torch.device | str = "cpu") -> None:
@@ -59,8 +61,13 @@ class PipelineTexts:
             )
         absent = [part for part, entry in index.items() if isinstance(entry, list) and entry[:1] == [None]]
         left_out: dict[str, Any] = {part: None for part in (*_NOT_NEEDED, *absent) if part in index}
+        halves = {
+            part: _load_half(path / part, index[part]) for part in _encoders(index) if _weights(path / part).variant
+        }
         try:
-            self._pipeline = kind.from_pretrained(path, use_safetensors=True, local_files_only=True, **left_out)
+            self._pipeline = kind.from_pretrained(
+                path, use_safetensors=True, local_files_only=True, **left_out, **halves
+            )
         except (OSError, ValueError, KeyError) as error:
             raise ArtifactError(f"the text encoders of {path} cannot be read ({error}).") from error
         self._pipeline.to(device)
@@ -186,18 +193,21 @@ class PipelineTextEncoder(TextEncoder):
 
 
 def copy_texts(path: Path, target: Path) -> None:
-    """Copy the text encoders of a pipeline, its tokenisers and its scheduler into an empty folder; of weights, safetensors alone.
+    """Copy the text encoders of a pipeline, its tokenisers and its scheduler into an empty folder; of weights, those that are read.
 
     Raises:
-        ArtifactError: no pipeline, or one without text encoders.
+        ArtifactError: no pipeline, or one without text encoders, or without safetensors of them.
     """
     index = _index_of(path)
-    unwanted = shutil.ignore_patterns(
-        "*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack", "*.fp16.*", "*.non_ema.*"
-    )
+    weights = ("*.safetensors", "*.safetensors.index*", "*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack")
+    unwanted = shutil.ignore_patterns(*weights)
     for name, part in index.items():
         if name.startswith((*_PARTS, "scheduler")) and isinstance(part, list) and part[0] is not None:
             shutil.copytree(path / name, target / name, ignore=unwanted)
+    for name in _encoders(index):
+        found = _weights(path / name)
+        for file in (*found.files, *([] if found.index is None else [found.index])):
+            shutil.copyfile(file, target / name / file.name)
     network = Path("transformer") / "config.json"
     if (path / network).is_file():
         (target / network).parent.mkdir()
@@ -208,6 +218,35 @@ def copy_texts(path: Path, target: Path) -> None:
 def has_texts(path: Path) -> bool:
     """Whether a folder is that of a pipeline with a text encoder and its tokeniser."""
     return (path / "model_index.json").is_file() and reads_texts(_read_index(path))
+
+
+def _encoders(index: Mapping[str, Any]) -> list[str]:
+    """The names of the text encoders that a pipeline has."""
+    return [
+        name
+        for name, part in index.items()
+        if name.startswith("text_encoder") and isinstance(part, list) and part[0] is not None
+    ]
+
+
+def _weights(folder: Path) -> StoredWeights:
+    return find_weights(folder, stem="model")
+
+
+def _load_half(folder: Path, entry: Sequence[str]) -> nn.Module:
+    """A text encoder that is there in half precision alone; diffusers has one variant for all parts, where some may be there in full.
+
+    Raises:
+        ArtifactError: it cannot be read.
+        ConfigError: a class that is not one of transformers.
+    """
+    library, kind = entry
+    if library != "transformers":
+        raise ConfigError(
+            f"{folder} is a {kind} of {library} in half precision; read are text encoders of transformers. Save it in full precision."
+        )
+    model: nn.Module = load_part(kind, folder, advice="Copy the pipeline again.", variant=_weights(folder).variant)
+    return model.float()
 
 
 def _index_of(path: Path) -> dict[str, Any]:

@@ -20,22 +20,28 @@ ENCODER_ADVICE = (
 """The next step where the configuration of a run names an encoder."""
 
 
-def load_part(kind: str, source: Path | str, *, advice: str, allow_download: bool = False) -> Any:
+def load_part(
+    kind: str, source: Path | str, *, advice: str, allow_download: bool = False, variant: str | None = None
+) -> Any:
     """`transformers.<kind>.from_pretrained(source)`, without pickles, and without a download unless it is allowed.
 
     Args:
         kind: Name of a class, such as `AutoTokenizer` or `CLIPModel`.
         source: Folder in the Hugging Face layout, or a hub name.
         advice: The next step of who asked, for the error: what else to give, and what allows a download there.
+        variant: Of the weights, such as `fp16`.
 
     Raises:
         MissingExtraError: transformers is not installed.
         ArtifactError: there is no such thing here.
     """
+    options: dict[str, Any] = {} if variant is None else {"variant": variant}  # tokenisers know no such option
     found = getattr(import_extra("transformers", "encoders"), kind)
     try:
         with without_progress_bars():
-            return found.from_pretrained(str(source), use_safetensors=True, local_files_only=not allow_download)
+            return found.from_pretrained(
+                str(source), use_safetensors=True, local_files_only=not allow_download, **options
+            )
     except (OSError, ValueError, KeyError, TypeError) as error:  # all of them, for files that are missing or foreign
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ArtifactError(
