@@ -24,8 +24,11 @@ from pagoda.stages.captions import prompt_condition
 from pagoda.stages.context import teacher_facts
 from pagoda.stages.run_folder import RunFolder
 from pagoda.stages.sampling import load_generator, sample_images
-from pagoda.stages.text_export import open_exported
+from pagoda.stages.text_export import fetch_exported, open_exported
 from pagoda.stages.watermark import mark_images
+
+_FETCHED = ("cache_dir", "force_download", "local_files_only", "revision", "token")
+"""Options that say how a repository of the hub is fetched."""
 
 
 @dataclass
@@ -90,24 +93,16 @@ class PagodaPipeline(DiffusionPipeline):
             **kwargs: As for `diffusers.DiffusionPipeline.from_pretrained`; a run folder takes none but `torch_dtype`.
 
         Raises:
-            ArtifactError: a run folder without a generator.
+            ArtifactError: a run folder without a generator, or a damaged text encoder.
             ConfigError: options that a run folder does not take.
+            ResourceError: the text encoder of a repository cannot be fetched.
         """
         path = Path(pretrained_model_name_or_path)
         if not (path / "config.yaml").is_file():
+            fetched = {k: v for k, v in kwargs.items() if k in _FETCHED}
             # diffusers' own lookup knows only the classes of diffusers and transformers: the generator is handed to it loaded.
             if "generator" not in kwargs:
-                places = (
-                    "cache_dir",
-                    "force_download",
-                    "local_files_only",
-                    "proxies",
-                    "revision",
-                    "token",
-                    "torch_dtype",
-                    "variant",
-                )
-                options = {k: v for k, v in kwargs.items() if k in places}
+                options = {k: v for k, v in kwargs.items() if k in (*_FETCHED, "proxies", "torch_dtype", "variant")}
                 kwargs["generator"] = OneStepGenerator.from_pretrained(
                     pretrained_model_name_or_path, subfolder="generator", use_safetensors=True, **options
                 )
@@ -116,7 +111,10 @@ class PagodaPipeline(DiffusionPipeline):
                     "only safetensors are read, because loading a pickle can run any code; leave use_safetensors out."
                 )
             pipeline: PagodaPipeline = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
-            pipeline._read_prompts = open_exported(path) if pipeline.generator.token_dim else None
+            if pipeline.generator.token_dim:
+                # No part of the index, which may name classes of diffusers and transformers alone.
+                place = path if path.is_dir() else fetch_exported(str(pretrained_model_name_or_path), **fetched)
+                pipeline._read_prompts = open_exported(place)
             return pipeline
         dtype = kwargs.pop("torch_dtype", None)
         if kwargs:
@@ -213,7 +211,7 @@ class PagodaPipeline(DiffusionPipeline):
             if self._read_prompts is None:
                 raise ConfigError(
                     "this pipeline has nothing that reads prompts: its generator takes labels, or it came without a text encoder. "
-                    "Load the run folder or a local export of it, or leave the prompt out."
+                    "Load the run folder or an export of it, or leave the prompt out."
                 )
             condition = self._read_prompts([prompt] * count if isinstance(prompt, str) else list(prompt))
         images = sample_images(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from dataclasses import replace
@@ -11,6 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
+from huggingface_hub.utils import filter_repo_objects
 from PIL import Image
 from tests.conftest import text_config, tiny_config
 from tests.tiny_clip import save_tiny_clip
@@ -22,7 +25,7 @@ from pagoda.diffusion import Condition
 from pagoda.edit_pipeline import PagodaEditPipeline
 from pagoda.errors import ArtifactError, ConfigError, DataError
 from pagoda.evaluation import ScoreOptions
-from pagoda.export import ImageMaker, export_folder
+from pagoda.export import ImageMaker, export_folder, push_run
 from pagoda.images import read_metadata, save_image
 from pagoda.networks import model_hash
 from pagoda.pipelines import PagodaPipeline
@@ -182,6 +185,70 @@ def test_an_export_takes_the_encoder_along_and_makes_the_same_images(text_run: R
     shutil.rmtree(tmp_path / "elsewhere" / "text_encoder")
     with pytest.raises(ArtifactError, match="has no text encoder"):
         compare_with_run(out, tmp_path / "elsewhere")
+
+
+def in_cache(cache: Path, name: str, folder: Path) -> None:
+    """Put a folder where the hub's library would: files by their hash, which a snapshot points to."""
+    repository = cache / f"models--{name.replace('/', '--')}"
+    for file in (path for path in folder.rglob("*") if path.is_file()):
+        blob = repository / "blobs" / hashlib.sha256(file.read_bytes()).hexdigest()
+        place = repository / "snapshots" / ("0" * 40) / file.relative_to(folder)
+        for parent in (blob.parent, place.parent):
+            parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, blob)
+        place.symlink_to(blob)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("0" * 40)
+
+
+@pytest.mark.filterwarnings("ignore:The `local_dir_use_symlinks` argument:UserWarning")  # of diffusers
+def test_an_encoder_of_the_hub_goes_with_the_run_into_a_repository_and_comes_back_from_there(
+    text_run: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache, asked = tmp_path / "cache", []
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
+    # The same run with its encoder on the hub: its place is no part of what is known of it.
+    shutil.copytree(text_run.path, tmp_path / "run")
+    shutil.move(tmp_path / "run" / "text" / "encoder", tmp_path / "encoder")
+    (tmp_path / "encoder" / "pytorch_model.bin").write_bytes(b"a pickle")
+    settings = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    settings["text"]["encoder"] = "somebody/encoder"
+    del settings["text"]["two_tower"]
+    (tmp_path / "run" / "config.yaml").write_text(yaml.safe_dump(settings))
+    run = RunFolder.open(tmp_path / "run")
+    with pytest.raises(ArtifactError, match=r"`somebody/encoder` holds no AutoConfig .*without a download"):
+        export_folder(run, tmp_path / "export")
+    in_cache(cache, "somebody/encoder", tmp_path / "encoder")
+    push_run(run, f"file:{tmp_path / 'export'}", licence="mit")
+    assert not list((tmp_path / "export").rglob("*.bin"))
+    assert not [path for path in (tmp_path / "export").rglob("*") if path.is_symlink()]
+    in_cache(cache, "me/pictures", tmp_path / "export")
+    (tmp_path / "export" / "text_encoder" / "pytorch_model.bin").write_bytes(b"a pickle")
+
+    def download(repository: str, *, allow_patterns: list[str], **options: Any) -> str:
+        """As the hub's own: what the patterns let through of a repository that has nothing but its encoder."""
+        asked.append((repository, options))
+        names = [path.relative_to(tmp_path / "export").as_posix() for path in (tmp_path / "export").rglob("*.*")]
+        for name in filter_repo_objects(names, allow_patterns=allow_patterns):
+            (tmp_path / "fetched" / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(tmp_path / "export" / name, tmp_path / "fetched" / name)
+        return str(tmp_path / "fetched")
+
+    words = {"prompt": ["a red circle", "star"], "seed": [4, 5], "output_type": "pt"}
+    expected = PagodaPipeline.from_pretrained(text_run.path)(**words).images
+    monkeypatch.chdir(tmp_path)
+    cached = PagodaPipeline.from_pretrained("me/pictures", local_files_only=True)
+    assert torch.equal(cached(**words).images, expected)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    pipeline = PagodaPipeline.from_pretrained("me/pictures", local_files_only=True, revision="main")
+    assert torch.equal(pipeline(**words).images, expected)
+    assert asked == [("me/pictures", {"local_files_only": True, "revision": "main"})]
+    fetched = {path.relative_to(tmp_path / "fetched").as_posix() for path in (tmp_path / "fetched").rglob("*.*")}
+    assert fetched == {
+        f"text_encoder/{path.name}"
+        for path in (tmp_path / "export" / "text_encoder").glob("*")
+        if path.suffix != ".bin"
+    }
 
 
 def test_prompts_are_refused_where_nothing_reads_them(finished_run: RunFolder) -> None:

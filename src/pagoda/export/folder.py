@@ -36,8 +36,7 @@ def export_folder(
         place: What the card tells readers to load, where that is not the folder itself.
 
     Raises:
-        ArtifactError: the run has no such generator, or something else is at `path`.
-        ConfigError: the run reads texts with an encoder that is no folder.
+        ArtifactError: the run has no such generator, something else is at `path`, or the encoder of its texts is gone.
     """
     path = Path(path)
     if path.is_file() or (path.is_dir() and any(path.iterdir()) and not (path / FACTS).is_file()):
