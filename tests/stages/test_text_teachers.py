@@ -19,6 +19,7 @@ from pagoda.data import LatentStore
 from pagoda.diffusion import Condition, GuidedDenoiser
 from pagoda.errors import ArtifactError, ConfigError
 from pagoda.export import export_folder
+from pagoda.files import save_tensors
 from pagoda.networks import open_teacher
 from pagoda.stages.adopt import teacher_settings
 from pagoda.stages.captions import encoder_folder, open_captions, prompt_condition
@@ -115,6 +116,36 @@ def test_a_dropped_text_is_the_empty_prompt(kind: str, folders: dict[str, Path],
         half = ours(x, 2.0, told.drop_rows(torch.tensor([True, False])))
         torch.testing.assert_close(half[:1], ours(x[:1], 2.0), rtol=0, atol=1e-5)
         torch.testing.assert_close(half[1:], ours(x[1:], 2.0, told[1:]), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_without_captions_a_pipeline_is_told_its_empty_prompt(
+    kind: str, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    plain = {key: value for key, value in TINY.items() if not key.startswith("teach.")} | {"teacher.labels": False}
+    settings = plain | teacher_settings(str(folders[kind]))
+    config = override(preset_config("tiny", DATA, base=SIZE, size=SIZE), settings)
+    run = train(config, str(tmp_path / "run"), until="teach", quiet=True)
+    train(config, str(tmp_path / "run"), until="teach", quiet=True)  # it is the same teacher again
+    x, pipeline = torch.randn(2, 3, SIZE, SIZE), load(folders[kind])
+    ours, theirs = load_teacher(run.teacher)[0], open_teacher(folders[kind], null_condition="zeros").denoiser
+    with torch.no_grad():
+        expected = theirs(x, 2.0, embed(pipeline, ["", ""]))
+        assert float((theirs(x, 2.0) - expected).abs().max()) > 0.01  # zeros are something else
+        torch.testing.assert_close(ours(x, 2.0), expected, rtol=0, atol=2e-3)
+    # What its owner has put beside it comes first.
+    source = shutil.copytree(folders[kind], tmp_path / "source")
+    rows = {name: row[0] for name, row in embed(pipeline, ["star"]).slots().items()}
+    save_tensors(source / "null_condition.safetensors", rows)
+    told = override(config, {"teacher.path": str(source)})
+    other = train(told, str(tmp_path / "other"), until="teach", quiet=True)
+    with torch.no_grad():
+        starry = theirs(x, 2.0, embed(pipeline, ["star", "star"]))
+        torch.testing.assert_close(load_teacher(other.teacher)[0](x, 2.0), starry, rtol=0, atol=1e-5)
+    (source / "null_condition.safetensors").unlink()
+    (source / "text_encoder" / "model.safetensors").unlink()
+    with pytest.raises(ArtifactError, match=r"no model\.safetensors.*teacher\.null_condition=FILE"):
+        train(told, str(tmp_path / "third"), until="teach", quiet=True)
 
 
 @pytest.mark.parametrize("kind", KINDS)

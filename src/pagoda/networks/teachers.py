@@ -8,7 +8,7 @@
 
 What the network predicts, its noise levels and its clock are read from the scheduler's configuration; what that leaves out has the
 default of its class in diffusers. A text-conditional network is told the captions of the images, or one embedding for all of them,
-`null_condition.safetensors`.
+`null_condition.safetensors`; who opens a pipeline can give that of the empty prompt in its place.
 
 Whether the last row of a label table stands for no class is derived where it can be: diffusers' DiT always has such a row, and a teacher
 of pagoda too, whose `denoiser.json` says whether it was trained. A U-Net of diffusers has no convention: its table is read by the number of
@@ -21,7 +21,7 @@ import hashlib
 import importlib
 import inspect
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -165,6 +165,7 @@ def open_teacher(
     null_condition: str | NullCondition = "",
     null_class: str = "auto",
     reads_texts: bool = False,
+    own_null: Callable[[nn.Module], NullCondition | None] | None = None,
 ) -> ForeignTeacher:
     """The teacher in a folder.
 
@@ -174,6 +175,8 @@ def open_teacher(
         null_class: One of `NULL_CLASSES`; "auto" derives it.
         reads_texts: It will be told a text of each image, so that one of pagoda's own needs no null condition: it knows dropped texts
             as zeros.
+        own_null: The network -> its null condition, asked where it is conditional on text, and neither `null_condition` nor the folder
+            has one.
 
     Raises:
         ArtifactError: no such folder, no network, no scheduler, no safetensors weights; or a text-conditional network whose null
@@ -195,7 +198,7 @@ def open_teacher(
     latents_of = None if own is None else own.get("codec")
     texts = None if own is None else own.get("text_encoder")
     knows_none = reads_texts and texts is not None and not null_condition
-    null = None if knows_none else _read_null(model, path, null_condition)
+    null = None if knows_none else _read_null(model, path, null_condition, own_null)
     network = DiffusersNetwork(model, null).eval().requires_grad_(False)
     if own is not None:
         denoiser = precondition(network, **preconditioning_of(own, str(path)))
@@ -354,7 +357,12 @@ def _read_null_class(model: nn.Module, own: Mapping[str, Any] | None, told: str)
     return {"auto": (None, None), "last": (True, True), "none": (False, False)}[told]
 
 
-def _read_null(model: nn.Module, path: Path, given: str | NullCondition) -> NullCondition | None:
+def _read_null(
+    model: nn.Module,
+    path: Path,
+    given: str | NullCondition,
+    own: Callable[[nn.Module], NullCondition | None] | None,
+) -> NullCondition | None:
     if not takes_tokens(model):
         if given:
             raise ConfigError(f"`{type(model).__name__}` takes no text; leave teacher.null_condition empty.")
@@ -366,6 +374,11 @@ def _read_null(model: nn.Module, path: Path, given: str | NullCondition) -> Null
         return given
     pooled = pooled_width(model)
     file = Path(given) if given else path / NULL_CONDITION
+    if not given and own is not None and not file.is_file():
+        null = own(model)
+        assert null is not None
+        _check_null(model, null.rows())
+        return null
     if not file.is_file():
         raise ArtifactError(
             f"{file} is not there. `{type(model).__name__}` is conditioned on text: put the embedding of the empty prompt "

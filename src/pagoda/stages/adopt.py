@@ -13,8 +13,10 @@ from typing import Any, get_args
 
 from pagoda.data import Downsampler, DownsamplerKind
 from pagoda.diffusion import ScheduledDenoiser
-from pagoda.errors import ConfigError, ShapeError
+from pagoda.errors import ArtifactError, ConfigError, ShapeError
 from pagoda.networks import ForeignTeacher, anatomy, open_teacher
+from pagoda.networks.calling import null_of_zeros
+from pagoda.networks.null_condition import NullCondition
 from pagoda.networks.teachers import ZEROS
 from pagoda.stages.captions import open_encoder
 from pagoda.stages.config import MatchingConfig, RunConfig
@@ -114,7 +116,7 @@ def fitted(teacher: ForeignTeacher, context: StageContext, num_classes: int) -> 
 
 
 def open_brought(context: StageContext) -> ForeignTeacher:
-    """The teacher as the run needs it: told of every image the same, or a caption.
+    """The teacher as the run needs it: told of every image the same, of a pipeline its empty prompt, or a caption.
 
     Raises:
         As `open_teacher`; ArtifactError: the run's encoder is not there.
@@ -123,7 +125,8 @@ def open_brought(context: StageContext) -> ForeignTeacher:
     config = context.config
     path, null_class = config.teacher.path, config.teacher.null_class
     if config.condition != "text":
-        return open_teacher(path, null_condition=config.teacher.null_condition, null_class=null_class)
+        empty = (lambda _: _empty_prompt(path)) if has_texts(Path(path)) else None
+        return open_teacher(path, null_condition=config.teacher.null_condition, null_class=null_class, own_null=empty)
     encoder = open_encoder(context.run, config)
     if isinstance(encoder, PipelineTextEncoder):
         return open_teacher(path, null_condition=encoder.null, null_class=null_class)
@@ -140,6 +143,15 @@ def open_brought(context: StageContext) -> ForeignTeacher:
             f"text.encoder={Path(path).parent / 'text' / 'encoder'}."
         )
     return teacher
+
+
+def _empty_prompt(path: str) -> NullCondition:
+    try:
+        return PipelineTextEncoder(path).null
+    except (ArtifactError, ConfigError) as error:
+        raise type(error)(
+            f"{error} Or say yourself what the teacher is told of every image: `--set teacher.null_condition=FILE`, or zeros."
+        ) from error
 
 
 def check_teacher(teacher: ForeignTeacher, config: RunConfig, *, channels: int) -> None:
@@ -249,12 +261,13 @@ def teacher_settings(
         As `open_teacher`.
     """
     told = dict(given or {})
-    texts = told.get("condition") == "text"
-    own = texts and has_texts(Path(path))
+    texts, has_own = told.get("condition") == "text", has_texts(Path(path))
+    own = texts and has_own
     if own:  # how the texts are read does not matter yet, and their encoders are large
         teacher = open_teacher(path, null_condition=ZEROS)
     else:
-        teacher = open_teacher(path, null_condition=told.get("teacher.null_condition", ""), reads_texts=texts)
+        null, unread = told.get("teacher.null_condition", ""), null_of_zeros if has_own else None
+        teacher = open_teacher(path, null_condition=null, reads_texts=texts, own_null=unread)
     low, high = teacher.denoiser.sigma_range
     settings: dict[str, Any] = {
         "teacher.path": path,

@@ -25,7 +25,8 @@ class TeacherConfig:
     path: str = ""
     """A diffusers folder, see `pagoda.networks.teachers`; empty: the run trains its own."""
     null_condition: str = ""
-    """What a text-conditional teacher is told of every image: a safetensors file in place of its folder's own, or `zeros`."""
+    """What a text-conditional teacher is told of every image: a safetensors file in place of its folder's own, or `zeros`. Of a pipeline
+    with text encoders it is the empty prompt where its folder has no such file."""
     labels: bool = True
     """False leaves the labels of the images out, for a teacher that knows none."""
     null_class: str = "auto"
