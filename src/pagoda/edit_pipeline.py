@@ -70,7 +70,7 @@ class PagodaEditPipeline:
     An image is a file's name, its bytes or a Pillow image. Every edit takes where the model's square lies (`fit`, `box`), which
     frame of an animation is meant (`frame`), and what the image shows: `label`, a class by number or name; `prompt`, a text, where the
     run was trained on texts; or `condition`, a `Condition` of one row. A generator with classes that is told nothing guesses the class
-    (`Editor.guess_labels`), which costs an inversion for each class; one of texts reads the image as one without a caption.
+    (`Editor.guess_labels`), among a few classes; one of texts reads the image as one without a caption.
 
     Every edit also takes `guidance_scale`, the weight under which the image is encoded and made again: from 1 (none, as when None is
     given) to the largest of the training, as `PagodaPipeline` takes it. A class is guessed without guidance.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -30,6 +31,7 @@ from pagoda.steering import (
     most_typical,
     optimise_latents,
 )
+from pagoda.steering.editor import GUESSED_CLASSES
 from pagoda.steering.settings import DRAWINGS, GUESSED_STEPS
 from pagoda.training import derive_seed
 
@@ -300,15 +302,26 @@ def test_alternation_ends_without_noise() -> None:
     assert not torch.equal(seen[0][0], seen[0][1])
 
 
-def test_the_class_is_guessed_by_the_better_reconstruction(editor: Editor, images: Tensor) -> None:
-    guessed = editor.guess_labels(images)
-    small = editor.downsampler.tensor(images, 8)
-    errors = []
+def test_the_class_is_guessed_by_the_better_reconstruction_in_one_call_an_image(editor: Editor, images: Tensor) -> None:
+    small, errors, rows = editor.downsampler.tensor(images, 8), [], []
     for label in range(editor.generator.num_classes):
         condition = Condition.of_labels([label] * 3)
         errors.append((editor.reconstruct(small, condition, resolution=8) - small).square().mean((1, 2, 3)))
+
+    def counted(x: Tensor, condition: Condition) -> Tensor:
+        rows.append(len(x))
+        return editor.encoder(x, condition)
+
+    guessed = replace(editor, encoder=counted).guess_labels(images)
     assert guessed == torch.stack(errors).argmin(0).tolist()
+    assert rows == [10, 10, 10]
     assert guessed[1:2] == editor.guess_labels(images[1:2])
+
+
+def test_a_class_is_not_guessed_among_many(editor: Editor, images: Tensor) -> None:
+    many = SimpleNamespace(num_classes=GUESSED_CLASSES + 1)
+    with pytest.raises(ConfigError, match=r"knows 33 classes, .* among up to 32, .* by its label"):
+        replace(editor, generator=many).guess_labels(images)
 
 
 # The encoder.

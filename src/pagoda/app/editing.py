@@ -34,7 +34,7 @@ class EditRequest:
         kind: Which edit.
         image: As `read_upload` gives it.
         keep: Of an inpainting, bool (H, W) of the image's size: False where the hole is.
-        label: What the image shows; guessed when None, at the cost of an inversion for each class.
+        label: What the image shows; guessed when None (`Editor.guess_labels`).
         prompt: What it shows in words, in a run of texts; nothing in particular when None.
         to: Of a transfer, the other class, or the text in a run of texts.
         strength: How far the latent moves towards fresh noise, in [0, 1].
@@ -91,8 +91,8 @@ class EditDesk:
             JobCancelledError: nobody wants it any more; noticed before each inversion.
         """
         pipeline, encoder = self._pipeline(request.run, request.encoder)
-        classes = pipeline.editor.generator.num_classes if request.label is None else 0
-        encoder.watch(job, classes + 1)
+        guesses = pipeline.editor.generator.num_classes > 0 and request.label is None
+        encoder.watch(job, 2 if guesses else 1)
         if request.kind == "upscale":
             return pipeline.upscale(request.image, label=request.label, prompt=request.prompt)
         common: dict[str, Any] = {"label": request.label, "prompt": request.prompt}

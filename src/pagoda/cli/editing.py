@@ -26,7 +26,7 @@ class _Edit:
     image: tyro.conf.Positional[Path]
     """The image; any size, shape and format."""
     label: str | None = None
-    """What the image shows, a class by number or name; guessed when not given, at the cost of an inversion for each class."""
+    """What the image shows, a class by number or name; guessed when not given, among up to 32 classes."""
     prompt: str | None = None
     """What the image shows, in words, for a run of texts; read as an image without a caption when not given."""
     guidance: float | None = None

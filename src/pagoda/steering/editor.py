@@ -6,7 +6,7 @@ Source: Kim et al. 2024, PaGoDA, arXiv:2405.14822; where it names a task without
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -30,6 +30,9 @@ from pagoda.steering.settings import (
     method_settings,
 )
 from pagoda.training import noise_of_seeds
+
+GUESSED_CLASSES = 32
+"""Among how many classes a guess is made at most: each is an inversion, and an edit shall take seconds."""
 
 
 class ImageEncoder(Protocol):
@@ -161,22 +164,27 @@ class Editor:
         return noise_of_seeds(list(seeds), (self.generator.channels, base, base)).to(self.device)
 
     def guess_labels(self, images: Tensor) -> list[int]:
-        """The class of each image under which it is rebuilt best, at base size; costs an inversion a class.
+        """The class of each image under which it is rebuilt best, at base size; all classes of an image in one call of the encoder.
 
         Raises:
-            ConfigError: the generator knows no classes.
+            ConfigError: the generator knows no classes, or more than `GUESSED_CLASSES`.
         """
         classes = self.generator.num_classes
         if classes == 0:
             raise ConfigError("this generator was trained without labels; there is nothing to guess.")
+        if classes > GUESSED_CLASSES:
+            raise ConfigError(
+                f"this generator knows {classes:,} classes, and a class is guessed among up to {GUESSED_CLASSES}, since each costs an "
+                "inversion: say what the image shows, by its label."
+            )
         base = self.sizes[0]
         small = images if images.shape[-1] == base else self.downsampler.tensor(images, base)
-        errors = []
-        for label in range(classes):
-            condition = Condition.of_labels([label] * len(small))
-            made = self.generate(self.encode(small, condition), condition, resolution=base)
-            errors.append((made - small.cpu()).square().flatten(1).mean(1))
-        return [int(k) for k in torch.stack(errors).argmin(0)]
+        at_once, condition, guessed = replace(self, batch_size=classes), Condition.of_labels(list(range(classes))), []
+        for image in small.split(1):
+            z = at_once.encode(image.expand(classes, -1, -1, -1), condition)
+            made = at_once.generate(z, condition, resolution=base)
+            guessed.append(int((made - image.cpu()).square().flatten(1).mean(1).argmin()))
+        return guessed
 
     # Edits.
 
