@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch import Tensor
 from pagoda.data import Downsampler
 from pagoda.diffusion import Condition
 from pagoda.errors import ConfigError, DataError
-from pagoda.images import to_pil
+from pagoda.images import to_pil, to_uint8
 from pagoda.networks.guidance import check_guidance_range
 from pagoda.stages.captions import PromptReader
 from pagoda.stages.context import teacher_facts
@@ -62,6 +62,21 @@ from pagoda.steering import (
 
 ROUNDING_DAMPING = 5e-4
 """(rounding error of bytes, 0.0023 / what a generated pixel is typically off by, 0.1)^2: damping for images that were read from files."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What was measured of a user's image, and where in it the model's square lies.
+
+    Attributes:
+        values: y = A x of the square, (1, C, h, w), rounded to bytes as a file would be.
+        picture: The image.
+        square: Within it.
+    """
+
+    values: Tensor
+    picture: Picture
+    square: Square
 
 
 class PagodaEditPipeline:
@@ -352,9 +367,33 @@ class PagodaEditPipeline:
             enlarged.info["icc_profile"] = picture.profile
         return Edited(enlarged, made, facts)
 
+    def measure(
+        self,
+        image: ImageLike,
+        operator: LinearOperator,
+        *,
+        fit: Fit | None = None,
+        box: Box | None = None,
+        frame: int | None = None,
+    ) -> Measured:
+        """Measure a whole image, of any size: its square, at the size that A takes.
+
+        Args:
+            operator: A, of images whose side is a size of the generator.
+            image, fit, box, frame: As for `reconstruct`.
+
+        Raises:
+            DataError, ConfigError, ShapeError: as `reconstruct`.
+        """
+        resolution = self.editor.resolution(operator.shape_in[0])
+        picture = self._read(image, frame)
+        square = choose_square(picture.size, fit=fit, box=box)
+        x = fit_picture(picture, square, resolution, self.editor.downsampler)
+        return Measured(to_uint8(operator(x.double())).float() / 127.5 - 1, picture, square)
+
     def restore(
         self,
-        measured: Tensor,
+        measured: Tensor | Measured,
         operator: LinearOperator,
         *,
         label: int | str | None = None,
@@ -368,10 +407,10 @@ class PagodaEditPipeline:
         steps: int | None = None,
         damping: float = ROUNDING_DAMPING,
     ) -> Edited:
-        """The image of which y = A x was measured, at the model's own size.
+        """The image of which y = A x was measured, at the model's own size; of a `Measured`, put back into the image.
 
         Args:
-            measured: y, (1, C, *operator.shape_out).
+            measured: y, (1, C, *operator.shape_out); or what `measure` gives.
             operator: A, of images whose side is a size of the generator.
             method, rounds, strength, steps: See `Editor.restore`; what the method does not read is refused.
             damping: See there; 0 damps nothing, for measurements without noise.
@@ -381,6 +420,8 @@ class PagodaEditPipeline:
             ConfigError, ShapeError: settings out of range, sizes that do not fit.
         """
         settings = method_settings(method, steps=steps, rounds=rounds, strength=strength)
+        whole = measured if isinstance(measured, Measured) else None
+        measured = measured.values if isinstance(measured, Measured) else measured
         guess = operator.pseudo_inverse(measured, damping=damping).clamp(-1, 1)
         self.editor.resolution(operator.shape_in[0])
         shown = self._condition(guess, label, prompt, condition, guidance_scale)
@@ -393,8 +434,11 @@ class PagodaEditPipeline:
             "seed": seed,
             "damping": damping,
         }
+        if whole is not None:
+            common = {**common, "square": [whole.square.left, whole.square.top, whole.square.side]}
         facts = edit_facts(self.editor.generator, self.editor.encoder, "restore", **common, **settings)
-        return Edited(to_pil(made)[0], made, facts)
+        image = to_pil(made)[0] if whole is None else self._back(whole.picture, whole.square, made)
+        return Edited(image, made, facts)
 
     # What they share.
 

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -199,6 +200,26 @@ def test_blurs_and_masks_are_undone(pipeline: PagodaEditPipeline) -> None:
         assert edited.facts["operator"] == type(operator).__name__
 
 
+@pytest.mark.parametrize("placed", [{}, {"fit": "crop"}, {"box": (4, 2, 24)}])
+def test_a_measured_image_of_any_size_comes_back_in_its_place(
+    pipeline: PagodaEditPipeline, placed: dict[str, Any]
+) -> None:
+    image, operator = photo(50, 37), box_blur(16, 3)
+    measured = pipeline.measure(image, operator, **placed)
+    assert torch.equal(measured.values, to_uint8(measured.values).float() / 127.5 - 1)
+    told: dict[str, Any] = {"label": 3, "method": "project"}
+    found, bare = (pipeline.restore(y, operator, **told) for y in (measured, measured.values))
+    assert torch.equal(found.square, bare.square)
+    assert (found.image.size, bare.image.size) == ((50, 37), (16, 16))
+    rebuilt = pipeline.reconstruct(image, label=3, **placed)
+    assert found.facts["square"] == rebuilt.facts["square"]
+    outside = (np.asarray(rebuilt.image) == np.asarray(image)).all(-1)
+    left, top, side = found.facts["square"]
+    outside[max(0, top) : top + side, max(0, left) : left + side] = False
+    assert np.array_equal(np.asarray(found.image)[outside], np.asarray(image)[outside])
+    assert outside.any() == bool(placed)
+
+
 # What an image shows.
 
 
@@ -342,7 +363,7 @@ def test_every_edit_writes_a_file_that_says_what_made_it(
         "interpolate": [image, tmp_path / "square.png", "--second-label", 5, "--frames", 3],
         "inpaint": [image, "--mask", mask, "--steps", 2],
         "upscale": [tmp_path / "small.png", "--steps", 2],
-        "restore": [tmp_path / "square.png", "--blur", 3, "--simulate", "--method", "project"],
+        "restore": [image, "--blur", 3, "--simulate", "--method", "project"],
     }
     for name, arguments in calls.items():
         target = out / f"{name}.png"
@@ -354,7 +375,8 @@ def test_every_edit_writes_a_file_that_says_what_made_it(
         assert {"version", "model", "encoder", "source", "resolution", "torch", "device"} <= facts.keys()
         assert facts["encoder"].startswith("TeacherEncoder ")
         json.dumps(facts)
-    assert (out / "restore-measured.png").is_file()
+    with Image.open(out / "restore-measured.png") as measured, Image.open(out / "restore.png") as restored:
+        assert (measured.size, restored.size) == ((16, 16), (40, 30))
     assert main(["inspect", str(out / "inpaint.png")]) == 0
     assert 'edit        "inpaint"' in capsys.readouterr().out
     with pytest.raises(ArtifactError, match="of the kind 'edit'"):
@@ -467,6 +489,10 @@ def test_known_pixels_are_kept_of_deep_turned_and_moving_files(
         ),
         (["restore", "RUN", "x.png"], "give one of --blur and --rays"),
         (["restore", "RUN", "x.png", "--blur", 3], "x.png has 20 x 12 px, 16 x 16 are needed here"),
+        (
+            ["restore", "nowhere", "x.png", "--blur", 3, "--fit", "crop"],
+            "--fit places the model's square in a whole image",
+        ),
         (["restore", "RUN", "x.png", "--blur", 4], "odd width from 1 to the image's 16 px, got 4"),
         (["upscale", "RUN", "x.png"], "images of 20 px are not enlarged by a result of 16 px"),
         (["reconstruct", "nowhere", "x.png"], "nowhere is not a run folder"),

@@ -14,7 +14,7 @@ from pagoda.errors import ConfigError, DataError, import_extra
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from pagoda.edit_pipeline import PagodaEditPipeline
+    from pagoda.edit_pipeline import Measured, PagodaEditPipeline
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -286,14 +286,23 @@ class EditUpscale(_Edit):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EditRestore(_Edit):
+class EditRestore(_Placed):
     """An image from what was measured of it: a blurred one, or its sums along rays. With --simulate, from an image that is measured first.
+
+    What was measured has a size of its own: a blurred image is as large as --resolution, sums along rays have a row for each angle. With
+    --simulate the image is a whole one of any size, and what is restored is put back into it.
 
     Examples:
       pagoda edit restore runs/photos blurred.png --blur 5
       pagoda edit restore runs/photos photo.png --rays 24 --simulate --out back.png
     """
 
+    image: tyro.conf.Positional[Path]
+    """What was measured, of exactly the size that the measurement makes; with --simulate, a whole image of any size and shape."""
+    fit: Literal["pad", "crop"] | None = None
+    """With --simulate, where the model's square lies: around the whole image (pad, also when not given), or on its centre."""
+    box: tuple[int, int, int] | None = None
+    """With --simulate, left, top and side of the square, in pixels, in place of --fit."""
     blur: int | None = None
     """The image is the mean over this many pixels a side (odd); its side is a size of the run."""
     rays: int | None = None
@@ -310,29 +319,33 @@ class EditRestore(_Edit):
     """Noise that the latent starts with, 0 to 1; not of project, nor of a single round of alternate."""
     damping: float | None = None
     """Trust in the measurement: 0 is full; 0.0005, which suits bytes, when not given."""
-    seed: int = 0
-    """Of the noise."""
 
     def run(self) -> None:
         """Restore and write."""
         from pagoda.edit_pipeline import ROUNDING_DAMPING
-        from pagoda.images import save_image, to_pil, to_uint8
+        from pagoda.images import save_image, to_pil
         from pagoda.steering import Projections, box_blur, method_settings
 
         method_settings(self.method, steps=self.steps, rounds=self.rounds, strength=self.strength)
         if (self.blur is None) == (self.rays is None):
             raise ConfigError("give one of --blur and --rays: what was measured?")
+        for option, value in (("--fit", self.fit), ("--box", self.box)):
+            if value is not None and not self.simulate:
+                raise ConfigError(
+                    f"{option} places the model's square in a whole image, and {self.image} is what was measured: leave it out, or "
+                    "add --simulate to measure a whole image first."
+                )
         pipeline = self.pipeline("restore")
         size = pipeline.editor.resolution(self.resolution)
         operator = Projections(size, self.rays) if self.rays is not None else box_blur(size, int(self.blur or 0))
-        given = self._pixels(pipeline, operator.shape_in if self.simulate else operator.shape_out)
-        measured = given
-        if self.simulate:
-            # What would be read from a file: bytes.
-            measured = to_uint8(operator(given.double())).float() / 127.5 - 1
+        measured: Tensor | Measured
+        if not self.simulate:
+            measured = self._pixels(pipeline, operator.shape_out)
+        else:
+            measured = pipeline.measure(self.image, operator, fit=self.fit, box=self.box, frame=self.frame)
             beside = self.target("restore").with_stem(self.target("restore").stem + "-measured")
             facts = {"kind": "measured", "operator": type(operator).__name__, "blur": self.blur, "rays": self.rays}
-            save_image(to_pil(measured)[0], beside, metadata=facts)
+            save_image(to_pil(measured.values)[0], beside, metadata=facts)
             print(beside)
         edited = pipeline.restore(
             measured,
@@ -358,7 +371,7 @@ class EditRestore(_Edit):
         if picture.size != (shape[1], shape[0]):
             sizes = list(pipeline.editor.sizes)
             raise DataError(
-                f"{self.image} has {picture.size[0]} x {picture.size[1]} px, {shape[1]} x {shape[0]} are needed here. "
-                f"The run makes images of {sizes} px: choose by --resolution, or resize the image."
+                f"{self.image} has {picture.size[0]} x {picture.size[1]} px, {shape[1]} x {shape[0]} are needed here: what was measured is "
+                f"not resized. The run makes images of {sizes} px: choose by --resolution; or add --simulate to measure a whole image."
             )
         return to_tensor(picture.pixels)
