@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pagoda.diffusion import UNCONDITIONAL, Condition
 from pagoda.errors import ArtifactError, ConfigError, ShapeError
-from pagoda.networks import OneStepGenerator, TeacherFeatures
+from pagoda.networks import NullCondition, OneStepGenerator, TeacherFeatures
 from pagoda.stages.editing import TeacherDrawer, TeacherEncoder, load_encoder
 from pagoda.stages.run_folder import RunFolder
 from pagoda.stages.sampling import load_generator, sample_images
@@ -322,6 +322,26 @@ def test_a_class_is_not_guessed_among_many(editor: Editor, images: Tensor) -> No
     many = SimpleNamespace(num_classes=GUESSED_CLASSES + 1)
     with pytest.raises(ConfigError, match=r"knows 33 classes, .* among up to 32, .* by its label"):
         replace(editor, generator=many).guess_labels(images)
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_a_way_to_no_text_ends_at_the_empty_prompt_that_a_pipelines_network_reads(editor: Editor, padded: bool) -> None:
+    null = NullCondition.of({"tokens": torch.randn(4, 6) + 3, "pooled": torch.randn(5)})
+    generator: Any = SimpleNamespace(null=null)
+    mask = torch.tensor([[True, True, not padded, not padded]])
+    told = Condition(tokens=torch.randn(1, 4, 6) * mask[..., None], tokens_mask=mask, pooled=torch.randn(1, 5))
+    for silent in (told.null(), UNCONDITIONAL):
+        end = null.fill(silent, 1)
+        assert end.tokens is not None
+        assert torch.equal(end.tokens[0], null.rows()["tokens"])
+        for share in (0.5, 1 - 1e-4):
+            for pair, towards in (((told, silent), share), ((silent, told), 1 - share)):
+                with mixed_condition(generator, *pair, towards) as condition:
+                    read = null.fill(condition, 1)  # as each call of a generator does
+                for name in ("tokens", "pooled"):
+                    a, b, found = (getattr(c, name) for c in (told, end, read))
+                    torch.testing.assert_close(found, (1 - share) * a + share * b, rtol=0, atol=1e-5)
+                assert read.tokens_mask is None  # the network reads the padding of the empty prompt too
 
 
 # The encoder.

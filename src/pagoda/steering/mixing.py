@@ -74,7 +74,8 @@ def mixed_condition(
 ) -> Iterator[Condition]:
     """A condition part of the way between two, for calls of a generator within the context.
 
-    Tokens, pooled text, images and guidance weights are mixed linearly. Labels are numbers of rows, so their embeddings are:
+    Tokens, pooled text, images and guidance weights are mixed linearly, after what a generator of a pipeline's texts reads where nothing
+    was said (`NullCondition`) has taken its place: so the way ends where the ends are. Labels are numbers of rows, so their embeddings are:
     within the context the generator's tables of labels give (1 - share) e(first) + share e(second).
 
     Args:
@@ -92,7 +93,7 @@ def mixed_condition(
     if share in (0, 1):
         yield second if share else first
         return
-    one, other = (told.slots() for told in _padded(first, second))
+    one, other = (told.slots() for told in _padded(*_filled(generator, first, second)))
     if one.keys() != other.keys() or any(one[name].shape != other[name].shape for name in one):
         shapes = [{name: tuple(value.shape) for name, value in slots.items()} for slots in (one, other)]
         raise ShapeError(
@@ -111,6 +112,22 @@ def mixed_condition(
     tables = _mixed_tables(generator, other["label"], share) if "label" in one else nullcontext()
     with tables:
         yield Condition(**mixed)
+
+
+def _filled(generator: OneStepGenerator, first: Condition, second: Condition) -> tuple[Condition, Condition]:
+    """The two as the generator itself fills them in each call, with masks for both or for none."""
+    batch = first.batch_size or second.batch_size
+    if generator.null is None or batch is None:
+        return first, second
+    told = [generator.null.fill(condition, batch) for condition in (first, second)]
+    if any(condition.tokens_mask is not None for condition in told):
+        told = [
+            replace(c, tokens_mask=torch.ones_like(c.tokens[..., 0], dtype=torch.bool))
+            if c.tokens is not None and c.tokens_mask is None
+            else c
+            for c in told
+        ]
+    return told[0], told[1]
 
 
 def _padded(first: Condition, second: Condition) -> tuple[Condition, Condition]:
