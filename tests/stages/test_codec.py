@@ -26,6 +26,7 @@ from pagoda.stages.codec_objective import (
     start_codebook,
 )
 from pagoda.stages.config import override
+from pagoda.stages.unread_codec_settings import check_codec_read
 from pagoda.training import StepRandom, single_process
 
 TINY: dict[str, Any] = {
@@ -254,3 +255,40 @@ def test_the_command_line_resolves_and_trains(tmp_path: Path, capsys: pytest.Cap
     assert not (tmp_path / "run").exists()
     assert main([*arguments, "--factor", "6"]) == 1
     assert "power of two" in capsys.readouterr().err
+
+
+UNJUDGED = {"loss.adversarial": 0.0}
+UNREAD: list[tuple[dict[str, object], str, object, str]] = [
+    ({}, "network.codebook", 64, "kind kl has no codebook"),
+    ({}, "loss.commitment", 0.1, "kind kl has no codebook"),
+    ({"network.kind": "vq"}, "loss.kl", 1e-5, "kind vq has no Gaussian posterior"),
+    (UNJUDGED, "loss.adversarial_from", 0.2, "no discriminator"),
+    (UNJUDGED, "loss.adaptive", False, "no discriminator"),
+    (UNJUDGED, "loss.discriminator_width", 16, "no discriminator"),
+    (UNJUDGED, "loss.discriminator_layers", 1, "no discriminator"),
+    (UNJUDGED, "discriminator.lr", 1e-3, "no discriminator"),
+    ({"loss.adversarial_from": 1.0}, "loss.adversarial", 0.1, "after the last of 8 steps"),
+    ({}, "loss.adversarial_from", 1.0, "after the last of 8 steps"),
+]
+
+
+@pytest.mark.parametrize(
+    ("changes", "name", "value", "said"), UNREAD, ids=[f"{name} {'; '.join(c)}" for c, name, _, _ in UNREAD]
+)
+def test_a_setting_that_nothing_reads_is_refused(
+    changes: dict[str, object], name: str, value: object, said: str
+) -> None:
+    config = override(tiny_codec(), {**changes, name: value})
+    with pytest.raises(ConfigError, match=f"nothing reads `{name}` in this codec: .*{said}"):
+        check_codec_read(config, [name])
+
+
+def test_what_is_read_under_some_setting_is_not_refused_there(capsys: pytest.CaptureFixture[str]) -> None:
+    judged = ["loss.adversarial_from", "loss.adaptive", "loss.discriminator_width", "discriminator.lr"]
+    check_codec_read(tiny_codec(), ["loss.kl", "loss.adversarial", *judged])
+    check_codec_read(tiny_codec(network__kind="vq"), ["network.codebook", "loss.commitment"])
+    check_codec_read(tiny_codec(**{"loss.adversarial": 0.0}), ["loss.adversarial", "loss.feature"])
+    command = ["codec", "train", "shapes", "--out", "nowhere", "--kind", "vq", "--dry-run", "--set"]
+    assert main([*command, "loss.kl=0.1"]) == 1
+    assert "nothing reads `loss.kl` in this codec" in capsys.readouterr().err
+    assert main([*command, "network.codebook=64"]) == 0

@@ -48,11 +48,14 @@ class CodecTrain:
         """Named options, then single settings."""
         from pagoda.stages.codec_config import CodecNetworkConfig, CodecTrainConfig, widths_of
         from pagoda.stages.config import override
+        from pagoda.stages.unread_codec_settings import check_codec_read
 
         network = CodecNetworkConfig(kind=self.kind, channels=widths_of(self.factor))
         config = CodecTrainConfig(data=self.data, size=self.size, network=network, seed=self.seed, device=self.device)
         settings: dict[str, Any] = parse_settings(self.set)
-        return override(config, settings)
+        config = override(config, settings)
+        check_codec_read(config, settings)
+        return config
 
     def run(self) -> None:
         """Train."""

@@ -6,7 +6,7 @@ nothing reads them, and why; the first row that holds is told.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Generic, TypeVar
 
@@ -17,7 +17,7 @@ ReadT = TypeVar("ReadT")
 
 
 @dataclass(frozen=True)
-class _Row(Generic[ReadT]):
+class Row(Generic[ReadT]):
     """Settings that nothing reads where `is_unread` holds; `why` is a format of the configuration, or of the name of the loss."""
 
     names: tuple[str, ...]
@@ -51,20 +51,20 @@ def _too_many(name: str) -> Callable[[RunConfig], bool]:
     return lambda config: 1 < len(config.sizes) <= len(getattr(config.grow, name))
 
 
-OF_LOSSES: tuple[_Row[LossConfig], ...] = (
-    _Row(
+OF_LOSSES: tuple[Row[LossConfig], ...] = (
+    Row(
         ("adversarial_from", "adaptive", "augment", "raw_pixels", "heads"),
         lambda loss: not _has_judge(loss),
         "{loss} trains no discriminator: set {loss}.adversarial or {loss}.reconstruction_judge above 0",
     ),
-    _Row(
+    Row(
         ("adaptive",),
         lambda loss: not _scales(loss),
         "with separate updates the adversarial term takes steps of its own and is not scaled: set {loss}.updates=joint",
     ),
-    _Row(("huber",), lambda loss: loss.pixel == 0, "it belongs to the loss on pixels: set {loss}.pixel above 0"),
-    _Row(("lpips_size",), lambda loss: loss.lpips == 0, "it belongs to LPIPS: set {loss}.lpips above 0"),
-    _Row(
+    Row(("huber",), lambda loss: loss.pixel == 0, "it belongs to the loss on pixels: set {loss}.pixel above 0"),
+    Row(("lpips_size",), lambda loss: loss.lpips == 0, "it belongs to LPIPS: set {loss}.lpips above 0"),
+    Row(
         ("crop",),
         lambda loss: not (loss.feature or loss.lpips or _has_judge(loss)),
         "nothing looks through the window: set {loss}.feature, lpips, adversarial or reconstruction_judge above 0",
@@ -72,10 +72,10 @@ OF_LOSSES: tuple[_Row[LossConfig], ...] = (
 )
 """Settings of a loss; of the octaves' a setting is unread where none of them reads it."""
 
-OF_RUNS: tuple[_Row[RunConfig], ...] = (
-    _Row(("grow.loop.steps",), lambda _: True, "octaves have steps of their own: set grow.steps"),
-    _Row(("grow.loop.batch_size",), lambda _: True, "octaves have batches of their own: set grow.batch_size"),
-    _Row(
+OF_RUNS: tuple[Row[RunConfig], ...] = (
+    Row(("grow.loop.steps",), lambda _: True, "octaves have steps of their own: set grow.steps"),
+    Row(("grow.loop.batch_size",), lambda _: True, "octaves have batches of their own: set grow.batch_size"),
+    Row(
         (
             *("backbone", "noise_scale", "sigma_data"),
             *(f"teach.{field.name}" for field in fields(TeachConfig)),
@@ -83,75 +83,75 @@ OF_RUNS: tuple[_Row[RunConfig], ...] = (
         lambda config: bool(config.teacher.path),
         "the teacher is brought ({config.teacher.path}) and trained already: leave it out, or leave out the teacher",
     ),
-    _Row(
+    Row(
         tuple(
             f"backbone.{name}" for name in ("channels", "layers_per_block", "attention_levels", "middle", "norm_groups")
         ),
         lambda config: config.backbone.kind == "dit",
         "the backbone is a DiT, and this belongs to U-Nets: set backbone.kind=unet",
     ),
-    _Row(
+    Row(
         ("backbone.patch_size", "backbone.hidden_size", "backbone.depth"),
         lambda config: config.backbone.kind != "dit",
         "the backbone is a U-Net, and this belongs to DiTs: set backbone.kind=dit",
     ),
-    _Row(
+    Row(
         ("distill.teacher_pairs",),
         lambda config: not config.makes_pairs,
         "distill.mode=rec makes no pairs by the teacher: set distill.mode to both or dstl",
     ),
-    _Row(
+    Row(
         ("distill.teacher_pairs.share",),
         lambda config: config.distill.mode != "both",
         "distill.mode={config.distill.mode} learns one kind of pair alone, and mixes none: set distill.mode=both",
     ),
-    _Row(
+    Row(
         ("distill.loss.pairs",),
         lambda config: config.distill.mode == "dstl",
         "distill.mode=dstl rebuilds no images: set distill.mode to rec or both",
     ),
-    _Row(
+    Row(
         ("distill.matching.optimizer",),
         lambda config: config.distill.matching.weight == 0,
         "distill.matching.weight is 0: set it above 0",
     ),
-    _Row(
+    Row(
         ("distill.discriminator",),
         lambda config: not _has_judge(config.distill.loss),
         "the distillation has no discriminator: set distill.loss.adversarial or reconstruction_judge above 0",
     ),
-    _Row(
+    Row(
         ("grow.discriminator",),
         lambda config: not any(map(_has_judge, _octave_losses(config))),
         "no octave has a discriminator: set grow.loss.adversarial or reconstruction_judge above 0",
     ),
-    _Row(
+    Row(
         ("grow.fakes",),
         lambda config: not any(loss.adversarial > 0 or loss.image_text > 0 for loss in _octave_losses(config)),
         "no octave looks at samples of the prior: set grow.loss.adversarial or image_text above 0",
     ),
-    _Row(
+    Row(
         ("grow.fakes", "grow.cache_gib"),
         _trains_base,
         "grow.train_from={config.grow.train_from} trains a part of the base, so nothing is cached: set grow.train_from=top",
     ),
-    _Row(
+    Row(
         ("grow.fakes",),
         lambda config: config.grow.cache_gib == 0,
         "grow.cache_gib=0 caches nothing, and samples of the prior are drawn anew in every step: set grow.cache_gib above 0",
     ),
-    _Row(
+    Row(
         ("grow.num_blocks",),
         lambda config: bool(config.grow.blocks),
         "each octave has blocks of its own: set grow.blocks, or leave that at []",
     ),
-    _Row(
+    Row(
         ("grow.head_init",),
         lambda config: bool(config.grow.heads),
         "each octave has a head of its own: set grow.heads, or leave that at []",
     ),
     *(
-        _Row(
+        Row(
             (f"grow.{name}",),
             _too_many(name),
             "it has more entries than the octaves of the run, {config.growth}: leave out the last ones until it grows further",
@@ -172,11 +172,24 @@ def check_read(config: RunConfig, names: Iterable[str]) -> None:
     Raises:
         ConfigError: naming the setting, why nothing reads it, and what to do.
     """
-    unread = list(_unread(config))
+    refuse_unread(names, list(_unread(config)), "run")
+
+
+def refuse_unread(names: Iterable[str], unread: Sequence[tuple[str, str]], where: str) -> None:
+    """Refuse settings that were given by name and that stand among those that nothing reads.
+
+    Args:
+        names: Dotted names of the settings that were given.
+        unread: Names of settings, each with all that lies below it, and why.
+        where: What it is that reads none of them, in a word.
+
+    Raises:
+        ConfigError: naming the setting, why nothing reads it, and what to do.
+    """
     for name in names:
         for key, why in unread:
             if name == key or name.startswith(f"{key}."):
-                raise ConfigError(f"nothing reads `{name}` in this run: {why}.")
+                raise ConfigError(f"nothing reads `{name}` in this {where}: {why}.")
 
 
 def _unread(config: RunConfig) -> Iterator[tuple[str, str]]:
