@@ -58,6 +58,24 @@ UNREAD = [
     ),
     ({}, "grow.heads", ["skip_rgb", "zero"], "than the octaves of the run, .16."),
     ({"size": 32, "grow.at_once": 2}, "grow.blocks", [1, 1, 2], "than the octaves of the run"),
+    ({"size": 32}, "grow.attention", 8, "those of the run are 16 px and more"),
+    ({}, "grow.at_once", 2, "more than the octaves of the run, which grows through .8, 16."),
+    (
+        {"grow.loss.pixel": 0.0, "grow.loss.feature": 0.0, "grow.loss.adaptive": False},
+        "grow.targets",
+        "consistent",
+        "no octave rebuilds images",
+    ),
+    ({}, "evaluation.metrics", ["kd"], "evaluation.every=0 evaluates never while training"),
+    ({}, "evaluation.count", 64, "evaluation.every=0"),
+    ({}, "evaluation.features", "random", "evaluation.every=0"),
+    ({}, "evaluation.levels", [1.0], "evaluation.every=0"),
+    ({"evaluation.gap.count": 0}, "evaluation.gap.features", "teacher", "measures no prior gap"),
+    ({"evaluation.gap.count": 0}, "evaluation.gap.fractions", [0.5], "measures no prior gap"),
+    ({"evaluation.gap.count": 0}, "evaluation.data", "shapes:seed=1", "nothing is compared with it"),
+    ({}, "distill.loss.adversarial_from", 1.0, "no step is judged"),
+    ({"grow.loss.adversarial_from": 1.0}, "grow.loss.adversarial", 0.1, "no step is judged"),
+    ({"grow.loss.adversarial_from": 1.0}, "grow.loss.augment", [], "no step is judged"),
     ({"grow.train_from": "decoder.1"}, "grow.cache_gib", 1.0, "decoder.1 trains a part of the base"),
     ({"grow.train_from": "8"}, "grow.cache_gib", 1.0, "8 trains a part of the base"),
 ]
@@ -93,6 +111,18 @@ READ = [
     ({"size": 32, "grow.at_once": 2, "grow.blocks": [1, 2]}, ["grow.blocks"]),
     ({"grow.train_from": "16"}, ["grow.cache_gib"]),
     ({"size": 8, "grow.channels": [16, 16]}, ["grow.channels"]),  # of later stages
+    ({"size": 32, "grow.attention": 16, "grow.at_once": 2}, ["grow.attention", "grow.at_once", "grow.targets"]),
+    ({"grow.attention": 0}, ["grow.attention"]),  # none
+    ({"size": 8, "grow.attention": 8, "grow.at_once": 3}, ["grow.attention", "grow.at_once"]),  # of later stages
+    (
+        {
+            f"grow.loss.{n}": v
+            for n, v in {"pixel": 0.0, "feature": 0.0, "adaptive": False, "reconstruction_judge": 1.0}.items()
+        },
+        ["grow.targets"],
+    ),
+    ({"evaluation.every": 5, "evaluation.gap.count": 0}, [f"evaluation.{n}" for n in ("metrics", "count", "data")]),
+    ({"evaluation.gap.count": 8}, ["evaluation.gap.features", "evaluation.gap.fractions", "evaluation.data"]),
     # One octave of two is judged: what judges are told is read by it.
     (
         {"size": 32, "grow.octave_losses": [{"adversarial": 0.0}, {"adversarial": 0.1}]},

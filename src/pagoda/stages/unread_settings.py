@@ -62,6 +62,21 @@ OF_LOSSES: tuple[Row[LossConfig], ...] = (
         lambda loss: not _scales(loss),
         "with separate updates the adversarial term takes steps of its own and is not scaled: set {loss}.updates=joint",
     ),
+    Row(
+        (
+            *(
+                "adversarial",
+                "reconstruction_judge",
+                "adversarial_from",
+                "adversarial_every",
+                "judge_warmup",
+                "updates",
+            ),
+            *("adaptive", "augment", "raw_pixels", "heads"),
+        ),
+        lambda loss: _has_judge(loss) and loss.adversarial_from == 1,
+        "with {loss}.adversarial_from=1 no step is judged: set that below 1, or {loss}.adversarial and reconstruction_judge to 0",
+    ),
     Row(("huber",), lambda loss: loss.pixel == 0, "it belongs to the loss on pixels: set {loss}.pixel above 0"),
     Row(("lpips_size",), lambda loss: loss.lpips == 0, "it belongs to LPIPS: set {loss}.lpips above 0"),
     Row(
@@ -149,6 +164,40 @@ OF_RUNS: tuple[Row[RunConfig], ...] = (
         ("grow.head_init",),
         lambda config: bool(config.grow.heads),
         "each octave has a head of its own: set grow.heads, or leave that at []",
+    ),
+    Row(
+        ("grow.attention",),
+        lambda config: len(config.sizes) > 1 and 0 < config.grow.attention < config.sizes[1],
+        "octaves up to {config.grow.attention} px have it, and those of the run are {config.sizes[1]} px and more: set it to one, or to 0",
+    ),
+    Row(
+        ("grow.at_once",),
+        lambda config: 1 < len(config.sizes) <= config.grow.at_once,
+        "it is more than the octaves of the run, which grows through {config.sizes}: set at most as many as there are",
+    ),
+    Row(
+        ("grow.targets",),
+        lambda config: (
+            not any(
+                loss.pixel or loss.feature or loss.lpips or loss.reconstruction_judge for loss in _octave_losses(config)
+            )
+        ),
+        "no octave rebuilds images: set grow.loss.pixel, feature, lpips or reconstruction_judge above 0",
+    ),
+    Row(
+        tuple(f"evaluation.{name}" for name in ("count", "metrics", "features", "levels")),
+        lambda config: config.evaluation.every == 0,
+        "evaluation.every=0 evaluates never while training: set it above 0, or score the finished run by `pagoda evaluate`",
+    ),
+    Row(
+        ("evaluation.gap.fractions", "evaluation.gap.features"),
+        lambda config: config.evaluation.gap.count == 0,
+        "evaluation.gap.count=0 measures no prior gap: set it above 0",
+    ),
+    Row(
+        ("evaluation.data",),
+        lambda config: config.evaluation.every == 0 and config.evaluation.gap.count == 0,
+        "nothing is compared with it: set evaluation.every or evaluation.gap.count above 0",
     ),
     *(
         Row(
