@@ -379,3 +379,36 @@ def test_distill_takes_a_teacher_where_none_was_trained_yet(folders: dict[str, P
     told = ["--set", "teacher.null_class=last"]
     assert main(["distill", str(tmp_path / "run"), "--teacher", str(folders["ddpm"]), "--quiet", *told]) == 0
     assert RunFolder.open(tmp_path / "run").generator_sizes() == [SIZE]
+
+
+def test_distill_starts_the_run_that_train_goes_on_with(folders: dict[str, Path], tmp_path: Path) -> None:
+    read = {key: value for key, value in TINY.items() if not key.startswith(("teach.", "backbone."))}
+    run = tmp_path / "run"
+    common = ["--teacher", str(folders["ddpm"]), "--size", str(2 * SIZE), "--preset", "tiny", "--quiet"]
+    common += ["--set", "teacher.null_class=last", *(f"{key}={json.dumps(value)}" for key, value in read.items())]
+    assert main(["distill", str(run), "--data", DATA, *common]) == 0
+    opened = RunFolder.open(run)
+    assert opened.generator_sizes() == [SIZE]
+    assert opened.config().size == 2 * SIZE
+    before = model_hash(load_generator(opened)), opened.record("distill")
+    assert main(["distill", str(run), "--data", DATA, *common]) == 0  # nothing is left to do
+    assert main(["train", DATA, "--out", str(run), *common]) == 0
+    assert opened.generator_sizes() == [SIZE, 2 * SIZE]
+    assert before == (model_hash(load_generator(opened, SIZE)), opened.record("distill"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--data", DATA], "add --teacher. For one of its own run `pagoda teach"),
+        (["--teacher", "somewhere"], "say which images it is made from, --data"),
+        (["--teacher", "somewhere", "--size", "16"], "--size 16 is for a run that starts here: add --data"),
+        (["--preset", "tiny"], "--preset tiny is for a run that starts here"),
+    ],
+)
+def test_distill_says_what_a_run_lacks_to_start(
+    arguments: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["distill", str(tmp_path / "run"), *arguments]) == 1
+    assert said in capsys.readouterr().err.replace("\n", " ")
+    assert not (tmp_path / "run").exists()

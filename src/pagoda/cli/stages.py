@@ -10,6 +10,7 @@ import tyro
 
 from pagoda.cli.configuring import Configure, ConfigureWhole
 from pagoda.cli.settings import Settings, parse_settings
+from pagoda.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,29 +111,66 @@ class Encode(_Continue):
 
 @dataclass(frozen=True, kw_only=True)
 class Distill(_Continue):
-    """Stage 2: the one-step generator at base size.
+    """Stage 2: the one-step generator at base size. With --teacher and --data, of a new run, whose first stage the teacher stands in for.
 
     Examples:
       pagoda distill runs/shapes
       pagoda distill runs/shapes --set distill.loss.adversarial=0
-      pagoda distill runs/photos --teacher ~/ddpm-32
+      pagoda distill runs/photos --teacher ~/ddpm-32 --data ~/photos --size 128
     """
 
     teacher: Path | None = None
     """A trained diffusion model in place of the stage `teach`, which must not have started; see `pagoda train --help`."""
+    data: str | None = None
+    """Start the run with these images, as `pagoda train` does: folder, zip, IDX folder, parquet file, hub name, or `shapes`."""
+    size: int | None = None
+    """With --data, side of the images that `pagoda grow` will end with, base x 2^k; 256 when not given."""
+    preset: Literal["tiny", "small", "base", "official", "pagoda"] | None = None
+    """With --data, see `pagoda train --help`; small when not given."""
 
     def run(self) -> None:
-        """Run the stage."""
+        """Run the stage, and where the run starts here, those before it."""
+        if self.data is not None:
+            self._start(self.data)
+            return
+        for option, value in (("--size", self.size), ("--preset", self.preset)):
+            if value is not None:
+                raise ConfigError(
+                    f"{option} {value} is for a run that starts here: add --data and --teacher, or leave it out."
+                )
         changes: dict[str, Any] = {}
         if self.teacher is not None:
             from pagoda.stages.adopt import teacher_settings
             from pagoda.stages.train import require_run
 
             given = parse_settings(self.set)
+            if not Path(self.run_dir).exists():
+                raise ConfigError(
+                    f"there is no run {self.run_dir} yet: say which images it is made from, --data, or see `pagoda train`."
+                )
             config = require_run(self.run_dir)[1]
             suitable = teacher_settings(str(self.teacher), {"condition": config.condition, **given}, config=config)
             changes = {key: value for key, value in suitable.items() if key not in {"base", *given}}
         self.proceed("distill", **changes)
+
+    def _start(self, data: str) -> None:
+        """The run that `pagoda train --teacher` makes, up to this stage; continued when it is there."""
+        from pagoda.stages.train import train
+
+        if self.teacher is None:
+            raise ConfigError(
+                f"--data {data} starts a run by a teacher from elsewhere: add --teacher. For one of its own run "
+                f"`pagoda teach {data} --out {self.run_dir}`, then `pagoda distill {self.run_dir}`."
+            )
+        whole = ConfigureWhole(
+            data=data,
+            size=self.size,
+            preset=self.preset or "small",
+            set=self.set,
+            device=self.device,
+            teacher=self.teacher,
+        )
+        train(whole.resolve(), self.run_dir, until="distill", quiet=self.quiet)
 
 
 @dataclass(frozen=True, kw_only=True)
