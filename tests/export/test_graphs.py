@@ -11,7 +11,8 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from tests.networks.conftest import make_dit, make_unet
+from tests.networks.conftest import make_unet
+from tests.tiny_teachers import TEACHERS, WITH_CLASSES, make_teacher
 
 from pagoda.cli.main import main
 from pagoda.errors import ArtifactError, ConfigError, MissingExtraError, ShapeError
@@ -26,13 +27,16 @@ from pagoda.export import (
     run_graph,
     trace,
 )
-from pagoda.networks import OneStepGenerator, model_hash
+from pagoda.export.web_parts import trace_parts
+from pagoda.networks import OneStepGenerator, model_hash, open_teacher
 from pagoda.pipelines import PagodaPipeline
 from pagoda.stages.run_folder import RunFolder
 from pagoda.stages.sampling import load_generator
 
 BATCHES = (1, 2, 5, 70)
 """70: diffusers' U-Nets take another way from 64 on."""
+ONE_OF_A_CLASS = ("text-unet", "dit", "sd3")
+"""The class of the network decides how a program becomes an ONNX graph, which takes ten seconds; `float32` is the fourth."""
 
 
 @pytest.fixture(scope="module")
@@ -108,14 +112,45 @@ def test_smaller_weights_make_a_smaller_file_and_report_what_they_cost(
     assert (onnx.TensorProto.FLOAT16 if weights == "float16" else onnx.TensorProto.UINT8) in kinds
 
 
-@pytest.mark.parametrize("backbone", ["dit", "unconditional"])
-def test_other_generators_export_too(backbone: str, tmp_path: Path) -> None:
-    model = make_dit() if backbone == "dit" else make_unet(num_class_embeds=None)
-    generator = OneStepGenerator.from_teacher(model).grow(channels=8).eval()
-    content = export_onnx(generator, tmp_path / "g.onnx").path.read_bytes()
+@pytest.mark.parametrize("kind", list(TEACHERS))
+def test_generators_of_every_kind_of_teacher_export_too(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator = grown_from(kind, tmp_path)
     maker = ImageMaker(generator)
-    assert len(maker.inputs(1)) == (2 if backbone == "dit" else 1)
-    assert largest_difference(maker, run_graph(content), (1, 70))[0] < ONNX_TOLERANCE
+    assert len(maker.inputs(1)) == (2 if kind in WITH_CLASSES else 1)
+    program = trace(maker)
+    module = program.module()
+    assert largest_difference(maker, lambda inputs: module(*inputs), (1, 70))[0] < 1e-6
+    if kind in ONE_OF_A_CLASS:
+        monkeypatch.setattr("pagoda.export.onnx.trace", lambda maker: program)  # once: it takes seconds
+        content = export_onnx(generator, tmp_path / "g.onnx").path.read_bytes()
+        assert largest_difference(maker, run_graph(content), (1, 70))[0] < ONNX_TOLERANCE
+
+
+def grown_from(kind: str, folder: Path) -> OneStepGenerator:
+    teacher = open_teacher(make_teacher(folder / kind, kind))
+    words, sigma_max = teacher.denoiser.preconditioning, min(50.0, teacher.denoiser.sigma_range[1])
+    base = OneStepGenerator.from_teacher(teacher.network, output="unit", sigma_max=sigma_max, **words)
+    return base.grow(channels=8).eval()
+
+
+@pytest.mark.parametrize("to", ["program", "onnx", "web"])
+def test_a_network_that_pytorch_makes_no_graph_of_is_named(
+    to: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator = OneStepGenerator.from_teacher(make_unet(num_class_embeds=None)).eval()
+    plain = type(generator.base.conv_in).forward
+    # A network that asks how large the batch is, as `len` does: a graph of it takes this batch and no other.
+    asking = lambda self, x: plain(self, x) * (1 if len(x) == 1 else 2) / 2  # noqa: E731
+    monkeypatch.setattr(type(generator.base.conv_in), "forward", asking)
+    with pytest.raises(
+        ArtifactError, match=r"(?s)torch.export makes no graph of .*`UNet2DModel`: .*batch.*--to diffusers"
+    ):
+        {"program": export_program, "onnx": export_onnx}.get(to, lambda g, _: trace_parts(g))(
+            generator, tmp_path / f"g.{'pt2' if to == 'program' else to}"
+        )
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_program_is_the_same_function_in_pytorch_alone(generator: OneStepGenerator, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from pagoda.diffusion import Condition
-from pagoda.errors import ArtifactError, ConfigError
+from pagoda.errors import ArtifactError, ConfigError, PagodaError
 from pagoda.networks import ImageCodec, OneStepGenerator, PixelCodec
 from pagoda.training import noise_of_seeds
 
@@ -112,12 +112,34 @@ def trace(maker: ImageMaker) -> ExportedProgram:
     """The graph of a generator, with a batch of any size.
 
     A label out of range asks for a row that the table of classes lacks, so the graph fails on it.
+
+    Raises:
+        ArtifactError: PyTorch cannot make a graph of this kind of network.
     """
     batch = Dim("batch")
     inputs = maker.inputs(2)
     names = INPUT_NAMES[: len(inputs)]
-    with quiet_pytrees(), torch.no_grad():
+    with quiet_pytrees(), torch.no_grad(), naming_network(maker.generator, "torch.export"):
         return torch.export.export(maker, inputs, dynamic_shapes={name: {0: batch} for name in names})
+
+
+@contextmanager
+def naming_network(generator: OneStepGenerator, exporter: str) -> Iterator[None]:
+    """Say of which network an exporter of PyTorch, which fails by errors of many kinds, could make nothing.
+
+    Raises:
+        ArtifactError: it failed; the exporter's own error is its cause.
+    """
+    try:
+        yield
+    except (PagodaError, MemoryError):
+        raise
+    except Exception as error:
+        kind, words = type(generator.base).__name__, (str(error).strip() or repr(error)).splitlines()[0]
+        raise ArtifactError(
+            f"{exporter} makes no graph of a generator built from `{kind}`: {words} Nothing was written; try the versions in "
+            "constraints.txt, or export a folder (`--to diffusers`), which needs no graph."
+        ) from error
 
 
 @torch.no_grad()

@@ -17,7 +17,7 @@ from torch.export import ExportedProgram
 
 from pagoda.errors import ArtifactError, ConfigError, ResourceError, did_you_mean, import_extra
 from pagoda.export.facts import Exported, export_facts
-from pagoda.export.graph import INPUT_NAMES, Graph, ImageMaker, largest_difference, quiet_pytrees, trace
+from pagoda.export.graph import INPUT_NAMES, Graph, ImageMaker, largest_difference, naming_network, quiet_pytrees, trace
 from pagoda.files import write_bytes_atomic
 from pagoda.images import METADATA_KEY
 from pagoda.networks import OneStepGenerator
@@ -45,7 +45,8 @@ def export_onnx(
         weights: "float32"; "float16": stored in half precision, calculated in float32; "int8": onnxruntime's dynamic quantisation.
 
     Raises:
-        ArtifactError: another ending, or a float32 graph that differs from PyTorch by more than `ONNX_TOLERANCE`.
+        ArtifactError: another ending, a network of which PyTorch makes no graph, or a float32 graph that differs from PyTorch by more
+            than `ONNX_TOLERANCE`.
         ConfigError: unknown weights.
         MissingExtraError: the extra `export` is not installed.
         ResourceError: more weights than one ONNX file can hold.
@@ -133,7 +134,9 @@ def need_onnx() -> Any:
 
 
 def _to_onnx(maker: ImageMaker) -> Any:
-    return convert_program(trace(maker), list(INPUT_NAMES[: len(maker.inputs(1))]), ["images"])
+    program = trace(maker)
+    with naming_network(maker.generator, "torch.onnx"):
+        return convert_program(program, list(INPUT_NAMES[: len(maker.inputs(1))]), ["images"])
 
 
 def convert_program(program: ExportedProgram, inputs: list[str], outputs: list[str]) -> Any:

@@ -28,7 +28,7 @@ def export_program(generator: OneStepGenerator, path: Path | str, *, size: int |
         size: Side of the images, in pixels; the largest when None.
 
     Raises:
-        ArtifactError: another ending, or a program that differs from PyTorch.
+        ArtifactError: another ending, a network of which PyTorch makes no graph, or a program that differs from PyTorch.
         ShapeError: the generator has no level of that size.
     """
     path = Path(path)

@@ -20,7 +20,7 @@ from torch.export import Dim, ExportedProgram
 
 from pagoda.diffusion import Condition
 from pagoda.errors import ArtifactError, import_extra
-from pagoda.export.graph import CHECKED_BATCHES, ImageMaker, quiet_pytrees
+from pagoda.export.graph import CHECKED_BATCHES, ImageMaker, naming_network, quiet_pytrees
 from pagoda.export.onnx import convert_program
 from pagoda.networks import OneStepGenerator
 
@@ -94,9 +94,15 @@ def trace_parts(generator: OneStepGenerator, size: int | None = None) -> list[We
     """The graphs of a generator up to `size`, in float32.
 
     Raises:
+        ArtifactError: PyTorch cannot make a graph of this kind of network.
         MissingExtraError: the extra `export` is not installed.
         ShapeError: the generator has no level of that size.
     """
+    with naming_network(generator, "torch.export"):
+        return _trace_parts(generator, size)
+
+
+def _trace_parts(generator: OneStepGenerator, size: int | None) -> list[WebPart]:
     copy = ImageMaker(generator, size).generator  # on the CPU, in float32, frozen, with free batches
     octaves, base = list(copy.octaves), BasePart(copy).eval()
     inputs = _mixed(ImageMaker(generator, size).inputs(2))

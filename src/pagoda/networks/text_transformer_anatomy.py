@@ -41,7 +41,7 @@ class PixArtAnatomy(TransformerAnatomy):
 
     def embed(self, t: Tensor, condition: Condition = UNCONDITIONAL) -> Context:
         slots = _slots(self.model, condition, "tokens")
-        like = t.new_empty((len(t), 0, 0, 0), dtype=self._net.proj_out.weight.dtype)
+        like = t.new_empty((t.shape[0], 0, 0, 0), dtype=self._net.proj_out.weight.dtype)
         given: dict[str, Any] = {"hidden_states": like, "timestep": t, "encoder_hidden_states": slots["tokens"]}
         given["encoder_attention_mask"] = slots.get("tokens_mask")
         return self.context(given)
@@ -55,7 +55,7 @@ class PixArtAnatomy(TransformerAnatomy):
         )
         if self._net.use_additional_conditions and added is None:
             raise ConfigError("this PixArt needs `added_cond_kwargs` with resolution and aspect ratio.")
-        batch = len(sample)
+        batch = sample.shape[0]
         modulation, embedding = self._net.adaln_single(
             arguments["timestep"], added, batch_size=batch, hidden_dtype=sample.dtype
         )
@@ -118,7 +118,7 @@ class SD3Anatomy(TransformerAnatomy):
         slots = _slots(self.model, condition, "tokens", "pooled")
         if "tokens_mask" in slots:
             raise ConfigError("`SD3Transformer2DModel` has no input for the condition `tokens_mask`; leave it out.")
-        like = t.new_empty((len(t), 0, 0, 0), dtype=self._net.proj_out.weight.dtype)
+        like = t.new_empty((t.shape[0], 0, 0, 0), dtype=self._net.proj_out.weight.dtype)
         return self.context(
             {
                 "hidden_states": like,
