@@ -11,7 +11,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -19,6 +19,9 @@ import torch
 from pagoda.stages.config import RunConfig, override
 from pagoda.stages.presets import preset_config
 from pagoda.stages.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from tests.tiny_adopted import AdoptedRuns
 
 torch.set_num_threads(1)
 
@@ -123,6 +126,15 @@ def text_run(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     from pagoda.stages.train import train
 
     return train(text_config(teach__loop__preview_every=4), str(tmp_path_factory.mktemp("text") / "run"), quiet=True)
+
+
+@pytest.fixture(scope="session")
+def adopted_runs(tmp_path_factory: pytest.TempPathFactory) -> AdoptedRuns:
+    """Runs of teachers from elsewhere, by kind. Read them, do not write into them."""
+    from tests.tiny_adopted import AdoptedRuns, Folders
+
+    root: Path = tmp_path_factory.mktemp("adopted")
+    return AdoptedRuns(root / "runs", Folders(root / "teachers"))
 
 
 CHROMIUM = next((path for name in ("chromium", "chromium-browser") if (path := shutil.which(name))), None)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from tests.conftest import TINY
+from tests.tiny_adopted import AdoptedRuns, config_for
 from tests.tiny_teachers import DATA, SIZE, TEACHERS, WITH_CLASSES, ddpm, linear, make_teacher
 
 import pagoda
@@ -34,74 +35,23 @@ from pagoda.stages.teach import measure_std
 from pagoda.stages.train import train
 from pagoda.training import Runtime
 
-STEPS = dict.fromkeys(TEACHERS, 150) | {"dit": 200, "sd3": 200, "ddpm-x0": 400}
-"""Enough for latents of about unit variance."""
-UNSAID = ("ddpm", "ddpm-v", "ddpm-x0", "class-unet")
-"""U-Nets with a row more than there are classes: what it stands for must be told."""
-SHORT = {
-    "evaluation__gap__count": 0,
-    "distill__loop__steps": 2,
-    "distill__loop__preview_every": 0,
-    "distill__loss__adversarial": 0.0,
-    "grow__steps": [2],
-    "grow__loop__preview_every": 0,
-    "grow__loss__adversarial": 0.0,
-}
-"""For the kinds that differ in what is read of the teacher, not in what is done with it."""
-
-
-class Folders(dict[str, Path]):
-    """Teachers by kind, each trained when it is first asked for."""
-
-    def __init__(self, root: Path) -> None:
-        super().__init__()
-        self.root = root
-
-    def __missing__(self, kind: str) -> Path:
-        self[kind] = make_teacher(self.root / kind, kind, steps=STEPS[kind])
-        return self[kind]
-
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    return Folders(tmp_path_factory.mktemp("teachers"))
+def folders(adopted_runs: AdoptedRuns) -> dict[str, Path]:
+    return adopted_runs.folders
 
 
-def as_pipeline(folder: Path, path: Path) -> Path:
-    """The same transformer as the folder of a pipeline."""
-    (path / "scheduler").mkdir(parents=True)
-    shutil.copytree(folder, path / "transformer", ignore=shutil.ignore_patterns("scheduler_config.json"))
-    shutil.copy(folder / "scheduler_config.json", path / "scheduler")
-    parts = {"transformer": ["diffusers", "DiTTransformer2DModel"], "scheduler": ["diffusers", "DDIMScheduler"]}
-    (path / "model_index.json").write_text(json.dumps({"_class_name": "DiTPipeline", "vae": [None, None], **parts}))
-    return path
-
-
-def config_for(folder: Path, **changes: object) -> RunConfig:
-    """8 -> 16 px in a few steps; keys of `changes` are dotted with `__`."""
-    settings = {key: value for key, value in TINY.items() if not key.startswith("teach.")}
-    settings |= {**teacher_settings(str(folder)), "encode.num_nodes": 8}
-    if folder.name in UNSAID:
-        settings["teacher.null_class"] = "last"
-    settings |= {key.replace("__", "."): value for key, value in changes.items()}
-    return override(preset_config("tiny", DATA, base=SIZE, size=2 * SIZE), settings)
-
-
-@pytest.mark.parametrize("kind", list(STEPS))
-def test_a_brought_teacher_is_encoded_distilled_and_grown(kind: str, folders: dict[str, Path], tmp_path: Path) -> None:
-    labels, folder = kind in WITH_CLASSES, folders[kind]
-    if kind == "dit":
-        folder = as_pipeline(folder, tmp_path / "pipeline")
-        assert open_teacher(folder).fingerprint == open_teacher(folders[kind]).fingerprint
-    short: dict[str, object] = {} if kind in ("ddpm", "dit", "sd3") else dict(SHORT)
-    if (
-        kind == "ddpm-x0"
-    ):  # the ODE divides an error in x0 by the noise level: a tiny network is too rough for the lowest ones
-        short["encode__sigma_min"] = 0.3
-    config = config_for(folder, **({} if labels else {"teacher__labels": False}), **short)
-    run = train(config, str(tmp_path / "run"), quiet=True)
+@pytest.mark.parametrize("kind", list(TEACHERS))
+def test_a_brought_teacher_is_encoded_distilled_and_grown(kind: str, adopted_runs: AdoptedRuns) -> None:
+    run, labels = adopted_runs[kind], kind in WITH_CLASSES
+    config = run.config()
+    assert open_teacher(config.teacher.path).fingerprint == open_teacher(adopted_runs.folders[kind]).fingerprint
     assert run.generator_sizes() == [SIZE, 2 * SIZE]
     assert run.record("encode")["results"]["round_trip_psnr"] > 20
+    rows = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
+    judged = [row for row in rows if row["stage"] == "distill" and "generator/adversarial" in row]
+    assert judged[-1]["discriminator/gradient_norm"] > 0
+    assert judged[-1]["generator/adversarial"] != 0
     generator = load_generator(run)
     assert generator.num_classes == (10 if labels else 0)
     images = sample_images(generator, range(4))
