@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
+import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, LCMScheduler
 from tests.tiny_teachers import CLASSES, SIZE, TEACHERS, WIDTH, WITH_CLASSES, WITH_TEXT, ddpm, make_teacher, null_rows
-from torch import Tensor
+from torch import Tensor, nn
 
 from pagoda.diffusion import Condition, invert, log_sigmas, precondition, sample
 from pagoda.errors import ArtifactError, ConfigError, ShapeError
@@ -44,34 +48,51 @@ def normal(*shape: int, seed: int = 1) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def scheduler_estimate(kind: str, folder: Path, x_t: Tensor, t: Any) -> Tensor:
-    """x_0 by diffusers alone: its model called by hand, its scheduler's own step."""
-    scheduler = TEACHERS[kind][1]()
+@contextmanager
+def in_double() -> Iterator[None]:
+    """diffusers' schedulers, which ask for float32 by name, calculate in float64: their formulas without their rounding."""
+    with mock.patch.object(torch, "float32", torch.float64), mock.patch.object(np, "float32", np.float64):
+        yield
+
+
+def scheduler_estimate(kind: str, folder: Path, x_t: Tensor, t: Any) -> tuple[Tensor, float]:
+    """x_0 by diffusers alone, in float64: its model called by hand, its scheduler's own step. And the noise level, canonical."""
     model: Any = type(TEACHERS[kind][0]()).from_pretrained(folder, use_safetensors=True).eval()
+    nn.Module.to(model, torch.float64)
     given: dict[str, Any] = {"class_labels": LABELS} if kind in WITH_CLASSES else {}
     if kind in WITH_TEXT:
-        rows = {name: row.expand(3, *row.shape) for name, row in null_rows(kind).items()}
+        rows = {name: row.double().expand(3, *row.shape) for name, row in null_rows(kind).items()}
         given["encoder_hidden_states"] = rows["tokens"]
         if kind == "sd3":
             given["pooled_projections"] = rows["pooled"]
     if kind == "class-unet":
         given["encoder_hidden_states"] = None
+    with in_double():
+        scheduler = TEACHERS[kind][1]()
     if kind == "edm":
-        scheduler.set_timesteps(5)
-        index = t
-        x = x_t * scheduler.sigmas[index]
-        scaled = scheduler.scale_model_input(x, scheduler.timesteps[index])
-        output = model(scaled, scheduler.timesteps[index], **given).sample
-        return scheduler.step(output, scheduler.timesteps[index], x).pred_original_sample
+        with in_double():
+            scheduler.set_timesteps(5)
+            time, sigma = scheduler.timesteps[t], float(scheduler.sigmas[t])
+            scaled = scheduler.scale_model_input(x_t * sigma, time)
+        output = model(scaled, time, **given).sample
+        with in_double():
+            return scheduler.step(output, time, x_t * sigma).pred_original_sample, sigma
     if kind == "sd3":
-        scheduler.set_timesteps(sigmas=[t])  # shifted by the scheduler; its own timestep is what the model sees
+        with in_double():
+            scheduler.set_timesteps(sigmas=[t])  # shifted by the scheduler; its own timestep is what the model sees
         output = model(x_t, timestep=scheduler.timesteps[0].expand(3), **given).sample
-        return scheduler.step(output, scheduler.timesteps[0], x_t).prev_sample  # a step to sigma = 0 lands on x0
-    ddim = DDIMScheduler.from_config(scheduler.config, clip_sample=False)
+        with in_double():
+            made = scheduler.step(output, scheduler.timesteps[0], x_t).prev_sample  # a step to sigma = 0 lands on x0
+        shifted = 3 * t / (1 + 2 * t)
+        return made, shifted / (1 - shifted)
+    with in_double():
+        ddim = DDIMScheduler.from_config(scheduler.config, clip_sample=False)
     ddim.set_timesteps(1000)
+    assert ddim.alphas_cumprod.dtype == torch.float64
     name = "hidden_states" if kind == "dit" else "sample"
     output = model(**{name: x_t, "timestep": torch.full((3,), t), **given}).sample[:, :3]
-    return ddim.step(output, t, x_t).pred_original_sample
+    sigma = float((1 / ddim.alphas_cumprod[t] - 1).sqrt())
+    return ddim.step(output, t, x_t).pred_original_sample, sigma
 
 
 def size_of(kind: str, x_0: Tensor, sigma: float) -> float:
@@ -88,26 +109,15 @@ def size_of(kind: str, x_0: Tensor, sigma: float) -> float:
 def test_the_wrapper_estimates_what_the_scheduler_does(
     kind: str, folder: Path, teacher: ForeignTeacher, place: int
 ) -> None:
-    x_t = normal(3, 3, SIZE, SIZE)
-    denoiser = teacher.denoiser
-    if kind == "edm":
-        scheduler = TEACHERS[kind][1]()
-        scheduler.set_timesteps(5)
-        sigma = float(scheduler.sigmas[place])
-        expected, x = scheduler_estimate(kind, folder, x_t, place), x_t * sigma
-    elif kind == "sd3":
-        given = (0.2, 0.6, 0.95)[place]
-        shifted = 3 * given / (1 + 2 * given)
-        expected = scheduler_estimate(kind, folder, x_t, given)
-        sigma, x = shifted / (1 - shifted), x_t / (1 - shifted)
-    else:
-        t = (20, 400, 900)[place]
-        expected = scheduler_estimate(kind, folder, x_t, t)
-        schedule = denoiser.schedule
-        level = torch.tensor(float(t), dtype=torch.float64)
-        sigma, x = float(schedule.nu(level)), (x_t.double() / schedule.alpha(level)).float()
-    estimate = denoiser(x, sigma, condition_of(kind))
-    assert (estimate - expected).abs().max() <= 1e-5 * size_of(kind, expected, sigma)
+    x_t = normal(3, 3, SIZE, SIZE).double()
+    t = {"edm": place, "sd3": (0.2, 0.6, 0.95)[place]}.get(kind, (20, 400, 900)[place])
+    expected, sigma = scheduler_estimate(kind, folder, x_t, t)
+    alpha = {"edm": 1 / sigma, "sd3": 1 / (1 + sigma)}.get(kind, (1 + sigma**2) ** -0.5)
+    condition = condition_of(kind)
+    rounded = teacher.denoiser((x_t / alpha).float(), sigma, condition)
+    assert (rounded - expected).abs().max() <= 1e-5 * size_of(kind, expected, sigma)
+    nn.Module.to(teacher.network, torch.float64)
+    assert (teacher.denoiser(x_t / alpha, sigma, condition) - expected).abs().max() <= 1e-5
 
 
 @torch.no_grad()
