@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, LCMScheduler
+from diffusers.models import SD3Transformer2DModel
 from tests.tiny_teachers import CLASSES, SIZE, TEACHERS, WIDTH, WITH_CLASSES, WITH_TEXT, ddpm, make_teacher, null_rows
 from torch import Tensor, nn
 
@@ -212,12 +213,30 @@ def test_the_generator_starts_as_the_denoiser_at_sigma_max_and_grows(
 def test_every_weight_of_a_grown_generator_can_learn(kind: str, teacher: ForeignTeacher) -> None:
     generator = OneStepGenerator.from_teacher(
         teacher.network, sigma_max=min(50.0, teacher.denoiser.sigma_range[1]), **teacher.denoiser.preconditioning
-    ).grow(channels=8)
+    ).grow(channels=8, attention=True)
+    nn.Module.to(generator, torch.float64)
+    with torch.no_grad():  # layers that start at zero let nothing through to those before them
+        for index, parameter in enumerate(generator.parameters()):
+            parameter.add_(0.1 * normal(*parameter.shape, seed=index))
     generator.requires_grad_(True)
-    generator(normal(3, 3, SIZE, SIZE), condition_of(kind)).square().mean().backward()
-    head = generator.last_layer(SIZE).grad
-    assert head is not None
-    assert float(head.abs().sum()) > 0
+    made = generator(normal(3, 3, SIZE, SIZE).double(), condition_of(kind))
+    (made * normal(*made.shape, seed=2)).sum().backward()
+    gradients = {n: 0.0 if p.grad is None else float(p.grad.abs().max()) for n, p in generator.named_parameters()}
+    still = {name for name, largest in gradients.items() if largest < 1e-9}
+    assert still == {name for name in gradients if says_nothing(name, generator)}
+    assert any(name.startswith("octaves.0.") for name in gradients)
+
+
+def says_nothing(name: str, generator: OneStepGenerator) -> bool:
+    """Whether the architecture itself leaves a parameter without a say.
+
+    A bias of all keys adds the same to every score of a query, which the softmax takes away, unless there are keys of a text beside them.
+    The last block of SD3 asks for its text what is then thrown away.
+    """
+    attention = generator.get_submodule(name.rsplit(".", 2)[0]) if name.endswith(".to_k.bias") else None
+    alone = attention is not None and getattr(attention, "add_k_proj", None) is None
+    last = f"transformer_blocks.{len(getattr(generator.base, 'transformer_blocks', ())) - 1}."
+    return alone or (isinstance(generator.base, SD3Transformer2DModel) and f"{last}attn.add_q_proj" in name)
 
 
 @torch.no_grad()
