@@ -227,6 +227,24 @@ def test_every_weight_of_a_grown_generator_can_learn(kind: str, teacher: Foreign
     assert any(name.startswith("octaves.0.") for name in gradients)
 
 
+def test_a_level_learns_from_the_frozen_base_s_features_alone(kind: str, teacher: ForeignTeacher) -> None:
+    sigma_max = min(50.0, teacher.denoiser.sigma_range[1])
+    generator = OneStepGenerator.from_teacher(
+        teacher.network, sigma_max=sigma_max, **teacher.denoiser.preconditioning
+    ).grow(use_rgb=False)
+    generator.freeze_below("top")
+    with torch.no_grad():
+        for block in generator.octaves[0].blocks:
+            block.conv2.weight.add_(0.1)
+        generator.octaves[0].conv_out.weight.add_(0.1)
+        below = generator.lower_outputs(normal(3, 3, SIZE, SIZE), condition_of(kind))
+    generator.forward_top(
+        *below
+    ).square().sum().backward()  # of maps with their channels last, PyTorch itself may die here
+    assert all(float(p.grad.abs().max()) > 0 for p in generator.octaves[0].parameters())
+    assert all((p.grad is not None) == p.requires_grad for p in generator.parameters())
+
+
 def says_nothing(name: str, generator: OneStepGenerator) -> bool:
     """Whether the architecture itself leaves a parameter without a say.
 

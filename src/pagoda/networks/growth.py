@@ -166,6 +166,10 @@ class GrowthLevel(nn.Module):
             h = F.interpolate(h, scale_factor=2, mode="bilinear", align_corners=False)
         if self.from_rgb is not None:
             h = h + self.from_rgb(enlarged)
+        if torch.is_grad_enabled() and not h.requires_grad:
+            # A transformer's maps have their channels last. On CPUs the backward pass of PyTorch's group norm dies of a segmentation
+            # fault where such an input takes no gradient, as features of a frozen base do.
+            h = h.contiguous()
         for index, block in enumerate(self.blocks):
             h = block(h, embedding)
             if len(self.attentions):
