@@ -55,6 +55,28 @@ def text_unet(**changes: Any) -> UNet2DConditionModel:
     return UNet2DConditionModel(**{**settings, "cross_attention_dim": WIDTH, **changes})
 
 
+def pixel_text_unet(**changes: Any) -> UNet2DConditionModel:
+    """In small what DeepFloyd IF is: it resamples by residual blocks, pools its tokens itself, and has learned a variance."""
+    settings = {
+        **UNET,
+        "in_channels": 3,
+        "out_channels": 6,
+        "down_block_types": ("ResnetDownsampleBlock2D", "SimpleCrossAttnDownBlock2D"),
+        "mid_block_type": "UNetMidBlock2DSimpleCrossAttn",
+        "up_block_types": ("SimpleCrossAttnUpBlock2D", "ResnetUpsampleBlock2D"),
+        "act_fn": "gelu",
+        "resnet_time_scale_shift": "scale_shift",
+        "attention_head_dim": 8,
+        "encoder_hid_dim": WIDTH,
+        "encoder_hid_dim_type": "text_proj",
+        "cross_attention_dim": 64,
+        "cross_attention_norm": "group_norm",
+        "addition_embed_type": "text",
+        "addition_embed_type_num_heads": 2,
+    }
+    return UNet2DConditionModel(**{**settings, **changes})
+
+
 def dit(**changes: Any) -> DiTTransformer2DModel:
     """With a learned variance, as the published ones."""
     settings = {
@@ -102,12 +124,16 @@ TEACHERS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Any]]] = {
     "ddpm-x0": (ddpm, lambda: linear(prediction_type="sample")),
     "class-unet": (class_unet, scaled_linear),
     "text-unet": (text_unet, scaled_linear),
+    "if": (
+        pixel_text_unet,
+        lambda: linear(beta_schedule="squaredcos_cap_v2", variance_type="learned_range", thresholding=True),
+    ),
     "dit": (dit, lambda: DDIMScheduler(clip_sample=False)),
     "sd3": (sd3, lambda: FlowMatchEulerDiscreteScheduler(shift=3.0)),
     "edm": (lambda: ddpm(num_class_embeds=None), lambda: EDMEulerScheduler(sigma_min=0.002, sigma_max=60.0)),
 }
 """Name -> (network, scheduler)."""
-WITH_TEXT = ("text-unet", "sd3")
+WITH_TEXT = ("text-unet", "if", "sd3")
 WITH_CLASSES = ("ddpm", "ddpm-v", "ddpm-x0", "class-unet", "dit")
 
 

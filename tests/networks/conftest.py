@@ -86,15 +86,35 @@ DEEP = {
     "up_block_types": ("AttnUpBlock2D", "UpBlock2D", "AttnUpBlock2D"),
     "layers_per_block": 2,
 }
+CONSISTENCY = {
+    "down_block_types": ("ResnetDownsampleBlock2D", "AttnDownBlock2D"),
+    "up_block_types": ("AttnUpBlock2D", "ResnetUpsampleBlock2D"),
+    "downsample_type": "resnet",
+    "upsample_type": "resnet",
+    "resnet_time_scale_shift": "scale_shift",
+}
+"""As diffusers writes consistency models."""
+SIMPLE = {
+    "down_block_types": ("ResnetDownsampleBlock2D", "SimpleCrossAttnDownBlock2D"),
+    "mid_block_type": "UNetMidBlock2DSimpleCrossAttn",
+    "up_block_types": ("SimpleCrossAttnUpBlock2D", "ResnetUpsampleBlock2D"),
+    "attention_head_dim": 8,
+    "resnet_skip_time_act": True,
+    "addition_embed_type": "text",
+    "addition_embed_type_num_heads": 2,
+}
+"""As DeepFloyd IF."""
 KINDS: dict[str, Callable[[], nn.Module]] = {
     "unet": make_unet,
     "unet-deep": lambda: make_unet(**DEEP),
     "unet-resnet-resampling": lambda: make_unet(**DEEP, downsample_type="resnet", upsample_type="resnet"),
+    "unet-resnet-blocks": lambda: make_unet(**CONSISTENCY),
     "unet-without-middle": lambda: make_unet(mid_block_type=None, center_input_sample=True),
     "unet-fourier": lambda: make_unet(time_embedding_type="fourier", num_class_embeds=None),
     "unet-scale-shift": lambda: make_unet(resnet_time_scale_shift="scale_shift"),
     "text-unet": make_text_unet,
     "text-unet-labels": lambda: make_text_unet(num_class_embeds=NUM_CLASSES + 1, class_embeddings_concat=True),
+    "text-unet-simple": lambda: make_text_unet(**SIMPLE),
     "dit": make_dit,
 }
 

@@ -14,7 +14,19 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, LCMScheduler
 from diffusers.models import SD3Transformer2DModel
-from tests.tiny_teachers import CLASSES, SIZE, TEACHERS, WIDTH, WITH_CLASSES, WITH_TEXT, ddpm, make_teacher, null_rows
+from tests.tiny_teachers import (
+    CLASSES,
+    SIZE,
+    TEACHERS,
+    WIDTH,
+    WITH_CLASSES,
+    WITH_TEXT,
+    class_unet,
+    ddpm,
+    make_teacher,
+    null_rows,
+    text_unet,
+)
 from torch import Tensor, nn
 
 from pagoda.diffusion import Condition, invert, log_sigmas, precondition, sample
@@ -23,7 +35,7 @@ from pagoda.files import save_tensors
 from pagoda.networks import ForeignTeacher, OneStepGenerator, TeacherFeatures, open_teacher
 
 LABELS = torch.tensor([0, 3, 9])
-PREDICT_EPS = ("ddpm", "class-unet", "text-unet", "dit")
+PREDICT_EPS = ("ddpm", "class-unet", "text-unet", "if", "dit")
 
 
 @pytest.fixture(scope="module", params=list(TEACHERS))
@@ -87,7 +99,7 @@ def scheduler_estimate(kind: str, folder: Path, x_t: Tensor, t: Any) -> tuple[Te
         shifted = 3 * t / (1 + 2 * t)
         return made, shifted / (1 - shifted)
     with in_double():
-        ddim = DDIMScheduler.from_config(scheduler.config, clip_sample=False)
+        ddim = DDIMScheduler.from_config(scheduler.config, clip_sample=False, thresholding=False)
     ddim.set_timesteps(1000)
     assert ddim.alphas_cumprod.dtype == torch.float64
     name = "hidden_states" if kind == "dit" else "sample"
@@ -407,6 +419,16 @@ def test_networks_that_are_no_teacher_are_refused(tmp_path: Path) -> None:
     DDPMScheduler().save_pretrained(tmp_path / "inpainting")
     with pytest.raises(ShapeError, match="takes 7 channels and gives 3"):
         open_teacher(tmp_path / "inpainting")
+    pooled: dict[str, Any] = {"addition_embed_type_num_heads": 2, "cross_attention_dim": WIDTH}
+    sizes = {"addition_time_embed_dim": 4, "projection_class_embeddings_input_dim": 12}
+    for name, model in (  # SDXL's sizes, and a pooled text where no tokens come in
+        ("text_time", text_unet(addition_embed_type="text_time", **sizes)),
+        ("text", class_unet(addition_embed_type="text", **pooled)),
+    ):
+        model.save_pretrained(tmp_path / name)
+        DDPMScheduler().save_pretrained(tmp_path / name)
+        with pytest.raises(ConfigError, match=f"addition_embed_type='{name}' wants inputs that no condition has"):
+            open_teacher(tmp_path / name, null_condition="zeros")
     with pytest.raises(ArtifactError, match="is not a folder"):
         open_teacher(tmp_path / "nothing")
     with pytest.raises(ConfigError, match="takes no text"):

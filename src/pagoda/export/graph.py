@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
+from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
@@ -106,6 +107,9 @@ def _free_batch(module: nn.Module) -> None:
             # Those that enlarge in another way keep the question, and a graph of them a batch below 64.
             if isinstance(child, Upsample2D) and child.interpolate and child.norm is None:
                 setattr(parent, name, _Enlarge(child))
+        if isinstance(parent, ResnetBlock2D) and isinstance(parent.upsample, _Enlarge):
+            # A residual block asks it too before it enlarges, and does not where it reduces, in the same place.
+            parent.upsample, parent.downsample = None, parent.upsample
 
 
 def trace(maker: ImageMaker) -> ExportedProgram:

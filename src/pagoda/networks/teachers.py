@@ -318,7 +318,8 @@ def _check_inputs(model: nn.Module) -> None:
     count_classes(model)
     config = config_of(model)
     for key in ("addition_embed_type", "time_cond_proj_dim"):
-        if config.get(key) is not None:
+        pooled = key == "addition_embed_type" and config.get(key) == "text" and takes_tokens(model)  # from the tokens
+        if config.get(key) is not None and not pooled:
             raise ConfigError(
                 f"`{type(model).__name__}` with {key}={config[key]!r} wants inputs that no condition has; it cannot be a teacher."
             )

@@ -12,14 +12,20 @@ from typing import Any, NamedTuple
 
 import torch
 from diffusers.models import UNet2DModel
+from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.unets.unet_2d_blocks import (
     AttnDownBlock2D,
     AttnUpBlock2D,
     CrossAttnDownBlock2D,
     CrossAttnUpBlock2D,
     DownBlock2D,
+    ResnetDownsampleBlock2D,
+    ResnetUpsampleBlock2D,
+    SimpleCrossAttnDownBlock2D,
+    SimpleCrossAttnUpBlock2D,
     UNetMidBlock2D,
     UNetMidBlock2DCrossAttn,
+    UNetMidBlock2DSimpleCrossAttn,
     UpBlock2D,
 )
 from torch import Tensor, nn
@@ -29,10 +35,16 @@ from pagoda.errors import ConfigError
 from pagoda.networks.calling import concatenate_image, config_of, resolve_condition, total_stride
 from pagoda.networks.parts import Anatomy, Context, EncoderState, Residuals
 
-DOWN_BLOCKS = (DownBlock2D, AttnDownBlock2D, CrossAttnDownBlock2D)
-UP_BLOCKS = (UpBlock2D, AttnUpBlock2D, CrossAttnUpBlock2D)
-MIDDLE_BLOCKS = (UNetMidBlock2D, UNetMidBlock2DCrossAttn)
-EMBEDDERS = ("time_proj", "time_embedding", "class_embedding", "encoder_hid_proj")
+DOWN_BLOCKS = (
+    DownBlock2D,
+    AttnDownBlock2D,
+    CrossAttnDownBlock2D,
+    ResnetDownsampleBlock2D,
+    SimpleCrossAttnDownBlock2D,
+)
+UP_BLOCKS = (UpBlock2D, AttnUpBlock2D, CrossAttnUpBlock2D, ResnetUpsampleBlock2D, SimpleCrossAttnUpBlock2D)
+MIDDLE_BLOCKS = (UNetMidBlock2D, UNetMidBlock2DCrossAttn, UNetMidBlock2DSimpleCrossAttn)
+EMBEDDERS = ("time_proj", "time_embedding", "class_embedding", "encoder_hid_proj", "add_embedding")
 
 
 class _Layer(NamedTuple):
@@ -79,7 +91,8 @@ def residuals_of(arguments: Mapping[str, Any]) -> Residuals | None:
 
 
 class UNetAnatomy(Anatomy):
-    """Parts of a `UNet2DModel` or `UNet2DConditionModel` built of plain, self-attention and cross-attention blocks.
+    """Parts of a `UNet2DModel` or `UNet2DConditionModel` built of plain, self-attention and cross-attention blocks, and of
+    those of consistency models and DeepFloyd IF, which resample by residual blocks.
 
     Raises:
         ConfigError: blocks of other kinds.
@@ -180,7 +193,8 @@ class UNetAnatomy(Anatomy):
         inputs = resolve_condition(self.model, condition, t.shape[0], t.device)
         config = config_of(self.model)
         kinds = (
-            getattr(config, "addition_embed_type", None),
+            # That of "text" is pooled from the tokens, which have a slot.
+            getattr(config, "addition_embed_type", None) if config.get("addition_embed_type") != "text" else None,
             getattr(config, "encoder_hid_dim_type", None)
             if config.get("encoder_hid_dim_type") != "text_proj"
             else None,
@@ -281,7 +295,7 @@ class UNetAnatomy(Anatomy):
 
     def _run_middle(self, hidden: Tensor, context: Context) -> Tensor:
         block = self._net.mid_block
-        if isinstance(block, UNetMidBlock2DCrossAttn):
+        if isinstance(block, UNetMidBlock2DCrossAttn | UNetMidBlock2DSimpleCrossAttn):
             return block(
                 hidden,
                 context.embedding,
@@ -329,7 +343,7 @@ class UNetAnatomy(Anatomy):
             hidden = self._run_block(layer, hidden, context)
         else:
             for downsampler in layer.block.downsamplers:
-                by_resnet = getattr(layer.block, "downsample_type", "conv") == "resnet"
+                by_resnet = isinstance(downsampler, ResnetBlock2D)
                 hidden = downsampler(hidden, temb=context.embedding) if by_resnet else downsampler(hidden)
         if layer.adapter is None or context.residuals is None or layer.adapter >= len(context.residuals.blocks):
             return hidden
@@ -343,8 +357,7 @@ class UNetAnatomy(Anatomy):
         hidden = self._run_block(layer, torch.cat([hidden, state.skips[skip]], dim=1), state.context)
         if layer.resample:
             for upsampler in layer.block.upsamplers:
-                by_resnet = getattr(layer.block, "upsample_type", "conv") == "resnet"
-                if by_resnet:
+                if isinstance(upsampler, ResnetBlock2D):
                     hidden = upsampler(hidden, temb=state.embedding)
                     continue
                 # Odd sides were rounded up on the way down, so that twice the size overshoots the next skip.
@@ -366,6 +379,12 @@ class UNetAnatomy(Anatomy):
                 encoder_attention_mask=context.tokens_bias,
                 return_dict=False,
             )[0]
+        if isinstance(block, SimpleCrossAttnDownBlock2D | SimpleCrossAttnUpBlock2D):
+            # Tokens and pixels are keys of one attention, with one mask.
+            mask = context.tokens_bias if context.bias is None and context.tokens is not None else context.bias
+            return block.attentions[layer.resnet](
+                hidden, encoder_hidden_states=context.tokens, attention_mask=mask, **(context.attention or {})
+            )
         if isinstance(block, AttnDownBlock2D | AttnUpBlock2D):
             return block.attentions[layer.resnet](hidden)
         return hidden

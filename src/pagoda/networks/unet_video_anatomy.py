@@ -52,7 +52,7 @@ class VideoUNetAnatomy(UNetAnatomy):
 
     def part(self, name: str) -> list[nn.Module]:
         if name == "embedding":
-            names = (*EMBEDDERS, "add_time_proj", "add_embedding")
+            names = (*EMBEDDERS, "add_time_proj")
             found = [getattr(self._net, embedder, None) for embedder in names]
             return [module for module in found if isinstance(module, nn.Module)]
         layer, modules = self._layer(name), super().part(name)
