@@ -66,6 +66,7 @@ TINY = {
     "grow.optimizer.lr": 2e-3,
     "grow.loss.huber": 0.03,
     "grow.loss.feature": 1.0,
+    "encode.share": 1.0,
 }
 """Settings that make every stage take a second."""
 

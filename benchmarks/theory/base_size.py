@@ -16,6 +16,7 @@ from benchmarks.harness import Arm, PassLine, benchmark
 from benchmarks.theory.shapes_runs import distance, latent_std, num_scored, samples, seconds, shapes_config
 from pagoda.networks import num_parameters
 from pagoda.stages.config import RunConfig, override
+from pagoda.stages.image_shares import encoded_share
 from pagoda.stages.plan_hardware import Limits
 from pagoda.stages.planning import plan_run
 from pagoda.stages.sampling import load_generator, sample_images
@@ -40,7 +41,7 @@ def with_work(config: RunConfig, target: int) -> RunConfig:
         return override(
             config,
             {
-                "encode.share": min(1.0, share * config.encode.share),
+                "encode.share": min(1.0, share * encoded_share(config)),
                 "teach.loop.steps": max(1, round(share * config.teach.loop.steps)),
                 "distill.loop.steps": max(1, round(share * config.distill.loop.steps)),
                 "distill.teacher_pairs.count": max(1, round(share * pairs)),

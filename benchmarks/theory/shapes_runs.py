@@ -39,7 +39,12 @@ def shapes_config(seed: int, *, base: int, size: int, budget: float, **changes: 
     }
     settings: dict[str, Any] = {name: max(20, round(budget * value)) for name, value in steps.items()}
     settings |= {"grow.steps": [max(20, round(budget * value)) for value in config.grow.steps]}
-    settings |= {"seed": seed, "mirror": False, "device": "cpu"}  # a mirrored crescent is not drawn by the set
+    settings |= {
+        "seed": seed,
+        "mirror": False,
+        "device": "cpu",
+        "encode.share": 1.0,
+    }  # a mirrored crescent is not drawn by the set
     # Nobody looks at what is drawn and measured on the way.
     settings |= {f"{stage}.loop.preview_every": 0 for stage in ("teach", "distill", "grow")}
     settings["evaluation.gap.count"] = 0

@@ -12,10 +12,12 @@ from tests.conftest import tiny_config
 from pagoda.data import LatentStore
 from pagoda.errors import ArtifactError, ConfigError
 from pagoda.stages.amortise_run import amortise_run
+from pagoda.stages.config import override
 from pagoda.stages.context import open_context
 from pagoda.stages.grow import CachedInputs, add_octave, cache_inputs
-from pagoda.stages.image_shares import encoded_images, num_drawn, rebuilt_images, share_of_images
+from pagoda.stages.image_shares import encoded_images, num_drawn, rebuilt_images, settled, share_of_images
 from pagoda.stages.planning import plan_run
+from pagoda.stages.presets import preset_config
 from pagoda.stages.prior_gap import load_gaps
 from pagoda.stages.recorded_settings import stage_settings
 from pagoda.stages.run_folder import RunFolder
@@ -153,3 +155,37 @@ def test_a_plan_counts_what_is_encoded(tmp_path: Path) -> None:
     plans = [plan_run(tiny_config(encode__share=s), folder=tmp_path, probe_seconds=0) for s in (1.0, 0.25)]
     images = [{stage.name: stage.images for stage in plan.stages}["encode"] for plan in plans]
     assert images[0] == 4 * images[1]
+
+
+# A share that is left to the run.
+
+
+def test_a_share_that_is_left_to_the_run_is_what_the_steps_draw_and_never_less_than_a_thousand_images() -> None:
+    config = preset_config("small", "shapes", base=16, size=64)
+    assert config.encode.share is None
+    drawn = num_drawn(config)  # of each image and its mirror
+    for count in (100, 1000, drawn // 2):
+        assert settled(config, images=count).encode.share == 1
+    assert settled(config, images=5 * drawn).encode.share == 0.1
+    few = override(config, {"distill.loop.steps": 1, "grow.steps": [1]})
+    assert settled(few, images=20_000).encode.share == 0.05
+    given = override(config, {"encode.share": 0.7})
+    assert settled(given, images=10**6) is given
+
+
+def test_a_run_keeps_the_share_that_it_began_with(
+    finished_run: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("pagoda.stages.image_shares.LEAST", 1)
+    few = {"distill__loop__steps": 2, "grow__steps": [3]}  # 40 draws of 40 images and their mirrors
+    path = again(finished_run, tmp_path)
+    config = tiny_config(**few, encode__share=None)
+    RunFolder.open(path).write_config(config)
+    run = train(config, str(path), until="encode")
+    assert run.config().encode.share == 0.5
+    assert "encode.share=0.5: of 40 images as many get latents as the steps draw" in capsys.readouterr().err
+    assert len(LatentStore.open(run.latents).images) == 20
+    more = tiny_config(**{**few, "grow__steps": [6]}, encode__share=None)
+    train(more, str(path), until="distill", quiet=True)
+    assert run.config().encode.share == 0.5
+    assert plan_run(more, folder=path, probe_seconds=0).stages[1].images == 40

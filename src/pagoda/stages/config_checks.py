@@ -171,7 +171,7 @@ def check_shares(config: RunConfig) -> None:
         ConfigError: naming both settings. 1, all pairs that there are, is no such share.
     """
     for name, loss in _losses(config).items():
-        if config.encode.share < loss.pairs < 1:
+        if config.encode.share is not None and config.encode.share < loss.pairs < 1:
             raise ConfigError(
                 f"{name}.pairs={loss.pairs} asks for more images than encode.share={config.encode.share} encodes; lower the first, "
                 "raise the second, or leave pairs at 1 for all that are encoded."

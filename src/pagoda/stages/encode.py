@@ -16,7 +16,7 @@ from pagoda.networks.experts import soft_routing
 from pagoda.stages.config import EncodeConfig, RunConfig
 from pagoda.stages.context import StageContext, load_teacher
 from pagoda.stages.guidance import guided, pair_weights, std_by_weight, stored_condition
-from pagoda.stages.image_shares import encoded_images, num_drawn
+from pagoda.stages.image_shares import encoded_images, encoded_share, num_drawn
 from pagoda.stages.recorded_settings import LATER_SWITCHES, stage_settings
 from pagoda.training import Runtime, clock, seeded_generator
 
@@ -44,7 +44,7 @@ def encode(context: StageContext) -> None:
         ArtifactError: latents of another teacher or configuration, or whose moments are off.
     """
     run, config, runtime, data = context.run, context.config, context.runtime, context.data
-    settings = config.encode
+    settings, share = config.encode, encoded_share(config)
     taught = run.require("teach", f"pagoda teach {run.path}")
     teacher_hash = taught["results"]["hash"]
     inputs = {"data": data.fingerprint, "teacher": teacher_hash}
@@ -62,7 +62,7 @@ def encode(context: StageContext) -> None:
             if k not in ("batch_size", "shard_size", "dtype", "share", "rho", *LATER_SWITCHES)
         },
         **{name: True for name in LATER_SWITCHES if getattr(settings, name)},
-        **({"share": settings.share} if settings.share < 1 else {}),
+        **({"share": share} if share < 1 else {}),
         **({"rho": settings.rho} if settings.rho != EncodeConfig.rho else {}),
         **({"guidance": config.guidance.scale_max} if config.guidance.active else {}),
     }
@@ -85,7 +85,7 @@ def encode(context: StageContext) -> None:
     if total_rows(store) > drawn:
         context.say(
             f"encode: {total_rows(store):,} latents are made, and the steps after this draw {drawn:,} of them, with repetition. "
-            f"encode.share={max(0.01, drawn / total_rows(store) * settings.share):.2f} would make as many."
+            f"encode.share={max(0.01, drawn / total_rows(store) * share):.2f} would make as many."
         )
     denoiser, _ = load_teacher(run.teacher)
     denoiser.to(runtime.device)

@@ -8,23 +8,63 @@ Source: the official code of PaGoDA restricts the pairs in the same way (`data_p
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from pagoda.stages.config import RunConfig
+from pagoda.data import open_source
+from pagoda.stages.config import RunConfig, override
 from pagoda.stages.context import StageContext
+from pagoda.stages.run_folder import RunFolder
 from pagoda.training import seeded_generator
+
+LEAST = 1000
+"""Images that get latents at least, where there are so many and the number is left to the run: walks and scores need some."""
+
+
+def settled(config: RunConfig, out: Path | str | None = None, *, images: int | None = None) -> RunConfig:
+    """The configuration with a number for `encode.share`: as many images as the steps after it draw, with repetition.
+
+    With tens of thousands of images the steps of a preset draw only part of them, and inverting the others would take longer than all
+    training. A run keeps the share that it began with, also when its steps are made more.
+
+    Args:
+        out: The run folder, which need not exist.
+        images: How many there are; counted when None.
+
+    Raises:
+        As `open_source`; ArtifactError: the run's configuration cannot be read.
+    """
+    if config.encode.share is not None:
+        return config
+    run = None if out is None else RunFolder(Path(out))
+    begun = run.config().encode.share if run is not None and run.config_path.is_file() else None
+    return override(config, {"encode.share": share_drawn(config, images) if begun is None else begun})
+
+
+def share_drawn(config: RunConfig, images: int | None = None) -> float:
+    """The share of the images that the steps of `distill` and `grow` draw, in whole hundredths; see `settled`."""
+    count = len(open_source(config.data, options=config.source)) if images is None else images
+    rows = count * (2 if config.mirror else 1)
+    wanted = max(num_drawn(config) / rows, LEAST / count)
+    return min(1.0, math.ceil(100 * wanted) / 100)
+
+
+def encoded_share(config: RunConfig) -> float:
+    """`encode.share` of a run, which has settled it."""
+    assert config.encode.share is not None, "settled before the first stage"
+    return config.encode.share
 
 
 def encoded_images(context: StageContext) -> Tensor | None:
     """Indices of the images that get latents (`encode.share`); None for all."""
-    return share_of_images(context, context.config.encode.share)
+    return share_of_images(context, encoded_share(context.config))
 
 
 def rebuilt_images(context: StageContext, pairs: float) -> Tensor | None:
     """Indices of the images that are rebuilt where a loss asks for the share `pairs` of all: none without a latent; None for all."""
-    return share_of_images(context, min(pairs, context.config.encode.share))
+    return share_of_images(context, min(pairs, encoded_share(context.config)))
 
 
 def num_drawn(config: RunConfig) -> int:

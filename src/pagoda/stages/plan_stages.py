@@ -14,6 +14,7 @@ from pagoda.stages.config import RunConfig
 from pagoda.stages.config_checks import check_crops
 from pagoda.stages.critics import check_layers
 from pagoda.stages.grow import prior_pool, stage_name
+from pagoda.stages.image_shares import encoded_share
 from pagoda.stages.plan_calls import encode_calls, pair_calls
 from pagoda.stages.plan_model import Price, StagePlan
 from pagoda.stages.plan_probe import LatentsProbe, Prober, StageProbe
@@ -44,7 +45,7 @@ class StagePlanner:
 
     def __init__(self, config: RunConfig, count: int, channels: int, prober: Prober, *, timed: bool) -> None:
         self.config, self.count, self.prober, self.timed = config, count, prober, timed
-        self.rows = math.ceil(count * config.encode.share) * (2 if config.mirror else 1)
+        self.rows = math.ceil(count * encoded_share(config)) * (2 if config.mirror else 1)
         self.pixels = channels * config.base**2  # numbers in one latent
         sizes = {size: count * channels * size**2 for size in config.sizes}
         self.data_bytes = sum(sizes.values()) + HEADER * len(sizes)

@@ -18,6 +18,7 @@ from pagoda.data import open_source
 from pagoda.errors import ConfigError, ResourceError, ShapeError
 from pagoda.networks import ImageCodec, build_backbone, count_teacher, num_parameters
 from pagoda.stages.config import RunConfig
+from pagoda.stages.image_shares import settled
 from pagoda.stages.plan_hardware import UTILISATION, Limits, find_gpu
 from pagoda.stages.plan_model import RunPlan, gib
 from pagoda.stages.plan_probe import Prober
@@ -70,6 +71,7 @@ def plan_run(
         )
     card, runtime = find_gpu(gpu), Runtime(config.device, config.precision)
     source = open_source(config.data, options=config.source)
+    config = settled(config, folder, images=len(source))
     limits = limits or Limits.of_machine(folder, runtime)
     codec = open_named_codec(config) if config.codec else None
     if codec is not None and codec.image_channels != source.channels:

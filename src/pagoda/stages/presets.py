@@ -70,7 +70,7 @@ def _tiny(window: int) -> dict[str, Any]:
             ema=0.998,
             noise=NoiseLaw(mean=-0.5, std=1.2),
         ),
-        "encode": EncodeConfig(solver="dpm2m", num_nodes=20, sigma_min=0.04, batch_size=256),
+        "encode": EncodeConfig(solver="dpm2m", num_nodes=20, sigma_min=0.04, share=None, batch_size=256),
         "distill": DistillConfig(
             mode="both",
             # Pairs teach the way from noise to images, matching then makes the images likely: see docs/systems/pagoda-losses.md.
@@ -105,7 +105,7 @@ def _small(window: int) -> dict[str, Any]:
             ema=0.998,
             noise=NoiseLaw(mean=-0.6, std=1.3),
         ),
-        "encode": EncodeConfig(solver="dpm2m", num_nodes=20, sigma_min=0.04, batch_size=128),
+        "encode": EncodeConfig(solver="dpm2m", num_nodes=20, sigma_min=0.04, share=None, batch_size=128),
         "distill": DistillConfig(
             mode="both",
             teacher_pairs=TeacherPairsConfig(count=4000, num_nodes=12, batch_size=128),
@@ -196,7 +196,9 @@ def _pagoda(config: RunConfig) -> dict[str, Any]:
     octaves = config.sizes[1:] or [2 * config.base]
     return {
         "teach": values["teach"],
-        "encode": EncodeConfig(solver="dpm2m", num_nodes=40, sigma_min=0.01, batch_size=1300, shard_size=8192),
+        "encode": EncodeConfig(
+            solver="dpm2m", num_nodes=40, sigma_min=0.01, share=None, batch_size=1300, shard_size=8192
+        ),
         "distill": dataclasses.replace(
             values["distill"],
             mode="both",

@@ -90,8 +90,9 @@ class EncodeConfig:
     """Clamp every denoised estimate to [-1, 1], as the official code does."""
     soft_routing: bool = False
     """Let every token use all experts by their scores on the way, for a teacher with `dit_moe`: its path then has no jumps."""
-    share: float = 1.0
-    """Share of the images of each class that is encoded; the generator rebuilds those alone. Teacher and discriminator see all."""
+    share: float | None = 1.0
+    """Share of the images of each class that is encoded; the generator rebuilds those alone. Teacher and discriminator see all. None: as
+    many as the steps after it draw, which a run settles before it begins (`settled`)."""
     batch_size: int = 256
     """Images a network call."""
     shard_size: int = 1024
@@ -100,8 +101,10 @@ class EncodeConfig:
     """Precision of the stored latents: float16 or float32."""
 
     def __post_init__(self) -> None:
-        if not 0 < self.share <= 1:
-            raise ConfigError(f"encode.share must lie in (0, 1], got {self.share}; 1 encodes all images.")
+        if self.share is not None and not 0 < self.share <= 1:
+            raise ConfigError(
+                f"encode.share must lie in (0, 1], got {self.share}; 1 encodes all images, null as many as are drawn."
+            )
         build_solver(self.solver)
         if self.num_nodes < 2:
             raise ConfigError(f"encode.num_nodes counts both ends of the grid, so 2 or more, got {self.num_nodes}.")

@@ -32,6 +32,7 @@ from pagoda.stages.distill import distill
 from pagoda.stages.encode import encode, some_encoded
 from pagoda.stages.grow import check_boundary, grow, octave_settings, stage_name
 from pagoda.stages.guidance import check_guidance, stored_condition
+from pagoda.stages.image_shares import encoded_share, settled
 from pagoda.stages.prior_gap import measure_gap
 from pagoda.stages.provenance import draw_octaves, sample_facts
 from pagoda.stages.recorded_settings import stage_settings
@@ -73,6 +74,7 @@ def train(config: RunConfig, out: str, *, until: str = "grow", quiet: bool = Fal
         )
     if not config.teacher.path:
         check_crops(config, network.stride)
+    given, config = config, settled(config, out)
     runtime = Runtime(config.device, config.precision)
     empty = peak_memory_mib(runtime.device)  # PyTorch itself, and whatever this process did before
     if runtime.is_main:
@@ -84,6 +86,11 @@ def train(config: RunConfig, out: str, *, until: str = "grow", quiet: bool = Fal
         context = open_context(run, config, runtime, quiet=quiet)
         if config.precision == "auto":
             context.say(f"precision: {runtime.precision} (precision=auto on {runtime.device.type})")
+        if given.encode.share is None and encoded_share(config) < 1:
+            context.say(
+                f"encode.share={encoded_share(config):g}: of {len(context.data):,} images as many get latents as the steps draw; "
+                "set it to 1 to encode all"
+            )
         wanted = stages_of(config, until)
         check_guidance(config, context.data.num_classes)
         check_stages(context, wanted)
@@ -283,7 +290,7 @@ def _disk_needed(context: StageContext) -> int:
     config, data = context.config, context.data
     if context.run.is_done("encode"):
         return 0
-    rows = math.ceil(len(data) * config.encode.share) * (2 if config.mirror else 1)
+    rows = math.ceil(len(data) * encoded_share(config)) * (2 if config.mirror else 1)
     return rows * data.channels * config.base**2 * (2 if config.encode.dtype == "float16" else 4)
 
 
