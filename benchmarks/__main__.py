@@ -23,6 +23,7 @@ _HELPERS = (
     "__main__",
     "cascade",
     "dit_steps",
+    "equal_work",
     "heart",
     "metrics",
     "peer_loops",

@@ -1,4 +1,5 @@
-"""Whether the adversarial term earns its place at 32 px: the last octave by reconstruction alone, and with a judge, in equal time.
+"""Whether the adversarial term earns its place at 32 px: the last octave by reconstruction alone, and with a judge, from as many
+multiply-adds.
 
 All arms of a seed grow the same generator of 16 px, which was made by the demo's steps without a judge. `distance_enlarged` is that of its
 samples, enlarged: what the octave starts from.
@@ -7,12 +8,14 @@ samples, enlarged: what the octave starts from.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+import statistics
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
 
 from torch.nn import functional as F
 
+from benchmarks.equal_work import steps_for, work_by_stage
 from benchmarks.harness import Arm, PassLine, Results, benchmark
 from benchmarks.heart import grown_figures, win_rates
 from benchmarks.metrics import score_images
@@ -23,10 +26,8 @@ from pagoda.stages.config import RunConfig, override
 from pagoda.stages.run_folder import RunFolder
 
 BASE, BELOW, SIZE = 8, 16, 32
-SECONDS = 90.0
-"""Of the steps of the last octave, the same for every arm."""
-TRIED = 30
-"""Steps that tell how long a step takes."""
+STEPS = 400
+"""Of the last octave by reconstruction alone, as the demo has them. Every arm has as many multiply-adds; judged ones have fewer steps."""
 SHARE = 1.0
 """Of the demo's steps, of everything below the last octave."""
 ARMS: dict[str, Mapping[str, Any]] = {
@@ -49,7 +50,7 @@ ARMS: dict[str, Mapping[str, Any]] = {
 to tell the generator's images before the generator is told of it, updates, a second judge, augmentation, the judge's capacity."""
 LARGE_POOL = "teacher, 0.3, a large pool"
 """The arm whose pool holds as many samples of the prior as its steps draw; the others draw from `grow.fakes` of them, 4096, time and again.
-The pool is filled before the first step, which the seconds do not count."""
+The pool is filled before the first step, which is not counted."""
 
 
 def config_of(
@@ -79,16 +80,19 @@ def seconds_of(run: RunFolder) -> float:
 
 
 def compare(loss: Mapping[str, Any], large_pool: bool, budget: float, seed: int) -> dict[str, float]:
-    """Grow for as many steps as fit into the time that all arms have, and score fresh samples."""
+    """Grow for as many steps as fit into the work that all arms have, and score fresh samples."""
     shared = begun(config_of(seed, budget, BELOW, {}, 1), "grow")
-    with finished(shared, config_of(seed, budget, SIZE, loss, TRIED), "grow") as tried:
-        steps = max(2, round(TRIED * SECONDS * budget / seconds_of(tried)))
+
+    def work(loss: Mapping[str, Any], steps: int) -> int:
+        return work_by_stage(config_of(seed, budget, SIZE, loss, steps))[f"grow-{SIZE}"]
+
+    steps = max(2, steps_for(work({}, max(2, round(STEPS * budget))), lambda count: work(loss, count)))
     config = config_of(seed, budget, SIZE, loss, steps, large_pool=large_pool)
     with finished(shared, config, "grow") as run:
         count = max(200, round(2000 * budget))
         made, below = samples(run, SIZE, count), samples(run, SIZE, count, resolution=BELOW)
         figures = {"steps": float(steps), "seconds": seconds_of(run), **win_rates(run, f"grow-{SIZE}")}
-        figures["pool"] = float(config.grow.fakes)
+        figures |= {"pool": float(config.grow.fakes), "work_e9": work(loss, steps) / 1e9}
     enlarged = F.interpolate(below, size=(SIZE, SIZE), mode="bicubic", antialias=False).clamp(-1, 1)
     found, start = (
         score_images(ClassifierFeatures(judge(SIZE)), *real_images(SIZE), images, seed) for images in (made, enlarged)
@@ -96,12 +100,21 @@ def compare(loss: Mapping[str, Any], large_pool: bool, budget: float, seed: int)
     return figures | grown_figures(found, start)
 
 
-def best(metric: str, choose: Callable[[list[float]], float]) -> Callable[[Results], float]:
-    """The best median of an arm with a judge over that of reconstruction alone."""
+def best(arms: Iterable[str], metric: str, choose: Callable[..., str]) -> Callable[[Results], float]:
+    """The best arm with a judge over reconstruction alone: chosen by the first seed, and held against the median of the others.
+
+    The best of a dozen medians would lie below 1 by chance. With one seed it is that seed's.
+    """
 
     def value(results: Results) -> float:
-        judged = [results.median(arm, metric) for arm in ARMS if arm != "reconstruction"]
-        return choose(judged) / results.median("reconstruction", metric)
+        plain = results.values("reconstruction", metric)
+        ratios = {
+            arm: [a / b for a, b in zip(results.values(arm, metric), plain, strict=True)]
+            for arm in arms
+            if arm != "reconstruction"
+        }
+        chosen = ratios[choose(ratios, key=lambda arm: ratios[arm][0])]
+        return statistics.median(chosen[1:] or chosen)
 
     return value
 
@@ -109,13 +122,14 @@ def best(metric: str, choose: Callable[[list[float]], float]) -> Callable[[Resul
 @benchmark(
     "adversarial",
     question=(
-        "Does an adversarial term earn its time at 32 px over reconstruction alone, and through which features, with which weight and "
-        "updates? Drawn shapes; the octave from 16 to 32 px, a minute and a half each."
+        "Does an adversarial term earn its work at 32 px over reconstruction alone, and through which features, with which weight and "
+        "updates? Drawn shapes; the octave from 16 to 32 px, from as many multiply-adds each."
     ),
     passes=[
-        PassLine("some judged arm is at most at 0.8 of the distance of reconstruction alone", best("distance", min), at_most=0.8),
-        PassLine("some judged arm is sharper than reconstruction alone", best("sharpness", max), at_least=1.0),
-        PassLine("arms differ by at most 15 % in time", lambda r: r.unequal(ARMS, "seconds"), at_most=1.15),
+        PassLine("the judged arm that the first seed chooses is at most at 0.8 of the distance of reconstruction alone on the others",
+                 best(ARMS, "distance", min), at_most=0.8),
+        PassLine("and the sharpest is sharper than reconstruction alone", best(ARMS, "sharpness", max), at_least=1.0),
+        PassLine("the arms took equal work within 5 %", lambda r: r.unequal(ARMS, "work_e9"), at_most=1.05),
     ],
 )  # fmt: skip
 def adversarial(budget: float) -> dict[str, Arm]:

@@ -9,14 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
+from benchmarks.equal_work import steps_for, work_by_stage
 from benchmarks.harness import Arm, PassLine, Results, benchmark
 from benchmarks.metrics import score_images
 from benchmarks.shapes import judge, real_images
-from benchmarks.theory.base_size import PLENTY
 from benchmarks.theory.shapes_runs import begun, finished, samples, shapes_config
 from pagoda.evaluation import ClassifierFeatures
 from pagoda.stages.config import RunConfig
-from pagoda.stages.planning import plan_run
 from pagoda.stages.presets import preset_config
 
 BASE, SIZES = 8, (16, 32)
@@ -41,8 +40,7 @@ def config_of(seed: int, budget: float, size: int, at_once: int, steps: tuple[in
 
 def work(config: RunConfig) -> int:
     """Multiply-adds of growth, with what is prepared for it."""
-    plan = plan_run(config, probe_seconds=0, limits=PLENTY)
-    return sum(stage.total_multiply_adds for stage in plan.stages if stage.name.startswith("grow"))
+    return sum(each for stage, each in work_by_stage(config).items() if stage.startswith("grow"))
 
 
 def with_work(seed: int, budget: float, at_once: int) -> RunConfig:
@@ -53,9 +51,11 @@ def with_work(seed: int, budget: float, at_once: int) -> RunConfig:
     apart = config_of(seed, budget, SIZES[-1], 1, steps)
     if at_once == 1:
         return apart
-    few, many = (config_of(seed, budget, SIZES[-1], at_once, (count,)) for count in (100, 1100))
-    slope = (work(many) - work(few)) / 1000  # the work is a straight line over the steps
-    return config_of(seed, budget, SIZES[-1], at_once, (max(2, 100 + round((work(apart) - work(few)) / slope)),))
+
+    def of(count: int) -> RunConfig:
+        return config_of(seed, budget, SIZES[-1], at_once, (count,))
+
+    return of(max(2, steps_for(work(apart), lambda count: work(of(count)))))
 
 
 def compare(at_once: int, budget: float, seed: int) -> dict[str, float]:

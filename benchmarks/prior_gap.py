@@ -13,15 +13,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks.equal_work import steps_for, work_by_stage
 from benchmarks.harness import Arm, PassLine, Results, benchmark
 from benchmarks.heart import win_rates
-from benchmarks.theory.base_size import PLENTY
 from benchmarks.theory.shapes_runs import begun
 from pagoda.data import Downsampler, ShapesSource
 from pagoda.errors import ConfigError
 from pagoda.evaluation import SmallClassifier, train_classifier
 from pagoda.stages.config import RunConfig, override
-from pagoda.stages.planning import plan_run
 from pagoda.stages.presets import preset_config
 from pagoda.stages.prior_gap import load_gaps
 from pagoda.stages.run_folder import RunFolder
@@ -134,8 +133,7 @@ def config_of(count: int, mode: str, seed: int, budget: float, judge_folder: str
 
 def work_of(config: RunConfig) -> tuple[int, int]:
     """Multiply-adds of the teacher, and of all that follows it."""
-    plan = plan_run(config, probe_seconds=0, limits=PLENTY)
-    every = {stage.name: stage.total_multiply_adds for stage in plan.stages}
+    every = work_by_stage(config)
     teacher = every.pop("teach")
     return teacher, sum(every.values())
 
@@ -156,11 +154,7 @@ def with_room(config: RunConfig, target: int) -> RunConfig:
     Raises:
         ConfigError: they leave none.
     """
-    few, many = 100, 1100
-    first, second = work_after_teacher(with_steps(config, few)), work_after_teacher(with_steps(config, many))
-    steps = few + round(
-        (many - few) * (target - first) / (second - first)
-    )  # the work is a straight line over the steps
+    steps = steps_for(target, lambda count: work_after_teacher(with_steps(config, count)))
     if steps < 1:
         raise ConfigError(
             f"inversion, pairs and encoder take more than the {target / 1e9:.0f} G multiply-adds of an arm."

@@ -12,24 +12,21 @@ import time
 from functools import partial
 from pathlib import Path
 
+from benchmarks.equal_work import work_by_stage
 from benchmarks.harness import Arm, PassLine, benchmark
 from benchmarks.theory.shapes_runs import distance, latent_std, num_scored, samples, seconds, shapes_config
 from pagoda.networks import num_parameters
 from pagoda.stages.config import RunConfig, override
 from pagoda.stages.image_shares import encoded_share
-from pagoda.stages.plan_hardware import Limits
-from pagoda.stages.planning import plan_run
 from pagoda.stages.sampling import load_generator, sample_images
 from pagoda.stages.train import train
 
 SIZE = 32
-PLENTY = Limits(disk_bytes=1 << 50, memory_bytes=1 << 50)
-"""For plans that only count."""
 
 
 def work(config: RunConfig) -> int:
     """Multiply-adds of a whole run."""
-    return plan_run(config, probe_seconds=0, limits=PLENTY).multiply_adds
+    return sum(work_by_stage(config).values())
 
 
 def with_work(config: RunConfig, target: int) -> RunConfig:

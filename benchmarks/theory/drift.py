@@ -39,6 +39,7 @@ GROWTH: dict[str, dict[str, Any]] = {
 }
 FREE: dict[str, Any] = {
     "grow.train_from": "decoder.0",
+    "grow.targets": "images",
     "grow.use_rgb": False,
     "grow.head_init": "zero",
     "grow.match_detail": False,

@@ -1,17 +1,10 @@
-"""The comparison of octaves in one go with octaves one after the other: same octaves, each arm its own stages, equal time."""
+"""The comparison of octaves in one go with octaves one after the other: same octaves, each arm its own stages, equal work."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
-
 import pytest
-import torch
 
 from benchmarks import growth_at_once as of
-from pagoda.stages.config import RunConfig
 
 
 @pytest.mark.parametrize(("arm", "growth"), [("one after the other", [16, 32]), ("in one go", [32])])
@@ -23,35 +16,10 @@ def test_both_arms_grow_the_same_octaves(arm: str, growth: list[int]) -> None:
     assert config.distill == other.distill
 
 
-@pytest.mark.parametrize("arm", of.ARMS)
-def test_steps_fill_the_time_that_both_arms_have(arm: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With 0.1 and 0.4 s a step of single octaves and 0.5 of both, 150 s are as many steps as that makes."""
-    trained: list[RunConfig] = []
-    cost = {(16, 1): 0.1, (32, 1): 0.4, (32, 2): 0.5}
-
-    @contextmanager
-    def finished(path: Path, config: RunConfig, until: str) -> Iterator[RunConfig]:
-        trained.append(config)
-        yield config
-
-    def seconds_of(run: Any, config: RunConfig) -> list[float]:
-        grow = config.grow
-        return [grow.octave(config.sizes.index(size) - 1)["steps"] * cost[size, grow.at_once] for size in config.growth]
-
-    fakes = {
-        "begun": lambda config, until: Path(),
-        "finished": finished,
-        "seconds_of": seconds_of,
-        "samples": lambda run, size, count, resolution: torch.zeros(count, 3, resolution, resolution),
-        "score_images": lambda *_: dict.fromkeys(of.FIGURES.values(), 1.0),
-        "ClassifierFeatures": lambda judge: None,
-        "judge": lambda size: None,
-        "real_images": lambda size: (None, None),
-    }
-    for name, fake in fakes.items():
-        monkeypatch.setattr(of, name, fake)
-    found = of.compare(of.ARMS[arm], 1.0, 0)
-    assert found["seconds"] == pytest.approx(of.SECONDS, rel=0.01)
-    assert {f"distance_{size}" for size in (8, 16, 32)} <= set(found)
-    steps = [trained[-1].grow.octave(k)["steps"] for k in (0, 1)]
-    assert steps == ([750, 188] if arm == "one after the other" else [300, 300])
+@pytest.mark.parametrize("budget", [0.05, 1.0])
+def test_both_arms_take_as_much_work_and_one_go_fewer_steps(budget: float) -> None:
+    apart, together = (of.with_work(0, budget, at_once) for at_once in of.ARMS.values())
+    assert of.work(together) == pytest.approx(of.work(apart), rel=0.05 if budget < 1 else 0.005)
+    steps = [[config.grow.octave(k)["steps"] for k in (0, 1)] for config in (apart, together)]
+    assert steps[0] == [max(2, round(budget * full)) for full in (600, 400)]
+    assert steps[1][0] == steps[1][1] < sum(steps[0])

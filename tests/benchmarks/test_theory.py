@@ -64,8 +64,9 @@ def test_the_ring_trains_every_sum_of_losses() -> None:
 def test_arms_of_growth_are_settings_that_a_run_accepts(growth: str) -> None:
     config = override(shapes_config(0, base=8, size=32, budget=1.0), drift.GROWTH[growth])
     loss = config.grow.loss
-    assert (loss.pixel > 0) == (growth != "adv alone")
+    assert (loss.pixel > 0) == ("adv alone" not in growth)
     assert (loss.adversarial > 0) == (growth != "rec alone")
+    assert (config.grow.train_from != "top") == growth.endswith("free")
 
 
 def test_places_of_drawn_objects_agree_over_sizes_and_move_with_the_object() -> None:
