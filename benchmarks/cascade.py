@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from pagoda.diffusion import Condition, Denoiser, EDMDenoiser, sample
 from pagoda.networks import DiffusersNetwork, backbone_preset, build_backbone
+from pagoda.networks.counting import MultiplyAdds
 from pagoda.stages.context import StageContext
 from pagoda.training import Trainable, Trainer, noise_of_seeds, seeded_generator
 from pagoda.training.denoising import DenoisingObjective
@@ -23,8 +24,6 @@ from pagoda.training.technique import network_of
 
 TOLD_NOISE = 0.1
 """Standard deviation of the noise on the enlarged image, which lies in [-1, 1]."""
-TRIED = 20
-"""Steps that tell how long a step takes; the first quarter of them warms up."""
 BATCH = 64
 """Images a network call when sampling."""
 
@@ -41,18 +40,19 @@ class Trained:
 
     denoiser: EDMDenoiser
     steps: int
+    multiply_adds: float
     seconds: float
 
 
 def train_for(
-    context: StageContext, size: int, *, preset: str, seconds: float, lower: int | None, folder: Path
+    context: StageContext, size: int, *, preset: str, multiply_adds: float, lower: int | None, folder: Path
 ) -> Trained:
-    """Train a diffusion model of images of `size` for a time, with the settings of the run's `teach`.
+    """Train a diffusion model of images of `size` with so much work, and the settings of the run's `teach`.
 
     Args:
         context: Of a run on these data, for images, labels and settings.
         preset: Its backbone.
-        seconds: How long; the cosine of the learning rate ends there. Steps are timed beforehand, by a model that is thrown away.
+        multiply_adds: How much; the cosine of the learning rate ends there. One step is counted beforehand, of a model that is thrown away.
         lower: Side of the images that it is told (`told`); None for a model that is told labels alone.
         folder: For its checkpoints.
     """
@@ -97,19 +97,14 @@ def train_for(
             order=context.order(f"cascade-{size}"),
         )
 
-    def timed(steps: int, name: str) -> float:
-        started = time.monotonic()
-        trainer(steps, name).run()
-        return time.monotonic() - started
-
-    warm = timed(TRIED // 4, f"warm-{size}")
-    step = (timed(TRIED, f"tried-{size}") - warm) / (TRIED - TRIED // 4)
-    steps = max(2, round(seconds / step))
+    with MultiplyAdds() as step:
+        trainer(1, f"counted-{size}").run()
+    steps = max(2, round(multiply_adds / step.total))
     whole = trainer(steps, f"model-{size}")
     started = time.monotonic()
     averaged = network_of(whole.run()["teacher"]).eval()
     denoiser = EDMDenoiser(averaged, sigma_data=data_std, noise_scale=config.noise_scale)
-    return Trained(denoiser, steps, time.monotonic() - started)
+    return Trained(denoiser, steps, steps * step.total, time.monotonic() - started)
 
 
 @torch.no_grad()

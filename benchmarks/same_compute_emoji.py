@@ -1,7 +1,7 @@
 """The comparison of `same_compute` on emoji, 16 to 64 px: an hour a seed and way, half of it at half of the budget.
 
 PaGoDA's runs are those of `emoji_text` that are told groups, of the same budget: made, continued, or only opened, as they lie in
-PAGODA_RUNS. The others get their time: run both benchmarks with as many threads, and with as much beside them.
+PAGODA_RUNS. The others get as much work.
 """
 
 from __future__ import annotations
