@@ -176,7 +176,9 @@ def test_an_export_takes_the_encoder_along_and_makes_the_same_images(text_run: R
     whole, part = (PagodaPipeline.from_pretrained(path) for path in (text_run.path, tmp_path / "elsewhere"))
     images = [p(prompt=["a red circle", "a star"], seed=[3, 4], output_type="pt").images for p in (whole, part)]
     assert torch.equal(torch.as_tensor(images[0]), torch.as_tensor(images[1]))
-    assert "texts, read by the encoder" in (tmp_path / "export" / "README.md").read_text()
+    card = (tmp_path / "export" / "README.md").read_text()
+    assert "texts, read by the encoder" in card
+    assert "pipeline_tag: text-to-image" in card
     out = tmp_path / "grid.png"
     assert main(["sample", str(text_run.path), "--n", "2", "--prompt", "a star", "--out", str(out)]) == 0
     assert compare_with_run(out, tmp_path / "elsewhere").equal

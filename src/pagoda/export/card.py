@@ -30,7 +30,8 @@ def model_card(
         ArtifactError: a record or a file of scores in the run is damaged.
     """
     config = run.config()
-    head: dict[str, Any] = {"library_name": "diffusers", "pipeline_tag": "unconditional-image-generation"}
+    task = "text-to-image" if generator.token_dim else "unconditional-image-generation"  # hubs have no task of classes
+    head: dict[str, Any] = {"library_name": "diffusers", "pipeline_tag": task}
     head["tags"] = ["pagoda", "one-step"]
     if licence is not None:
         head = {"license": licence.lower(), **head}
