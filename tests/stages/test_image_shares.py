@@ -169,6 +169,8 @@ def test_a_share_that_is_left_to_the_run_is_what_the_steps_draw_and_never_less_t
     assert settled(config, images=5 * drawn).encode.share == 0.1
     few = override(config, {"distill.loop.steps": 1, "grow.steps": [1]})
     assert settled(few, images=20_000).encode.share == 0.05
+    for loss in ("distill.loss", "grow.loss"):  # else the run would refuse what nobody has set
+        assert settled(override(few, {f"{loss}.pairs": 0.25}), images=20_000).encode.share == 0.25
     given = override(config, {"encode.share": 0.7})
     assert settled(given, images=10**6) is given
 

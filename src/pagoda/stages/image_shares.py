@@ -44,11 +44,14 @@ def settled(config: RunConfig, out: Path | str | None = None, *, images: int | N
 
 
 def share_drawn(config: RunConfig, images: int | None = None) -> float:
-    """The share of the images that the steps of `distill` and `grow` draw, in whole hundredths; see `settled`."""
+    """The share of the images that the steps of `distill` and `grow` draw, in whole hundredths; see `settled`. No less than a loss asks
+    for by its own `pairs`."""
     count = len(open_source(config.data, options=config.source)) if images is None else images
     rows = count * (2 if config.mirror else 1)
     wanted = max(num_drawn(config) / rows, LEAST / count)
-    return min(1.0, math.ceil(100 * wanted) / 100)
+    losses = [config.distill.loss, *(config.grow.loss_of(octave) for octave in range(len(config.sizes) - 1))]
+    asked = [loss.pairs for loss in losses if loss.pairs < 1]
+    return max([min(1.0, math.ceil(100 * wanted) / 100), *asked])
 
 
 def encoded_share(config: RunConfig) -> float:
