@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pagoda.diffusion import UNCONDITIONAL, Condition
 from pagoda.errors import ArtifactError, ConfigError, ShapeError
-from pagoda.networks import NullCondition, OneStepGenerator, TeacherFeatures
+from pagoda.networks import BackboneConfig, NullCondition, OneStepGenerator, TeacherFeatures, build_backbone
 from pagoda.stages.editing import TeacherDrawer, TeacherEncoder, load_encoder
 from pagoda.stages.run_folder import RunFolder
 from pagoda.stages.sampling import load_generator, sample_images
@@ -106,28 +106,65 @@ def test_labels_are_mixed_by_their_embeddings(editor: Editor) -> None:
 
 
 def test_other_slots_are_mixed_linearly(editor: Editor) -> None:
-    one, other = (
-        Condition(tokens=torch.randn(1, 4, 6), tokens_mask=torch.tensor([m])) for m in ([1, 0, 1, 0], [1, 1, 0, 0])
-    )
-    one, other = (Condition(tokens=c.tokens, tokens_mask=c.tokens_mask.bool()) for c in (one, other))
+    kept = torch.tensor([[True, False, True, False]])
+    one, other = (Condition(tokens=torch.randn(1, 4, 6), tokens_mask=kept, pooled=torch.randn(1, 5)) for _ in range(2))
     with mixed_condition(editor.generator, one, other, 0.25) as condition:
+        for name in ("tokens", "pooled"):
+            torch.testing.assert_close(
+                getattr(condition, name), 0.75 * getattr(one, name) + 0.25 * getattr(other, name)
+            )
+        assert torch.equal(condition.tokens_mask, kept)
+
+
+def test_texts_of_other_lengths_are_stretched(editor: Editor) -> None:
+    nothing = torch.zeros(1, 5)
+    texts = torch.tensor([[1.0, 2, 3, 4, 0]]), torch.tensor([[10.0, 20, 30, 40, 50]]), nothing
+    masks = torch.tensor([[1, 0, 1, 0, 0]]), torch.tensor([[1, 1, 1, 0, 0]]), nothing
+    one, other, silent = (
+        Condition(tokens=t[..., None], tokens_mask=m.bool()) for t, m in zip(texts, masks, strict=True)
+    )
+    with mixed_condition(editor.generator, one, other, 0.5) as condition:
+        expected = (torch.tensor([1.0, 1, 1, 3, 3, 3]) + torch.tensor([10.0, 10, 20, 20, 30, 30])) / 2
         assert condition.tokens is not None
-        torch.testing.assert_close(condition.tokens, 0.75 * one.tokens + 0.25 * other.tokens)
         assert condition.tokens_mask is not None
-        assert condition.tokens_mask.tolist() == [[True, True, True, False]]
-    short = Condition(tokens=one.tokens[:, :3], tokens_mask=one.tokens_mask[:, :3])
-    padded = torch.nn.functional.pad(one.tokens[:, :3], (0, 0, 0, 1))
-    for pair, share in (((short, other), 0.25), ((other, short), 0.75)):
-        with mixed_condition(editor.generator, *pair, share) as condition:
-            assert condition.tokens is not None
-            torch.testing.assert_close(condition.tokens, 0.75 * padded + 0.25 * other.tokens)
-            assert condition.tokens_mask is not None
-            assert condition.tokens_mask.tolist() == [[True, True, True, False]]
-    bare = (Condition(tokens=short.tokens), Condition(tokens=other.tokens))
-    with pytest.raises(ShapeError, match="same slots"), mixed_condition(editor.generator, *bare, 0.5):
-        pass
-    with pytest.raises(ShapeError, match="same slots"), mixed_condition(editor.generator, one, LABELS, 0.5):
-        pass
+        assert torch.equal(condition.tokens[0, :, 0], expected)
+        assert bool(condition.tokens_mask.all())
+    two, others = (
+        Condition(tokens=torch.cat([a.tokens, b.tokens]), tokens_mask=torch.cat([a.tokens_mask, b.tokens_mask]))
+        for a, b in ((other, one), (other, silent))
+    )
+    with mixed_condition(editor.generator, two, others, 0.5) as condition:  # each row to its own length; padded
+        assert condition.tokens is not None
+        assert condition.tokens_mask is not None
+        assert condition.tokens_mask.sum(1).tolist() == [3, 10]
+        assert condition.tokens[0, :4, 0].tolist() == [10, 20, 30, 0]
+        assert condition.tokens[1, :, 0].tolist() == [0.5] * 5 + [1.5] * 5
+
+
+def test_other_slots_of_other_shapes_are_refused(editor: Editor) -> None:
+    short, other = (Condition(tokens=torch.randn(1, length, 6)) for length in (3, 4))
+    for pair in ((short, other), (other, LABELS)):
+        with pytest.raises(ShapeError, match="same slots"), mixed_condition(editor.generator, *pair, 0.5):
+            pass
+
+
+@pytest.mark.parametrize("lengths", [(2, 5), (5, 2), (0, 4), (3, 0), (4, 6)])
+def test_no_end_of_a_way_between_texts_jumps(lengths: tuple[int, int]) -> None:
+    shape = BackboneConfig(channels=(16, 32), attention_levels=(0, 1), norm_groups=8, head_dim=16)
+    model = build_backbone(shape, image_size=8, token_dim=10, pooled_dim=6)
+    torch.nn.init.normal_(model.conv_out.weight, std=0.1)
+    generator, z = OneStepGenerator.from_teacher(model, reads_texts=True).eval(), torch.randn(1, 3, 8, 8)
+    ends = []
+    for length in lengths:
+        kept = torch.arange(max(lengths))[None] < length
+        tokens = 3 * torch.randn(1, max(lengths), 10) * kept[..., None]
+        ends.append(Condition(tokens=tokens, tokens_mask=kept, pooled=torch.zeros(1, 6)))
+    with torch.no_grad():
+        images = [generator(z, end) for end in ends]
+        assert (images[0] - images[1]).abs().max() > 1e-3
+        for share, image in ((1e-5, images[0]), (1 - 1e-5, images[1])):
+            with mixed_condition(generator, ends[0], ends[1], share) as condition:
+                torch.testing.assert_close(generator(z, condition), image, rtol=0, atol=1e-4)
 
 
 # Edits.
@@ -330,6 +367,7 @@ def test_a_way_to_no_text_ends_at_the_empty_prompt_that_a_pipelines_network_read
     generator: Any = SimpleNamespace(null=null)
     mask = torch.tensor([[True, True, not padded, not padded]])
     told = Condition(tokens=torch.randn(1, 4, 6) * mask[..., None], tokens_mask=mask, pooled=torch.randn(1, 5))
+    stretched = replace(told, tokens=told.tokens[:, [0, 0, 1, 1]] if padded else told.tokens)
     for silent in (told.null(), UNCONDITIONAL):
         end = null.fill(silent, 1)
         assert end.tokens is not None
@@ -339,7 +377,7 @@ def test_a_way_to_no_text_ends_at_the_empty_prompt_that_a_pipelines_network_read
                 with mixed_condition(generator, *pair, towards) as condition:
                     read = null.fill(condition, 1)  # as each call of a generator does
                 for name in ("tokens", "pooled"):
-                    a, b, found = (getattr(c, name) for c in (told, end, read))
+                    a, b, found = (getattr(c, name) for c in (stretched, end, read))
                     torch.testing.assert_close(found, (1 - share) * a + share * b, rtol=0, atol=1e-5)
                 assert read.tokens_mask is None  # the network reads the padding of the empty prompt too
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -75,13 +76,15 @@ def mixed_condition(
     """A condition part of the way between two, for calls of a generator within the context.
 
     Tokens, pooled text, images and guidance weights are mixed linearly, after what a generator of a pipeline's texts reads where nothing
-    was said (`NullCondition`) has taken its place: so the way ends where the ends are. Labels are numbers of rows, so their embeddings are:
-    within the context the generator's tables of labels give (1 - share) e(first) + share e(second).
+    was said (`NullCondition`) has taken its place: so the way ends where the ends are. Of texts whose masks differ, tokens are repeated
+    until both have as many: attention over repeated tokens gives what it gives over each of them once, so that no end jumps.
+    Labels are numbers of rows, so their embeddings are mixed: within the context the generator's tables of labels give
+    (1 - share) e(first) + share e(second).
 
     Args:
         generator: Whose calls are meant; as it was after the context.
         first: One row a sample.
-        second: The same slots; as many tokens, or with a mask of those that are there.
+        second: The same slots; as many tokens, or masks of those that are there on both sides.
         share: In [0, 1]; at 0 and 1 the generator is called with `first` or `second` themselves, bit for bit.
 
     Raises:
@@ -93,7 +96,7 @@ def mixed_condition(
     if share in (0, 1):
         yield second if share else first
         return
-    one, other = (told.slots() for told in _padded(*_filled(generator, first, second)))
+    one, other = (told.slots() for told in _stretched(*_filled(generator, first, second)))
     if one.keys() != other.keys() or any(one[name].shape != other[name].shape for name in one):
         shapes = [{name: tuple(value.shape) for name, value in slots.items()} for slots in (one, other)]
         raise ShapeError(
@@ -101,12 +104,8 @@ def mixed_condition(
         )
     mixed = {}
     for name, value in one.items():
-        if name == "label":
+        if name in ("label", "tokens_mask"):  # of labels the tables are mixed; masks are the same by now
             mixed[name] = value
-        elif (
-            value.dtype == torch.bool
-        ):  # tokens that only one of the two has are kept, at the share that they come with
-            mixed[name] = value | other[name]
         else:
             mixed[name] = (1 - share) * value + share * other[name]
     tables = _mixed_tables(generator, other["label"], share) if "label" in one else nullcontext()
@@ -130,21 +129,32 @@ def _filled(generator: OneStepGenerator, first: Condition, second: Condition) ->
     return told[0], told[1]
 
 
-def _padded(first: Condition, second: Condition) -> tuple[Condition, Condition]:
-    """The two with as many tokens: those that the shorter one lacks are zeros that its mask leaves out."""
-    told = (first, second)
-    lengths = [0 if c.tokens is None or c.tokens_mask is None else c.tokens.shape[1] for c in told]
-    if 0 in lengths:
-        return told
-    one, other = (
-        replace(
-            c,
-            tokens=F.pad(c.tokens, (0, 0, 0, max(lengths) - length)),
-            tokens_mask=F.pad(c.tokens_mask, (0, max(lengths) - length)),
-        )
-        for c, length in zip(told, lengths, strict=True)
-        if c.tokens is not None and c.tokens_mask is not None
-    )
+def _stretched(first: Condition, second: Condition) -> tuple[Condition, Condition]:
+    """The two with the same masks: where they differ, the tokens of each row are repeated up to a common multiple of both numbers."""
+    one, other = first.tokens_mask, second.tokens_mask
+    if first.tokens is None or second.tokens is None or one is None or other is None or len(one) != len(other):
+        return first, second
+    if one.shape == other.shape and torch.equal(one, other):
+        return first, second
+    rows = [_repeated(*pair) for pair in zip(first.tokens, one, second.tokens, other, strict=True)]
+    longest = max(len(tokens) for tokens, _ in rows)
+    kept = torch.stack([torch.arange(longest, device=one.device) < len(tokens) for tokens, _ in rows])
+    stretched = [
+        torch.stack([F.pad(row[which], (0, 0, 0, longest - len(row[which]))) for row in rows]) for which in (0, 1)
+    ]
+    return replace(first, tokens=stretched[0], tokens_mask=kept), replace(second, tokens=stretched[1], tokens_mask=kept)
+
+
+def _repeated(first: Tensor, first_kept: Tensor, second: Tensor, second_kept: Tensor) -> tuple[Tensor, Tensor]:
+    """Tokens (T, D) of two texts, those that their masks (T,) keep, each as often as makes both texts as long.
+
+    A text that was dropped keeps none; under such a mask attention reads all of its tokens, which are alike, so all are taken.
+    """
+    texts = [
+        tokens[kept] if bool(kept.any()) else tokens for tokens, kept in ((first, first_kept), (second, second_kept))
+    ]
+    common = math.lcm(*(len(text) for text in texts))
+    one, other = (text.repeat_interleave(common // len(text), dim=0) for text in texts)
     return one, other
 
 
