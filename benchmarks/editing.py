@@ -172,6 +172,7 @@ UPSCALE: dict[str, Callable[..., Tensor]] = {
     "upscale-lanczos-projected": lanczos_projected,
     "upscale-pagoda": partial(enlarged_by, "optimise"),
     "upscale-pagoda-project": partial(enlarged_by, "project"),
+    "upscale-pagoda-one-call": partial(enlarged_by, "project"),
     "upscale-pagoda-alternate": partial(enlarged_by, "alternate"),
 }
 INPAINT: dict[str, Callable[..., Tensor]] = {
@@ -179,15 +180,22 @@ INPAINT: dict[str, Callable[..., Tensor]] = {
     "inpaint-navier-stokes": partial(by_opencv, "navier-stokes"),
     "inpaint-harmonic": harmonic,
     "inpaint-pagoda": partial(filled_by, {"method": "teacher"}),
+    "inpaint-pagoda-one-call": partial(filled_by, {"method": "teacher"}),
+    "inpaint-pagoda-search": partial(filled_by, {"method": "teacher", "steps": 20}),
     "inpaint-pagoda-eight-drawings": partial(filled_by, {"method": "teacher", "drawings": 8}),
     "inpaint-pagoda-optimise": partial(filled_by, {"method": "optimise"}),
     "inpaint-pagoda-alternate": partial(filled_by, {"method": "alternate"}),
 }
 
 
+def encoder_of(name: str) -> str:
+    """What reads the images of an arm."""
+    return "amortised" if name.endswith("one-call") else "teacher"
+
+
 def upscale_arm(make: Callable[..., Tensor], name: str, count: int, budget: float, seed: int) -> dict[str, float]:
     """One way to enlarge the held-out emoji."""
-    pipeline, y, labels = trained(seed, budget), given(count), truth(count)[1]
+    pipeline, y, labels = trained(seed, budget, encoder_of(name)), given(count), truth(count)[1]
     start = time.perf_counter()
     made = make(y, labels, pipeline.editor)
     seconds = time.perf_counter() - start
@@ -198,7 +206,7 @@ def upscale_arm(make: Callable[..., Tensor], name: str, count: int, budget: floa
 
 def inpaint_arm(make: Callable[..., Tensor], name: str, count: int, budget: float, seed: int) -> dict[str, float]:
     """One way to fill the holes of the held-out emoji."""
-    pipeline, masks = trained(seed, budget), holes(count, seed)
+    pipeline, masks = trained(seed, budget, encoder_of(name)), holes(count, seed)
     x, labels = truth(count)[0].float() / 127.5 - 1, truth(count)[1]
     start = time.perf_counter()
     made = make(x, masks, labels, pipeline.editor, seed)
@@ -248,7 +256,6 @@ def cost_arm(count: int, budget: float, seed: int) -> dict[str, float]:
         "seconds_transfer_amortised": seconds_of(lambda: fast.transfer(image, (label + 1) % CLASSES, label=label)),
         "seconds_inpaint_amortised": seconds_of(lambda: fast.inpaint(image, keep, label=label)),
         "seconds_upscale_amortised": seconds_of(lambda: fast.upscale(small, label=label)),
-        "seconds_upscale_project_amortised": seconds_of(lambda: fast.upscale(small, label=label, method="project")),
         "psnr_amortised": psnr(made, truth(count)[0].float() / 127.5 - 1),
         "psnr_teacher": psnr(exact, truth(count)[0].float() / 127.5 - 1),
     }
@@ -258,6 +265,12 @@ def ratio(results: Results, metric: str, arm: str, *others: str) -> float:
     """The worst over seeds of an arm's value over the best of others."""
     best = [min(values) for values in zip(*(results.values(other, metric) for other in others), strict=True)]
     return max(a / b for a, b in zip(results.values(arm, metric), best, strict=True))
+
+
+def gain(results: Results, arm: str) -> float:
+    """The worst over seeds of what an arm's PSNR is above that of Lanczos after back-projection, in dB."""
+    pairs = zip(results.values(arm, "psnr"), results.values("upscale-lanczos-projected", "psnr"), strict=True)
+    return min(a - b for a, b in pairs)
 
 
 @benchmark(
@@ -271,12 +284,7 @@ def ratio(results: Results, metric: str, arm: str, *others: str) -> float:
         ),
         PassLine(
             "enlarging 16 -> 64 px: a PSNR not below Lanczos after back-projection",
-            lambda r: min(
-                a - b
-                for a, b in zip(
-                    r.values("upscale-pagoda", "psnr"), r.values("upscale-lanczos-projected", "psnr"), strict=True
-                )
-            ),
+            lambda r: gain(r, "upscale-pagoda"),
             at_least=0.0,
         ),
         PassLine(
@@ -320,14 +328,19 @@ def ratio(results: Results, metric: str, arm: str, *others: str) -> float:
             at_most=0.3,
         ),
         PassLine(
-            "with the encoder in one call: filling and enlarging, which search after it, within 0.3 s",
+            "with the encoder in one call: filling and enlarging within 0.3 s",
             lambda r: max(r.max("cost", f"seconds_{edit}_amortised") for edit in ("inpaint", "upscale")),
             at_most=0.3,
         ),
         PassLine(
-            "with the encoder in one call: enlarging by projection alone within 0.3 s",
-            lambda r: r.max("cost", "seconds_upscale_project_amortised"),
-            at_most=0.3,
+            "with the encoder in one call: an enlargement of a smaller Fréchet distance than Lanczos",
+            lambda r: ratio(r, "distance", "upscale-pagoda-one-call", "upscale-lanczos", "upscale-lanczos-projected"),
+            at_most=1.0,
+        ),
+        PassLine(
+            "with the encoder in one call: an enlargement of a PSNR not below Lanczos after back-projection",
+            lambda r: gain(r, "upscale-pagoda-one-call"),
+            at_least=0.0,
         ),
     ],
 )

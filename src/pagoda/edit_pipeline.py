@@ -118,8 +118,8 @@ class PagodaEditPipeline:
 
         Args:
             run: The folder.
-            encoder: "teacher", the exact inversion; "amortised", the encoder of `pagoda amortise` in one call; or your own, and the run
-                then needs neither.
+            encoder: "teacher", the exact inversion; "amortised", the encoder of `pagoda amortise` in one call, with which no edit
+                searches for a latent unless it is told to; or your own, and the run then needs neither.
             device: Where to compute.
 
         Raises:
@@ -129,13 +129,13 @@ class PagodaEditPipeline:
         folder = run if isinstance(run, RunFolder) else RunFolder.open(run)
         generator = load_generator(folder, device=device)
         config = folder.config()
-        names, draw = None, None
+        names, draw, one_call = None, None, encoder == "amortised"
         if isinstance(encoder, str):
             encoder = load_encoder(folder, encoder, device=device)
         if (folder.teacher / "denoiser.json").is_file():
             names = teacher_facts(folder.teacher).get("class_names")
             draw = TeacherDrawer(folder.teacher, config, device)
-        editor = Editor(generator, encoder, Downsampler(config.downsampler), draw=draw)
+        editor = Editor(generator, encoder, Downsampler(config.downsampler), draw=draw, one_call=one_call)
         read = PromptReader(folder, device=device) if config.condition == "text" else None
         return cls(editor, class_names=names, background=config.source.background_rgb, read_prompts=read)
 
@@ -328,7 +328,7 @@ class PagodaEditPipeline:
         condition: Condition | None = None,
         guidance_scale: float | None = None,
         resolution: int | None = None,
-        method: Method = "optimise",
+        method: Method | None = None,
         rounds: int | None = None,
         steps: int | None = None,
         fit: Fit = "pad",
@@ -344,7 +344,7 @@ class PagodaEditPipeline:
         Raises:
             DataError, ConfigError, ShapeError: as `reconstruct`; and an image that is as large as the result.
         """
-        settings = method_settings(method, steps=steps, rounds=rounds)
+        settings = method_settings(method or self.editor.restoring, steps=steps, rounds=rounds)
         settings.pop("strength", None)  # an enlargement has none
         resolution = self.editor.resolution(resolution)
         picture = self._read(image, frame)
@@ -400,7 +400,7 @@ class PagodaEditPipeline:
         prompt: str | None = None,
         condition: Condition | None = None,
         guidance_scale: float | None = None,
-        method: Method = "optimise",
+        method: Method | None = None,
         rounds: int | None = None,
         strength: float = 0.0,
         seed: int = 0,
@@ -419,6 +419,7 @@ class PagodaEditPipeline:
         Raises:
             ConfigError, ShapeError: settings out of range, sizes that do not fit.
         """
+        method = method or self.editor.restoring
         settings = method_settings(method, steps=steps, rounds=rounds, strength=strength)
         whole = measured if isinstance(measured, Measured) else None
         measured = measured.values if isinstance(measured, Measured) else measured

@@ -32,7 +32,7 @@ from pagoda.steering import (
     optimise_latents,
 )
 from pagoda.steering.editor import GUESSED_CLASSES
-from pagoda.steering.settings import DRAWINGS, GUESSED_STEPS
+from pagoda.steering.settings import DRAWINGS, GUESSED_STEPS, STEPS
 from pagoda.training import derive_seed
 
 LABELS = Condition.of_labels([3, 7, 1])
@@ -474,6 +474,7 @@ def test_settings_out_of_range_are_refused_before_the_encoder_is_asked(editor: E
         ("project", {"strength": 0.5}, "strength=0.5 is read by the methods optimise and alternate"),
         ("alternate", {"strength": 0.5, "rounds": 1}, "strength=0.5 is not read in an alternation of one round"),
         ("optimise", {"steps": 0}, "steps must be >= 1, got 0"),
+        ("teacher", {"steps": -1}, "steps must be >= 0, got -1"),
         ("teacher", {"rounds": 3}, "rounds=3 is read by the method alternate alone, the method here is teacher"),
     ],
 )
@@ -509,10 +510,40 @@ def test_what_is_not_said_is_the_default_of_the_method(editor: Editor, images: T
         editor.restore(row, blur, told, method="alternate", rounds=3, damping=1e-3, **noisy),
     )
     alone = replace(editor, draw=None)  # which can but search
-    assert torch.equal(alone.inpaint(row, mask, told), editor.inpaint(row, mask, told, method="optimise", steps=40))
+    assert torch.equal(alone.inpaint(row, mask, told), editor.inpaint(row, mask, told, method="optimise", steps=STEPS))
     drawn = editor.inpaint(row, mask, told, method="teacher", steps=GUESSED_STEPS, seeds=[1])
     assert torch.equal(editor.inpaint(row, mask, told, seeds=[1]), drawn)
     assert not torch.equal(editor.inpaint(row, mask, told, seeds=[2]), drawn)
+    exact = editor.upscale(row[..., :8, :8], told), editor.restore(row, blur, told, damping=1e-3)
+    searched = (
+        editor.upscale(row[..., :8, :8], told, method="optimise", steps=STEPS),
+        editor.restore(row, blur, told, method="optimise", steps=STEPS, damping=1e-3),
+    )
+    assert all(map(torch.equal, exact, searched))
+    quick = replace(editor, one_call=True)  # an encoder for its speed: no search unless it is asked for
+    at_once = quick.upscale(row[..., :8, :8], told), quick.restore(row, blur, told, damping=1e-3)
+    projected = (
+        editor.upscale(row[..., :8, :8], told, method="project"),
+        editor.restore(row, blur, told, method="project", damping=1e-3),
+    )
+    assert all(map(torch.equal, at_once, projected))
+    assert torch.equal(quick.inpaint(row, mask, told, seeds=[1]), drawn)
+
+
+@pytest.mark.parametrize("steps", [None, 0, 2])
+def test_a_filled_hole_is_the_drawing_when_it_is_reduced(editor: Editor, images: Tensor, steps: int | None) -> None:
+    drawing = torch.rand(3, 3, 8, 8) * 0.2
+
+    def draw(seen: Tensor, known: Tensor, condition: Condition, seeds: Any, drawings: int) -> Tensor:
+        return drawing[[int(seed) for seed in seeds]]
+
+    mask = torch.ones(16, 16, dtype=torch.bool)
+    mask[:, :12] = False
+    given: dict[str, Any] = {"steps": steps, "seeds": [0, 1, 2], "smooth": False}
+    made = replace(editor, draw=draw).inpaint(images, mask, LABELS, **given)
+    assert torch.equal(made[..., mask], images[..., mask])
+    reduced = downsampling(16, 8)(made.double())
+    torch.testing.assert_close(reduced[..., :4], drawing[..., :4].double(), rtol=0, atol=1e-4)  # off the hole's edge
 
 
 def test_of_several_drawings_one_is_taken_and_the_first_is_as_it_is_alone(editor: Editor, images: Tensor) -> None:

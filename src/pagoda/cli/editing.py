@@ -207,10 +207,10 @@ class EditInpaint(_Placed):
     strength: float = 0.0
     """Noise that the latent starts with, 0 to 1, by the seed: fillings stray further. With teacher, seeds differ at 0 too."""
     method: Literal["teacher", "optimise", "alternate"] = "teacher"
-    """teacher: draw the hole at base size by the run's diffusion model, then search for the latent that agrees with that and with what is
-    known; optimise: the search alone; alternate: encode and generate in turn."""
+    """teacher: draw the hole at base size by the run's diffusion model, and make the large image that reduces to the drawing; optimise:
+    search for the latent that agrees with what is known; alternate: encode and generate in turn."""
     steps: int | None = None
-    """Of the search; 20 with teacher, 40 with optimise when not given."""
+    """Of the search; none with teacher (20 let its image agree with what is known too), 30 with optimise when not given."""
     drawings: int | None = None
     """Of teacher alone: how many are made of the hole, of which the most typical is taken; 1 when not given."""
     rounds: int | None = None
@@ -255,20 +255,22 @@ class EditUpscale(_Edit):
       pagoda edit upscale runs/photos small.png --resolution 64 --method project --out large.png
     """
 
-    method: Literal["optimise", "project", "alternate"] = "optimise"
-    """optimise: search for the latent, then a back-projection; project: the back-projection alone, quick; alternate: several of them."""
+    method: Literal["optimise", "project", "alternate"] | None = None
+    """optimise: search for the latent, then a back-projection; project: the back-projection alone, quick; alternate: several of them.
+    When not given: optimise, with the amortised encoder project."""
     rounds: int | None = None
     """Of alternate alone; 3 when not given."""
     steps: int | None = None
-    """Of optimise alone; 40 when not given."""
+    """Of optimise alone; 30 when not given."""
     fit: Literal["pad", "crop"] = "pad"
     """Where the model's square lies."""
 
     def run(self) -> None:
         """Edit and write."""
-        from pagoda.steering import method_settings
+        from pagoda.steering import method_settings, restoring
 
-        method_settings(self.method, steps=self.steps, rounds=self.rounds)
+        method = self.method or restoring(self.encoder == "amortised")
+        method_settings(method, steps=self.steps, rounds=self.rounds)
         pipeline = self.pipeline("upscale")
         edited = pipeline.upscale(
             self.image,
@@ -276,7 +278,7 @@ class EditUpscale(_Edit):
             prompt=self.prompt,
             guidance_scale=self.guidance,
             resolution=self.resolution,
-            method=self.method,
+            method=method,
             rounds=self.rounds,
             steps=self.steps,
             fit=self.fit,
@@ -309,12 +311,13 @@ class EditRestore(_Placed):
     """The image is a picture of sums along rays at this many angles, one a row, as --simulate writes it."""
     simulate: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """The image is a whole one: measure it first, and write what was measured beside the result."""
-    method: Literal["optimise", "project", "alternate"] = "optimise"
-    """optimise: search for the latent, then a back-projection; project: the back-projection alone, quick; alternate: several of them."""
+    method: Literal["optimise", "project", "alternate"] | None = None
+    """optimise: search for the latent, then a back-projection; project: the back-projection alone, quick; alternate: several of them.
+    When not given: optimise, with the amortised encoder project."""
     rounds: int | None = None
     """Of alternate alone; 3 when not given."""
     steps: int | None = None
-    """Of optimise alone; 40 when not given."""
+    """Of optimise alone; 30 when not given."""
     strength: float = 0.0
     """Noise that the latent starts with, 0 to 1; not of project, nor of a single round of alternate."""
     damping: float | None = None
@@ -324,9 +327,10 @@ class EditRestore(_Placed):
         """Restore and write."""
         from pagoda.edit_pipeline import ROUNDING_DAMPING
         from pagoda.images import save_image, to_pil
-        from pagoda.steering import Projections, box_blur, method_settings
+        from pagoda.steering import Projections, box_blur, method_settings, restoring
 
-        method_settings(self.method, steps=self.steps, rounds=self.rounds, strength=self.strength)
+        method = self.method or restoring(self.encoder == "amortised")
+        method_settings(method, steps=self.steps, rounds=self.rounds, strength=self.strength)
         if (self.blur is None) == (self.rays is None):
             raise ConfigError("give one of --blur and --rays: what was measured?")
         for option, value in (("--fit", self.fit), ("--box", self.box)):
@@ -353,7 +357,7 @@ class EditRestore(_Placed):
             label=self.label,
             prompt=self.prompt,
             guidance_scale=self.guidance,
-            method=self.method,
+            method=method,
             rounds=self.rounds,
             steps=self.steps,
             strength=self.strength,

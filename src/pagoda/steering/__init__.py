@@ -36,7 +36,7 @@ from pagoda.steering.operators import (
     least_squares,
 )
 from pagoda.steering.restoration import Guess, alternate, back_project, optimise_latents
-from pagoda.steering.settings import METHODS, Filling, Method, filling_settings, method_settings
+from pagoda.steering.settings import METHODS, Filling, Method, filling_settings, method_settings, restoring
 
 __all__ = [
     "MASK_IS",
@@ -83,6 +83,7 @@ __all__ = [
     "read_mask",
     "read_picture",
     "resize_square",
+    "restoring",
     "split_hole",
     "to_image",
     "to_tensor",

@@ -28,6 +28,7 @@ from pagoda.steering.settings import (
     check_strength,
     filling_settings,
     method_settings,
+    restoring,
 )
 from pagoda.training import noise_of_seeds
 
@@ -67,6 +68,7 @@ class Editor:
         downsampler: That the run was trained with: E sees images at base size by it.
         batch_size: Images a network call. With 1 an image is the same to the last bit whatever it is edited together with.
         draw: What draws holes; None, and holes can be filled by a search for the latent alone.
+        one_call: Whether the encoder was chosen for its speed: an enlargement or a restoration that is told no method does not search.
     """
 
     generator: OneStepGenerator
@@ -74,6 +76,7 @@ class Editor:
     downsampler: Downsampler = Downsampler()
     batch_size: int = 1
     draw: HoleDrawer | None = None
+    one_call: bool = False
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
@@ -98,6 +101,11 @@ class Editor:
     def filling(self) -> Filling:
         """The method of an inpainting that is told none: "teacher" where there is something that draws holes, else "optimise"."""
         return "optimise" if self.draw is None else "teacher"
+
+    @property
+    def restoring(self) -> Method:
+        """The method of an enlargement or a restoration that is told none: "project" with an encoder in one call, else "optimise"."""
+        return restoring(self.one_call)
 
     def resolution(self, size: int | None = None) -> int:
         """One of `sizes`; the largest when None.
@@ -277,11 +285,12 @@ class Editor:
             images: (B, C, r, r), r a size of the generator; pixels in the hole are not read.
             mask: (r, r) or (B, 1, r, r), True = known.
             condition: What the images show.
-            method: "teacher": what `draw` makes of the hole at base size, by the seed; then a search for the latent whose image agrees
-                with it and with the known pixels. "optimise": the search alone, which leaves the latent free in the hole. "alternate":
-                encode, generate and put the known pixels back, several times, which needs no gradient; what the first round got wrong
-                stays wrong. None: see `filling`.
-            steps: Of "teacher", 20 when None, and "optimise", 40 when None.
+            method: "teacher": what `draw` makes of the hole at base size, by the seed, is encoded, and the image of its latent moved to
+                the nearest one that reduces to the drawing. "optimise": a search for the latent whose image agrees with the known
+                pixels, which leaves it free in the hole. "alternate": encode, generate and put the known pixels back, several times;
+                what the first round got wrong stays wrong. None: see `filling`.
+            steps: Of "optimise", 30 when None; and of "teacher", none when None: a search for the latent whose image agrees with the
+                drawing and the known pixels comes before the image is moved.
             rounds: Of "alternate"; 6 when None.
             drawings: Of "teacher": how many are made of each hole, of which the most typical one is taken; 1 when None.
             strength: Noise that the latent starts with, in [0, 1]: 0 continues the surroundings, more makes other fillings, by the seed.
@@ -304,7 +313,12 @@ class Editor:
             if method == "teacher":
                 guess = self._drawn(start, known, condition, seeds, settings["drawings"])
             z = self._noisy(self.encode(start if guess is None else guess.values, condition), strength, seeds)
-            made = self._search(z, operator(images), operator, condition, resolution, settings["steps"], guess)
+            if settings["steps"]:
+                made = self._search(z, operator(images), operator, condition, resolution, settings["steps"], guess)
+            else:
+                made = self.generate(z, condition, resolution=resolution)
+            if guess is not None:
+                made = back_project(made, guess.values.cpu(), guess.operator)
         else:
             made = alternate(
                 start,
@@ -326,7 +340,7 @@ class Editor:
         operator: LinearOperator,
         condition: Condition = UNCONDITIONAL,
         *,
-        method: Method = "optimise",
+        method: Method | None = None,
         rounds: int | None = None,
         strength: float = 0.0,
         seeds: Sequence[int] = (),
@@ -340,17 +354,17 @@ class Editor:
             operator: A, of images (r, r), r a size of the generator.
             condition: What the images show.
             method: "project": G(E(A^+ y)) and one back-projection; "alternate": so `rounds` times; "optimise": search for the latent
-                whose image agrees with y, then a back-projection.
+                whose image agrees with y, then a back-projection. None: see `restoring`.
             rounds: Of "alternate"; 3 when None.
             strength, seeds: Noise of the first latents, as for `inpaint`; not of "project".
-            steps: Of "optimise"; 40 when None.
+            steps: Of "optimise"; 30 when None.
             damping: Of every pseudo-inverse; above 0 where y is noisy, see `operators`.
 
         Raises:
             ConfigError: an unknown method, settings out of range, or one that the method does not read.
             ShapeError: sizes that do not fit.
         """
-        settings = method_settings(method, steps=steps, rounds=rounds, strength=strength)
+        settings = method_settings(method or self.restoring, steps=steps, rounds=rounds, strength=strength)
         resolution = self.resolution(operator.shape_in[0])
         start = operator.pseudo_inverse(measured, damping=damping).clamp(-1, 1)
         return self._restore(start, measured, operator, condition, resolution, settings, seeds, damping)
@@ -361,7 +375,7 @@ class Editor:
         condition: Condition = UNCONDITIONAL,
         *,
         resolution: int | None = None,
-        method: Method = "optimise",
+        method: Method | None = None,
         rounds: int | None = None,
         steps: int | None = None,
     ) -> Tensor:
@@ -382,7 +396,7 @@ class Editor:
             ConfigError: images that are as large as the result already, an unknown method, or a setting that it does not read.
             ShapeError: sizes that do not fit.
         """
-        settings = method_settings(method, steps=steps, rounds=rounds)
+        settings = method_settings(method or self.restoring, steps=steps, rounds=rounds)
         resolution, size = self.resolution(resolution), images.shape[-1]
         if size >= resolution:
             raise ConfigError(

@@ -14,10 +14,10 @@ FILLING: tuple[Filling, ...] = ("teacher", "optimise", "alternate")
 """Methods of an inpainting."""
 SEARCHING = ("teacher", "optimise")
 """Methods that search for a latent."""
-STEPS = 40
+STEPS = 30
 """Of a search, where nothing is said."""
-GUESSED_STEPS = 20
-"""The same, of one that has a guess of the whole image."""
+GUESSED_STEPS = 0
+"""The same, where a guess of the whole image was drawn: twenty cost a second and gained nothing (docs/editing.md)."""
 DRAWINGS = 1
 """Of a hole; of more the most typical one is taken. Eight cost a second and gained little (docs/editing.md)."""
 ROUNDS = 3
@@ -40,7 +40,7 @@ def method_settings(
 
     Args:
         method: One of `accepted`.
-        steps: Of "optimise" and "teacher"; `STEPS` and `GUESSED_STEPS` when None.
+        steps: Of "optimise" and "teacher", which can do without (0); `STEPS` and `GUESSED_STEPS` when None.
         rounds: Of "alternate"; `default_rounds` when None.
         strength: Noise of the first latents, in [0, 1]: of a search, and of "alternate" with two rounds or more.
         drawings: Of "teacher"; `DRAWINGS` when None.
@@ -58,8 +58,9 @@ def method_settings(
             raise ConfigError(
                 f"{name}={value} is read by {alone}, the method here is {method}: leave it out, or choose {' or '.join(readers)}."
             )
-        if value is not None and value < 1:
-            raise ConfigError(f"{name} must be >= 1, got {value}.")
+        lowest = 0 if (name, method) == ("steps", "teacher") else 1
+        if value is not None and value < lowest:
+            raise ConfigError(f"{name} must be >= {lowest}, got {value}.")
     check_strength(strength)
     if method == "project":
         if strength:
@@ -81,6 +82,15 @@ def method_settings(
     rounds = default_rounds if rounds is None else rounds
     check_rounds(rounds, strength)
     return {"method": method, "rounds": rounds, "strength": strength}
+
+
+def restoring(one_call: bool) -> Method:
+    """The method of an enlargement or a restoration that is told none.
+
+    Args:
+        one_call: Whether images are encoded in one call: a search would take many times as long as all the rest.
+    """
+    return "project" if one_call else "optimise"
 
 
 def filling_settings(method: str, **given: Any) -> dict[str, Any]:
