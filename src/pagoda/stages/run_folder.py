@@ -222,8 +222,8 @@ class RunFolder:
             if changed:
                 raise ArtifactError(
                     f"stage `{stage}` of {self.path} was started with another configuration: {'; '.join(changed[:5])}. "
-                    "Go back to those settings, choose another --out, or remove the stage "
-                    f"(`stages/{stage}.json` and what it made) to run it again."
+                    "Go back to those settings (the run's config.yaml has them, and `pagoda train --config` reads it), "
+                    f"choose another --out, or remove the stage (`stages/{stage}.json` and what it made) to run it again."
                 )
         return now
 
