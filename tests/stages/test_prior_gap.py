@@ -20,7 +20,7 @@ from pagoda.evaluation import FeatureMoments, frechet_distance, kernel_distance
 from pagoda.stages.config import RunConfig, override
 from pagoda.stages.context import StageContext, open_context
 from pagoda.stages.judging import RealImages, evenly, open_judge, some_of
-from pagoda.stages.prior_gap import gap_lines, gap_path, load_gaps, measure_gap
+from pagoda.stages.prior_gap import LEAST_CONTRAST, gap_lines, gap_path, load_gaps, measure_gap, washed_out
 from pagoda.stages.run_folder import RunFolder
 from pagoda.stages.sampling import load_generator
 from pagoda.stages.train import train
@@ -176,6 +176,20 @@ def test_the_report_and_evaluate_show_it(run: RunFolder, capsys: pytest.CaptureF
     out = capsys.readouterr().out
     assert "prior gap: KD[random]" in out
     assert gap_lines(load_gaps(run)[16])[-1] in out
+    told = washed_out(load_gaps(run)[16])  # a run of a few steps
+    assert told is not None
+    assert told in out
+    assert "of the data&#x27;s contrast: they are washed out" in text
+
+
+def test_samples_without_contrast_are_called_washed_out(run: RunFolder) -> None:
+    facts = load_gaps(run)[16]
+    for share in (LEAST_CONTRAST, 1.0):
+        facts["points"][-1]["contrast_ratio"] = share
+        assert washed_out(facts) is None
+    facts["points"][-1]["contrast_ratio"] = 0.6
+    assert "0.60 of the data's contrast" in str(washed_out(facts))
+    assert "distill.matching.ramp" in str(washed_out(facts))
 
 
 def test_a_damaged_file_is_named(run: RunFolder) -> None:

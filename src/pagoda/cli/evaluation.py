@@ -66,7 +66,7 @@ class Evaluate:
         from pagoda.stages.comparison import describe_scores
         from pagoda.stages.evaluate import evaluate_run
         from pagoda.stages.pair_scores import PairOptions
-        from pagoda.stages.prior_gap import gap_lines, load_gaps
+        from pagoda.stages.prior_gap import gap_lines, load_gaps, washed_out
         from pagoda.stages.report import write_report
         from pagoda.stages.run_folder import RunFolder
         from pagoda.training import Runtime
@@ -97,7 +97,7 @@ class Evaluate:
             gaps = load_gaps(run) if self.model == "generator" and self.guidance is None else {}
             print(describe_scores(scores))
             for size in {score.image_size for score in scores} & gaps.keys():
-                print("\n".join(gap_lines(gaps[size])))
+                print("\n".join([*gap_lines(gaps[size]), *filter(None, [washed_out(gaps[size])])]))
             print(write_report(run))
 
 

@@ -49,6 +49,9 @@ from pagoda.training import seeded_generator
 
 LEAST = 8
 """Images a point below which nothing is measured."""
+LEAST_CONTRAST = 0.8
+"""Share of the data's contrast below which samples are called washed out: finished runs of ours have 0.9 and more, one that matching threw
+off had 0.6 (docs/systems/pagoda-losses.md)."""
 REFERENCES = 4
 """Real images of the reference for each image of a point, at most."""
 ENOUGH = 8
@@ -154,6 +157,8 @@ def measure_gap(context: StageContext, size: int) -> dict[str, Any] | None:
     facts = {"size": size, **made_from, **facts, "seconds": time.monotonic() - started}
     write_text_atomic(path, json.dumps(facts, indent=1))
     context.say(f"{context.data.picture_size(size)} px: " + "; ".join(gap_lines(facts)[:1]))
+    if (washed := washed_out(facts)) is not None:
+        context.say(washed)
     return facts
 
 
@@ -230,6 +235,24 @@ def _training_walk(context: StageContext, real: RealImages, store: LatentStore) 
         condition=lambda part: stored_condition(store, context.condition, rows[part]),
         images=lambda part: real.images(rows[part]),
         classes=lambda part: context.data.labels(rows[part]),
+    )
+
+
+def washed_out(facts: Mapping[str, Any]) -> str | None:
+    """What to do where samples of fresh noise have lost their contrast; None where they have it.
+
+    A generator that matching has thrown off makes one blur of everything, and its losses are small and steady again.
+
+    Args:
+        facts: What `measure_gap` wrote.
+    """
+    share = facts["points"][-1]["contrast_ratio"]
+    if share >= LEAST_CONTRAST:
+        return None
+    return (
+        f"samples of fresh noise have {share:.2f} of the data's contrast: they are washed out. With distill.matching, look at "
+        "`generator/reconstruction` in metrics.jsonl: if it jumped as matching began and stayed up, lower distill.matching.weight "
+        "or lengthen distill.matching.ramp, and distil again. Else give teach and distill more steps."
     )
 
 

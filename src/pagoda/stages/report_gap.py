@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Mapping
 from typing import Any
 
 from pagoda.evaluation.charts import Line, legend, line_chart, short
 from pagoda.evaluation.page import card, table
-from pagoda.stages.prior_gap import load_gaps
+from pagoda.stages.prior_gap import load_gaps, washed_out
 from pagoda.stages.run_codec import codec_factor
 from pagoda.stages.run_folder import RunFolder
 
@@ -59,4 +60,8 @@ def _content(facts: Mapping[str, Any]) -> str:
         f"{facts['features']['name']}. The chart shows the {_NAMES[shown]}. Unseen: {unseen['count']} "
         f"{_UNSEEN[unseen['kind']]}. Contrast and sharpness are shares of the real images'."
     )
-    return f'{chart}{table(heads, rows)}<p class="note">{note}</p>'
+    washed = washed_out(facts)
+    told = (
+        "" if washed is None else f'<p class="note"><strong>{html.escape(washed[0].upper() + washed[1:])}</strong></p>'
+    )
+    return f'{chart}{table(heads, rows)}{told}<p class="note">{note}</p>'
